@@ -1,0 +1,40 @@
+"""foedus: train and validate AI models on data that never leaves its owners.
+Every public name is reachable as `fd.NAME` and is imported when it is first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "Algorithm Decline Deadline Fit Gather Origin Outcome SiteContext Sum Task Total Transform Update RoundContext": "core",
+    "Params digest": "params",
+    "key": "keys",
+    "Job": "job",
+    "Result": "result",
+    "Site Sites Split": "data",
+    "Metric": "metrics",
+    "FoedusError": "errors",
+    "combine fixed mean median": "aggregators",
+    "fedavg fedprox rounds delta": "algorithms",
+    "chain clip transformed": "transforms",
+    "plateau target wall_time any_of": "stop",
+    "connect": "remote",
+    "progress": "progress",
+}
+_NAMES = {name: f"foedus.{module}" for names, module in _WHERE.items() for name in names.split()}
+_MODULES = ("partition", "torch", "numpy", "aggregators", "algorithms", "transforms")
+
+__all__ = [*sorted(_NAMES), "partition"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(import_module(_NAMES[name]), name)
+    if name in _MODULES:
+        return import_module(f"foedus.{name}")
+    raise AttributeError(f"foedus has no {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,185 @@
+"""One Task's updates on their way to a Total, in memory or chunk by chunk from files; the checks come first.
+Aggregators come in as values; nothing here knows who sends updates or how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from foedus import metrics
+from foedus.aggregators import exact
+from foedus.aggregators.fixed import OutOfBound
+from foedus.core import Gather, Origin, Outcome, Slice, Sum, Total, Update
+from foedus.errors import FoedusError, Refused
+from foedus.params import DTYPES, Array, Params, Spec, kind, wide
+
+MOST_UPDATES = 1 << 22
+UNIT = 160  # weights are whole multiples of 2**-160
+COLUMNS = 1 << 16
+
+
+def check(update: Update, spec: Spec, site: str) -> Update:
+    """The update itself, in the order of `spec`, if it is what the Task announced; never depends on who came first.
+
+    Raises Refused, which names site, array and remedy.
+    """
+    weight = update.weight
+    if not _good(weight):
+        remedy = "return a positive weight of at most 29 significant bits, for example the number of examples"
+        raise Refused(site, "checking its update", f"weight {weight!r} cannot be used", remedy)
+    if update.params.spec is spec or update.params.spec == spec:
+        return update
+    announced, sent = ({leaf.name: (leaf.dtype, leaf.shape, leaf.kind) for leaf in s} for s in (spec, update.params.spec))
+    for name in sorted(announced.keys() | sent.keys()):
+        if announced.get(name) != sent.get(name):
+            why = f"array {name!r} is {_said(sent.get(name))}, the Task announced {_said(announced.get(name))}"
+            raise Refused(site, "checking its update", why, "build the model of this Job")
+    return update._replace(params=update.params.ordered(spec))
+
+
+def check_finite(params: Params, site: str) -> None:
+    """Raises Refused if an array holds NaN or Inf, and says which."""
+    for name, x in params.items():
+        if kind(x.dtype.name) == "trainable" and not np.isfinite(x).all():
+            raise _not_finite(site, name)
+
+
+class Folding:
+    """What one Task has counted so far: the same Total in any order and any tree of merges."""
+
+    def __init__(self, aggregator: Sum | Gather, spec: Spec, asked: int) -> None:
+        if isinstance(aggregator, Sum) and aggregator.bind is not None:
+            aggregator = aggregator.bind(asked)
+        self.aggregator, self.spec = aggregator, spec
+        self.floats = [g for g in dict.fromkeys(leaf.group for leaf in spec) if kind(g) != "integer"]
+        self.acc: Any = None
+        self.most: dict[str, Array] = {}
+        self.rows: list[tuple[Origin, float, Slice]] = []
+        self.units, self.count = 0, 0
+        self.sums: list[Mapping[str, Any]] = []
+
+    def add(self, update: Update, origin: Origin) -> None:
+        """Counts one update; a refused one (the error is Refused) leaves no trace."""
+        update = check(update, self.spec, origin.site)
+        flats = update.params.flats
+        weight = self.weigh(update, origin)
+        part = {g: flats[g] for g in self.floats}
+        if len(part) > 1 or isinstance(self.aggregator, Gather):
+            check_finite(update.params, origin.site)
+        self._take(part, weight, origin, update.params)
+        for g, x in flats.items():
+            if g not in part:
+                self.most[g] = np.maximum(self.most[g], x) if g in self.most else x.copy()
+        self.sums.append(update.metrics)
+        self.units += int(math.ldexp(weight, UNIT))
+        self.count += 1
+
+    def weigh(self, update: Update, origin: Origin) -> float:
+        if self.count >= MOST_UPDATES:
+            raise FoedusError(f"more than {MOST_UPDATES:,} updates in one Total: use a smaller cohort")
+        return self.aggregator.weigh(update, origin) if isinstance(self.aggregator, Sum) else update.weight
+
+    def _take(self, part: Slice, weight: float, origin: Origin, params: Params) -> None:
+        if isinstance(self.aggregator, Gather):
+            self.rows.append((origin, weight, {g: x.copy() for g, x in part.items()}))
+        elif part:
+            try:
+                self.acc = self.aggregator.fold(self.acc, part, weight)
+            except exact.NotFinite:
+                check_finite(params, origin.site)
+                raise _not_finite(origin.site, "?", "a product beyond the range of this arithmetic") from None
+            except OutOfBound as error:
+                raise Refused(origin.site, "checking its update", str(error)) from None
+
+    def merge(self, other: Folding) -> None:
+        """Takes over what `other` counted, which may not be used again."""
+        if self.acc is not None and other.acc is not None:
+            assert isinstance(self.aggregator, Sum)
+            self.acc = self.aggregator.merge(self.acc, other.acc)
+        elif self.acc is None:
+            self.acc = other.acc
+        for g, x in other.most.items():
+            self.most[g] = np.maximum(self.most[g], x) if g in self.most else x
+        self.rows += other.rows
+        self.sums += other.sums
+        self.units, self.count = self.units + other.units, self.count + other.count
+
+    def weight(self) -> Fraction:
+        return Fraction(self.units, 1 << UNIT)
+
+    def total(self, outcomes: Sequence[Outcome] = ()) -> Total:
+        """The Total of what was counted; half-precision arrays come back as float32."""
+        if not self.count:
+            raise FoedusError("no update was counted: there is no mean of nothing")
+        spec = tuple(wide(leaf) for leaf in self.spec)
+        flats = {**self.most, **self._floats()}
+        return Total(_regrouped(self.spec, spec, flats), float(self.weight()), self.count, metrics.add(self.sums), outcomes)
+
+    def _floats(self) -> Slice:
+        if isinstance(self.aggregator, Sum):
+            return dict(self.aggregator.finish(self.acc, self.weight())) if self.acc is not None else {}
+        rows = sorted(self.rows, key=lambda row: row[0])
+        origins, weights = [o for o, _, _ in rows], [w for _, w, _ in rows]
+        return {g: gathered(self.aggregator, origins, weights, [part[g] for _, _, part in rows]) for g in self.floats}
+
+
+def gathered(aggregator: Gather, origins: Sequence[Origin], weights: Sequence[float], rows: Sequence[Array]) -> Array:
+    """What a Gather makes of these rows (one a site, 1-D), in chunks of columns, so that memory stays flat."""
+    size, dtype = rows[0].size, rows[0].dtype
+    out = np.empty(size, np.float32 if dtype.itemsize == 2 else dtype)
+    for a in range(0, size, COLUMNS):
+        out[a : a + COLUMNS] = aggregator.finish(origins, weights, np.stack([row[a : a + COLUMNS] for row in rows]))
+    return out
+
+
+def combine(aggregator: Sum | Gather, updates: Mapping[str, Update]) -> dict[str, Array]:
+    """What `aggregator` makes of these updates, name -> array; the order of the mapping does not count.
+
+    >>> one, two = (Update(Params({"w": np.float32([x])}), weight=w) for x, w in ((1, 1), (5, 3)))
+    >>> from foedus.aggregators import mean
+    >>> combine(mean(), {"north": one, "south": two})["w"].tolist()
+    [4.0]
+    """
+    plain = {s: u._replace(params=u.params if isinstance(u.params, Params) else Params(u.params)) for s, u in updates.items()}
+    if not plain:
+        raise FoedusError("no update to combine")
+    folding = Folding(aggregator, next(iter(plain.values())).params.spec, len(plain))
+    for site, update in plain.items():
+        folding.add(update, Origin(site, 0, 0))
+    return dict(folding.total().params)
+
+
+def _regrouped(spec: Spec, wider: Spec, flats: Mapping[str, Array]) -> Params:
+    if spec == wider:
+        return Params.of(spec, flats)
+    narrow = Params.of(spec, flats)  # float32 values under the half types' groups: views first, then one flat a group
+    arrays = {leaf.name: narrow[leaf.name] for leaf in spec}
+    groups: dict[str, list[Array]] = {}
+    for leaf in wider:
+        groups.setdefault(leaf.group, []).append(arrays[leaf.name].reshape(-1))
+    return Params.of(wider, {g: np.concatenate(xs).astype(DTYPES[g.partition(":")[0]], copy=False) for g, xs in groups.items()})
+
+
+def _good(weight: Any) -> bool:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float, np.integer, np.floating)):
+        return False
+    if not 2.0**-64 <= weight <= 2.0**64:
+        return False
+    return math.ldexp(math.frexp(weight)[0], 29).is_integer()
+
+
+def _not_finite(site: str, name: str, what: str = "NaN or Inf") -> Refused:
+    return Refused(site, "checking its update", f"array {name!r} holds {what}", "lower the learning rate or clip gradients")
+
+
+def _said(leaf: tuple[Any, ...] | None) -> str:
+    return "missing" if leaf is None else f"{leaf[2]} {leaf[0]}{list(leaf[1])}"
+
+
+def sized(spec: Iterable[Any]) -> int:
+    """The bytes of an update of this spec."""
+    return sum(leaf.size * DTYPES[leaf.dtype].itemsize for leaf in spec)

@@ -1,0 +1,54 @@
+"""The weighted mean: the same bits in any order, sharding or tree of aggregators.
+Only the two arithmetics may come in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+from foedus.aggregators import exact
+from foedus.aggregators.fixed import Fixed, fixed_sum
+from foedus.core import Origin, Slice, Sum, Update
+
+Bins = dict[str, exact.Bins]
+
+
+def mean(discount: Callable[[int], float] | None = None, arithmetic: Fixed | None = None) -> Sum:
+    """The mean of the updates by their weights (McMahan et al. 2017), in `exact` arithmetic or in `fixed(bound, wmax)`.
+
+    `discount(age)` makes an update lighter that is `age` rounds old (Nguyen et al. 2022). Half-precision arrays
+    give a float32 mean; others keep their dtype.
+    """
+    if arithmetic is not None:
+        return fixed_sum(arithmetic, _weigh(discount))
+    return Sum(_fold, _merge, _finish, _weigh(discount))
+
+
+def significant(weight: float, bits: int = 29) -> float:
+    """The nearest float with at most `bits` significant bits: a product of it and a float32 is exact in float64."""
+    import math
+
+    fraction, exponent = math.frexp(weight)
+    return math.ldexp(round(math.ldexp(fraction, bits)), exponent - bits)
+
+
+def _weigh(discount: Callable[[int], float] | None) -> Callable[[Update, Origin], float]:
+    if discount is None:
+        return lambda update, origin: update.weight
+    return lambda update, origin: significant(update.weight * discount(origin.age))
+
+
+def _fold(acc: Bins | None, part: Slice, weight: float) -> Bins:
+    if acc is None:
+        acc = {group: exact.empty(x.size, x.dtype) for group, x in part.items()}
+    for group, x in part.items():
+        exact.fold(acc[group], x, weight)
+    return acc
+
+
+def _merge(a: Bins, b: Bins) -> Bins:
+    return {group: exact.merge(bins, b[group]) for group, bins in a.items()}
+
+
+def _finish(acc: Bins, weight: Fraction) -> Slice:
+    return {group: exact.total(bins, weight) for group, bins in acc.items()}

@@ -1,0 +1,18 @@
+"""FedAvg: Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al. 2017, algorithm 1.
+Only the contract may come in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foedus.algorithms.rounds import Correction, delta, rounds
+from foedus.core import Algorithm
+
+
+def fedavg(rate: float = 1.0, correct: Correction | None = None, **task: Any) -> Algorithm:
+    """Each site trains from the global model; the mean of their differences, by examples, is added to it.
+
+    `rate` is the server's step size (1: McMahan's average of models). `correct` changes each local gradient; `task`
+    sets fields of the round's Task, for example `aggregator=fd.median()`.
+    """
+    return rounds(lambda state: state, delta(correct), lambda state, total, _: state + rate * total.params, **task)

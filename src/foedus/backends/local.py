@@ -1,0 +1,53 @@
+"""The backend `local`: one site after another in this process, with one learner; exact.
+A Bench and the sites' data come in as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foedus.aggregators import Folding
+from foedus.backends.simulation import Done
+from foedus.core import Decline, Local, Origin, Outcome, Task, Update
+from foedus.errors import Refused, SiteError
+from foedus.work import Bench, Order
+
+
+class Here:
+    """A Crew of one: this process."""
+
+    def __init__(self, bench: Bench, data: Mapping[str, Any]) -> None:
+        self.bench, self.data = bench, data
+
+    def fold(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local], into: Folding) -> list[Done]:
+        return [self._folded(order, locals.get(order.site), into) for order in orders]
+
+    def each(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local]) -> list[Done]:
+        return [perform(self.bench, order, locals.get(order.site), self.data[order.site]) for order in orders]
+
+    def _folded(self, order: Order, local: Local, into: Folding) -> Done:
+        done = perform(self.bench, order, local, self.data[order.site])
+        return done if done.update is None else folded(done, order, into)
+
+
+def perform(bench: Bench, order: Order, local: Local, data: Any) -> Done:
+    """One site's work, whatever happens there told as an Outcome."""
+    try:
+        local, update = bench.perform(order, local, data)
+    except Refused as error:
+        return Done(Outcome(order.site, "refused", str(error)), error=error)
+    except SiteError as error:
+        return Done(Outcome(order.site, "declined", f"{error.stage}: {error.why}"), error=error)
+    if isinstance(update, Decline):
+        return Done(Outcome(order.site, "declined", update.reason))
+    return Done(Outcome(order.site, "counted", "", update.weight, update.metrics), local, update)
+
+
+def folded(done: Done, order: Order, into: Folding) -> Done:
+    """The same without its update, which `into` has counted, or refused."""
+    assert isinstance(done.update, Update)
+    try:
+        into.add(done.update, Origin(order.site, order.round, order.task))
+    except Refused as error:
+        return Done(Outcome(order.site, "refused", str(error)), error=error)
+    return done._replace(update=None)

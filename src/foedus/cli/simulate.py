@@ -1,0 +1,120 @@
+"""Verbs of a run on this machine: run, resume, runs, verify, pull's local half.
+The launcher comes in when a verb is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foedus.cli.show import Progress, note, out
+
+HomeOption = Annotated[Path | None, typer.Option("--home", help="FOEDUS_HOME for this command.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    for verb in (run, resume, verify, runs):
+        app.command()(verb)
+
+
+def run(
+    job: Annotated[Path, typer.Argument(help="A Python file that defines `job`.")],
+    options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the job.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, local, processes or network.")] = "auto",
+    workers: Annotated[int | None, typer.Option(help="Processes of the backend `processes`.")] = None,
+    sites: Annotated[int | None, typer.Option(help="A number of sites.")] = None,
+    site: Annotated[list[str] | None, typer.Option(metavar="NAME=PATH", help="A site and its data; repeat it.")] = None,
+    seed: Annotated[int, typer.Option(help="Names all randomness of the run.")] = 0,
+    rounds: Annotated[int | None, typer.Option(help="Rounds, in place of the Job's.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Forbid backends whose bits only come close.")] = False,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Simulate a job on this machine (or, with --backend network, in a real federation on loopback)."""
+    from foedus import jobfile, launch
+    from foedus import runs as kept
+
+    loaded = jobfile.load(job, pairs(options or [], "KEY=VALUE"))
+    named = pairs(site or [], "--site NAME=PATH") or sites or loaded.sites
+    source = {"file": str(loaded.path), "options": loaded.options, "rounds": rounds,
+              "sites": _plain(named), "workers": workers}  # fmt: skip
+    chosen = loaded.job if rounds is None else loaded.job.replace(rounds=rounds)
+    folder = kept.new_folder(chosen.name or loaded.path.parent.name, home)
+    note(f"run {folder.name} on backend {launch.resolve(backend, exact)}")
+    with Progress(chosen.rounds) as told:
+        result = launch.run(chosen, _paths(named), backend=backend, seed=seed, workers=workers, exact=exact,
+                            folder=folder, source=source, told=told)  # fmt: skip
+    out(result.about(), json)
+
+
+def resume(run: Annotated[str, typer.Argument(help="An id, a unique prefix or a path.")], home: HomeOption = None,
+           json: JsonOption = False) -> None:  # fmt: skip
+    """Go on with a run that was killed, interrupted or paused."""
+    from foedus import jobfile, launch
+    from foedus import runs as kept
+    from foedus.home import find_run
+
+    folder = find_run(run, home)
+    about = kept.about(folder)
+    source = about["source"]
+    if not source.get("file"):
+        raise kept.not_from_a_file(folder)
+    loaded = jobfile.load(source["file"], source["options"])
+    chosen = loaded.job if source["rounds"] is None else loaded.job.replace(rounds=source["rounds"])
+    named = source["sites"] if source["sites"] is not None else loaded.sites
+    with Progress(chosen.rounds) as told:
+        result = launch.run(chosen, _paths(named), backend=about["backend"], seed=about["seed"],
+                            workers=source["workers"], folder=folder, source=source, told=told)  # fmt: skip
+    out(result.about(), json)
+
+
+def verify(run: Annotated[str, typer.Argument(help="An id, a unique prefix or a path.")], home: HomeOption = None,
+           json: JsonOption = False) -> None:  # fmt: skip
+    """Check a run's journal, replay the run and compare the bits."""
+    from foedus import jobfile, launch
+    from foedus import runs as kept
+    from foedus.home import find_run
+
+    folder = find_run(run, home)
+    about = kept.about(folder)
+    source = about["source"]
+    if not source.get("file"):
+        raise kept.not_from_a_file(folder)
+    loaded = jobfile.load(source["file"], source["options"])
+    chosen = loaded.job if source["rounds"] is None else loaded.job.replace(rounds=source["rounds"])
+    named = source["sites"] if source["sites"] is not None else loaded.sites
+    found = launch.verify(folder, chosen, _paths(named))
+    note("the replay has the same bits" if found["same"] else f"the replay differs: {found['why']}")
+    out(found, json)
+    if not found["same"]:
+        raise typer.Exit(6)
+
+
+def runs(home: HomeOption = None, json: JsonOption = False) -> None:
+    """List the runs that are kept on this machine."""
+    from foedus import runs as kept
+
+    found = kept.listed(home)
+    out({"runs": found}, json, [f"{r['run']}  {r['state']:9} {r['rounds']:>4} rounds" for r in found])
+
+
+def pairs(texts: list[str], form: str) -> dict[str, str]:
+    """{"a": "1"} from ["a=1"]; a text of another form is an error that shows the right one."""
+    for text in texts:
+        if "=" not in text:
+            raise typer.BadParameter(f"{text!r} is not of the form {form}")
+    return dict(text.split("=", 1) for text in texts)
+
+
+def _plain(sites: Any) -> Any:
+    if isinstance(sites, dict) and all(isinstance(v, (str, Path)) for v in sites.values()):
+        return {name: str(Path(path).expanduser().resolve()) for name, path in sites.items()}
+    return sites if isinstance(sites, int) else None
+
+
+def _paths(sites: Any) -> Any:
+    if isinstance(sites, dict):
+        return {name: Path(v) if isinstance(v, str) else v for name, v in sites.items()}
+    return sites

@@ -1,0 +1,146 @@
+"""The contract of foedus on one screen: what an algorithm, a site and a backend say to one another.
+Only `params` and `keys` may come in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from fractions import Fraction
+from typing import Any, Literal, NamedTuple, Protocol
+
+from foedus.keys import Key
+from foedus.params import Array, Params, Spec
+
+Local = Any  # a site's own state: plain data and Params
+State = Any  # an algorithm's state: plain data and Params
+Correct = Callable[[Params, Params], Params]  # (grads, params) -> grads
+Metrics = Mapping[str, Array]  # name -> fixed-shape array of sums over examples
+Slice = Mapping[str, Array]  # group -> 1-D array, or a stretch of it
+Late = Literal["drop", "keep"]
+
+
+class Update(NamedTuple):
+    params: Params  # by convention a delta
+    weight: float = 1.0  # > 0, at most 29 significant bits
+    metrics: Metrics = {}
+
+
+class Decline(NamedTuple):
+    reason: str
+
+
+class Origin(NamedTuple):
+    site: str
+    round: int
+    task: int
+    age: int = 0  # rounds since the payload was sent
+
+
+class Outcome(NamedTuple):  # how an asked site settled
+    site: str
+    status: Literal["counted", "dropped", "refused", "declined", "lost"]
+    why: str = ""
+    weight: float = 0.0
+    metrics: Metrics = {}
+
+
+class Total(NamedTuple):
+    params: Params
+    weight: float
+    count: int  # type: ignore[assignment]  # hides tuple.count
+    metrics: Metrics
+    outcomes: Sequence[Outcome]  # one per asked site
+
+
+class Fit(NamedTuple):  # what training gives back; path is the sum of its step sizes
+    params: Params
+    examples: float
+    steps: int
+    path: float
+    metrics: Metrics = {}
+
+
+class SiteContext(NamedTuple):  # all that a work may touch besides payload and local
+    name: str
+    split: Any
+    train: Callable[[Params, Any, Key, Correct | None], Fit]
+    key: Key
+
+
+Work = Callable[[Params, Local, SiteContext], tuple[Local, Update | Decline]]
+
+
+class Sum(NamedTuple):  # an aggregator that adds up, in any order, slice by slice
+    fold: Callable[[Any, Slice, float], Any]  # (acc | None, slice, weight) -> acc, in place
+    merge: Callable[[Any, Any], Any]
+    finish: Callable[[Any, Fraction], Slice]  # (acc, sum of the weights)
+    weigh: Callable[[Update, Origin], float] = lambda update, origin: update.weight
+    bind: Callable[[int], Sum] | None = None  # n = the roster asked, for arithmetics that need it
+    ring: Any = None  # None: never sealed
+
+
+class Gather(NamedTuple):  # an aggregator that sees sites side by side
+    finish: Callable[[Sequence[Origin], Sequence[float], Array], Array]  # (sites x columns) -> columns
+    passes: int = 1
+
+
+class Deadline(NamedTuple):
+    stall: float = 600.0  # seconds without progress
+    total: float | None = None
+
+
+class Task(NamedTuple):
+    work: str  # a name in Algorithm.works: code is never sent
+    payload: Params
+    sites: Sequence[str]
+    aggregator: Sum | Gather | None = None  # None: the mean
+    quorum: int | None = None  # None: the Job's
+    late: Late | None = None  # None: the Job's
+    deadline: Deadline | None = None  # None: the Job's
+    busy: int | None = None  # with late="keep": this many sites at work at any time
+    returns: Spec | None = None  # None: the payload's
+    seal: Any = None
+
+
+class RoundContext(NamedTuple):  # journaled, all of it: no clock, nobody's presence
+    seed: int
+    round: int
+    roster: Sequence[str]
+    cohort: Sequence[str]
+    history: Sequence[Mapping[str, Any]] = ()
+
+
+Round = Generator[Any, Any, State]  # yields a Task or several, is sent a Total or several
+
+
+class Algorithm(NamedTuple):
+    init: Callable[[Params], State]
+    round: Callable[[State, RoundContext], Round]
+    works: Mapping[str, Work]
+    params: Callable[[State], Params] = lambda state: state
+
+
+class Transform(NamedTuple):  # what happens to an update on its way out, and to the total on its way in
+    init: Callable[[], State] = dict
+    encode: Callable[[Update, Local, State, Key], tuple[Update, Local]] = lambda u, local, public, key: (u, local)
+    decode: Callable[[Total, State, Key], tuple[Total, State]] = lambda total, state, key: (total, state)
+    public: Callable[[State], State] = lambda state: state  # the part of the state that sites may read
+
+
+class Learner(Protocol):
+    metrics: Sequence[Any]
+
+    def init(self, key: Key) -> Params: ...
+    def train(self, params: Params, data: Any, key: Key, correct: Correct | None) -> Fit: ...
+    def evaluate(self, params: Params, data: Any, metrics: Sequence[Any]) -> Metrics: ...
+
+
+class Runner(Protocol):
+    def roster(self) -> Sequence[str]: ...
+    def run(self, tasks: Sequence[Task], context: RoundContext, first: int) -> Sequence[Total]: ...
+    def saved(self) -> State: ...  # what the runner itself must find again after a crash
+    def restore(self, saved: State) -> None: ...
+
+
+class Backend(Protocol):
+    def open(self, spec: Any, journal: Any) -> AbstractContextManager[Runner]: ...

@@ -1,0 +1,67 @@
+"""Errors that people read: each names the site, the stage and the remedy.
+Nothing may come in here; every room above raises these."""
+
+from __future__ import annotations
+
+
+class FoedusError(Exception):
+    """The root of every error that foedus raises on purpose; `code` is the exit code of the command line."""
+
+    code = 1
+
+
+class JobError(FoedusError):
+    """The Job cannot be built or run as it is written."""
+
+    code = 3
+
+
+class Incompatible(JobError):
+    """Two parts of a Job do not go together; raised when the Job is built."""
+
+
+class SiteError(FoedusError):
+    """Something failed at one site; `site`, `stage` and `remedy` are in the message."""
+
+    code = 4
+
+    def __init__(self, site: str, stage: str, why: str, remedy: str = "") -> None:
+        super().__init__(f"site {site!r}, {stage}: {why}" + (f"; {remedy}" if remedy else ""))
+        self.site, self.stage, self.why, self.remedy = site, stage, why, remedy
+
+
+class Refused(SiteError):
+    """An update that cannot be used; the run goes on without it while its quorum stands."""
+
+
+class Paused(FoedusError):
+    """Too few sites settled well; the run keeps its place and goes on when they return."""
+
+    code = 5
+
+
+class JournalError(FoedusError):
+    """A journal that does not verify, or that contradicts what is being replayed."""
+
+    code = 6
+
+
+class Denied(FoedusError):
+    """An identity, grant or policy that forbids what was asked."""
+
+    code = 7
+
+
+class WireError(FoedusError):
+    """A message that cannot be read, or a connection that failed."""
+
+    code = 8
+
+
+class Missing(FoedusError):
+    """An optional library that is not installed; the message holds the `pip install` line."""
+
+    code = 9
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(f"{library} is not installed: pip install 'foedus[{extra}]'")

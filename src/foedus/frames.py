@@ -1,0 +1,241 @@
+"""The saved form of plain data and Params: one safetensors file, whose metadata holds the plain part.
+Only `params` may come in; journals, checkpoints, payloads and updates all travel in this form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from foedus.errors import WireError
+from foedus.params import DTYPES, Array, Leaf, Params
+
+VERSION = 1
+MOST_HEADER = 64 << 20
+_TO_FILE = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"} | {
+    f"{sign}int{bits}": f"{'U' if sign else 'I'}{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
+_FROM_FILE = {name: dtype for dtype, name in _TO_FILE.items()}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A safetensors file that is not yet written: its head, then raw arrays one after another."""
+
+    head: bytes
+    arrays: tuple[Array, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.head) + sum(x.nbytes for x in self.arrays)
+
+    def __iter__(self) -> Iterator[memoryview | bytes]:
+        yield self.head
+        for x in self.arrays:
+            yield x.view(np.uint8).data
+
+    def digest(self) -> str:
+        """SHA-256 of the file that this frame would be."""
+        sha = hashlib.sha256()
+        for piece in self:
+            sha.update(piece)
+        return sha.hexdigest()
+
+    def bytes(self) -> bytes:
+        return b"".join(self)
+
+
+def pack(tree: Any, contiguous: bool = True) -> Frame:
+    """`tree` (None, booleans, numbers, strings, lists, string-keyed mappings, arrays, Params) as a Frame.
+
+    Reading gives tuples back as lists and arrays read-only. Raises TypeError for anything else.
+    """
+    blocks: list[tuple[str, Array, list[tuple[str, Leaf]]]] = []
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, Params):
+            at = len(blocks)
+            for group, flat in x.flats.items():
+                blocks.append((group, flat, [(f"{at}/{v.name}", v) for v in x.spec if v.group == group]))
+            return {"$params": at, "leaves": [[v.name, v.kind, v.sent] for v in x.spec]}
+        if isinstance(x, np.ndarray):
+            return {"$array": plain(Params({"": x}))["$params"]}
+        if isinstance(x, Mapping):
+            return {"$map": {_text(k): plain(v) for k, v in x.items()}}
+        if isinstance(x, (list, tuple)):
+            return [plain(v) for v in x]
+        if x is None or isinstance(x, (bool, int, float, str)):
+            return x
+        raise TypeError(f"{type(x).__name__} has no saved form: use plain data, arrays and Params")
+
+    frame = _framed({"version": VERSION, "tree": plain(tree)}, blocks)
+    return Frame(frame.head, tuple(np.ascontiguousarray(x) for x in frame.arrays)) if contiguous else frame
+
+
+def model(params: Params, about: Mapping[str, Any]) -> Frame:
+    """A model file: arrays under their own names, readable by anything that reads safetensors, `about` as metadata."""
+    blocks = [(g, x, [(v.name, v) for v in params.spec if v.group == g]) for g, x in params.flats.items()]
+    leaves = [[leaf.name, leaf.kind] for leaf in params.spec]
+    return _framed({"version": VERSION, "leaves": leaves, "about": about}, blocks)
+
+
+def read_model(path: str | os.PathLike[str]) -> Params:
+    """The Params of a safetensors file, foedus's own (with kinds and order) or anybody else's (floats are trainable)."""
+    try:
+        view = memoryview(Path(path).read_bytes())
+        size = int.from_bytes(view[:8], "little")
+        header = json.loads(bytes(view[8 : 8 + size]))
+        meta = json.loads((header.pop("__metadata__", None) or {}).get("foedus", "{}"))
+    except (OSError, ValueError) as error:
+        raise WireError(f"{path} cannot be read as a safetensors file: {error}") from error
+    raw = np.frombuffer(view, np.uint8, offset=8 + size)
+    entries = {name: _entry(name, info, raw.size) for name, info in header.items()}
+    kinds = dict(meta.get("leaves") or [[name, None] for name in entries])
+    arrays = {name: raw[e.begin : e.end].view(DTYPES[e.dtype]).reshape(e.shape) for name, e in entries.items()}
+    return Params({name: arrays[name] for name in kinds}, {name: k for name, k in kinds.items() if k})
+
+
+def _framed(meta: Mapping[str, Any], blocks: list[tuple[str, Array, list[tuple[str, Leaf]]]]) -> Frame:
+    blocks.sort(key=lambda block: -block[1].itemsize)  # keeps every array aligned to its own size
+    header: dict[str, Any] = {"__metadata__": {"foedus": json.dumps(meta)}}
+    at = 0
+    for _, _, leaves in blocks:
+        for name, leaf in leaves:
+            end = at + leaf.size * DTYPES[leaf.dtype].itemsize
+            header[name] = {"dtype": _TO_FILE[leaf.dtype], "shape": list(leaf.shape), "data_offsets": [at, end]}
+            at = end
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return Frame(len(head).to_bytes(8, "little") + head, tuple(flat for _, flat, _ in blocks))
+
+
+def blank(fd: int, spec: tuple[Leaf, ...], name: str, others: Mapping[str, Any]) -> Params:
+    """Params of `spec`, still zero, as a writable map of the file that `pack({**others, name: params})` would be."""
+    flats = {g: np.broadcast_to(np.zeros((), DTYPES[g.partition(":")[0]]), n) for g, n in _sizes(spec).items()}
+    frame = pack({name: Params.of(spec, flats), **others}, contiguous=False)
+    os.pwrite(fd, frame.head, 0)
+    os.truncate(fd, max(frame.size, 1))
+    view, at, found = mmap.mmap(fd, 0), len(frame.head), {}
+    for x in frame.arrays:
+        group = next((g for g, flat in flats.items() if flat is x), None)
+        if group is None:
+            os.pwrite(fd, x.tobytes(), at)
+        else:
+            found[group] = np.frombuffer(view, x.dtype, x.size, at)
+        at += x.nbytes
+    return Params.of(spec, found)
+
+
+def _sizes(spec: tuple[Leaf, ...]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for leaf in spec:
+        found[leaf.group] = found.get(leaf.group, 0) + leaf.size
+    return found
+
+
+def unpack(data: bytes | bytearray | memoryview | mmap.mmap) -> Any:
+    """What `pack` was given; arrays are read-only views of `data`. Raises WireError for anything malformed."""
+    view = memoryview(data).toreadonly()
+    header, meta, start = _header(view)
+    raw = np.frombuffer(view, np.uint8, offset=start)
+    found = {name: _entry(name, info, raw.size) for name, info in header.items()}
+    _no_overlap(found, raw.size)
+    try:
+        return _build(meta["tree"], found, raw)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise WireError(f"this file's description does not fit its arrays ({error}): it is damaged") from error
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """The tree in a file, memory-mapped: arrays are loaded as they are touched."""
+    with Path(path).open("rb") as file:
+        try:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:
+            raise WireError(f"{path} is empty: it is not a safetensors file of foedus") from error
+    return unpack(data)
+
+
+class _Entry(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def _header(view: memoryview) -> tuple[dict[str, Any], Mapping[str, Any], int]:
+    size = int.from_bytes(view[:8], "little")
+    if len(view) < 8 or size > min(MOST_HEADER, len(view) - 8):
+        raise WireError("the file is truncated or not a safetensors file")
+    try:
+        header = json.loads(bytes(view[8 : 8 + size]))
+        meta = json.loads(header.pop("__metadata__")["foedus"])
+        version = meta["version"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WireError("this safetensors file was not written by foedus, or it is damaged") from error
+    if version not in (VERSION, VERSION - 1):
+        raise WireError(f"the file has format {version}, this foedus reads {VERSION}: upgrade foedus")
+    return header, meta, 8 + size
+
+
+def _entry(name: str, info: Any, most: int) -> _Entry:
+    try:
+        dtype, shape, (begin, end) = _FROM_FILE[info["dtype"]], info["shape"], info["data_offsets"]
+        numbers = [*shape, begin, end]
+        good = all(type(n) is int and 0 <= n for n in numbers) and begin <= end <= most
+        if not good or math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
+            raise ValueError(f"offsets {begin}-{end} do not fit {dtype}{tuple(shape)}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(f"array {name!r} is announced wrongly ({error}): the file is damaged") from error
+    return _Entry(dtype, tuple(shape), begin, end)
+
+
+def _no_overlap(found: Mapping[str, _Entry], size: int) -> None:
+    at = 0
+    for entry in sorted(found.values(), key=lambda e: (e.begin, e.end)):
+        if entry.begin != at:
+            raise WireError("the arrays of this file overlap or leave gaps: it is damaged")
+        at = entry.end
+    if at != size:
+        raise WireError(f"the file has {size - at} bytes after its last array: it is truncated or damaged")
+
+
+def _build(node: Any, found: Mapping[str, _Entry], raw: Array) -> Any:
+    if isinstance(node, list):
+        return [_build(x, found, raw) for x in node]
+    if not isinstance(node, dict):
+        return node
+    if "$map" in node:
+        return {k: _build(v, found, raw) for k, v in node["$map"].items()}
+    if "$array" in node:
+        entry = found[f"{node['$array']}/"]
+        return _flat(raw, entry.dtype, entry.begin, entry.end).reshape(entry.shape)
+    at = node["$params"]
+    entries = [(found[f"{at}/{name}"], name, kind, sent) for name, kind, sent in node["leaves"]]
+    spec = tuple(Leaf(name, e.shape, e.dtype, kind, sent) for e, name, kind, sent in entries)
+    return Params.of(spec, {group: _group(raw, spec, entries, group) for group in dict.fromkeys(v.group for v in spec)})
+
+
+def _group(raw: Array, spec: tuple[Leaf, ...], entries: list[Any], group: str) -> Array:
+    own = [e for (e, *_), leaf in zip(entries, spec, strict=True) if leaf.group == group]
+    if any(a.end != b.begin for a, b in zip(own, own[1:], strict=False)):
+        raise ValueError(f"the {group} arrays do not follow one another")
+    return _flat(raw, own[0].dtype, own[0].begin, own[-1].end)
+
+
+def _flat(raw: Array, dtype: str, begin: int, end: int) -> Array:
+    return raw[begin:end].view(DTYPES[dtype])
+
+
+def _text(key: Any) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"the key {key!r} is not a string: saved mappings have string keys")
+    return key

@@ -1,0 +1,185 @@
+"""Job: what a user writes. It checks itself when it is built and says how it resolves.
+Algorithms, learners and rules come in as values; `launch` is imported only when a Job is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from foedus import frames, home
+from foedus.core import Algorithm, Deadline, Late, Learner
+from foedus.errors import JobError
+from foedus.incompatible import check_parts
+from foedus.keys import key
+from foedus.metrics import Metric, metric
+from foedus.params import Params, digest
+from foedus.run import Plan
+from foedus.stop import Stop
+from foedus.work import Bench
+
+if TYPE_CHECKING:
+    from foedus.result import Result
+
+MOST_DEPTH = 8
+NOT_BUILT = ("privacy", "compress", "track")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The named arguments of a Job; see docs/job.md for what each means."""
+
+    name: str | None = None
+    datasets: Sequence[str] = ()
+    schema: Any = None
+    requires: Sequence[str] = ()
+    files: Sequence[str] = ()
+    options: Mapping[str, Any] | None = None
+    rounds: int | None = None
+    cohort: int | float | None = None
+    min_sites: int = 1
+    quorum: int | None = None
+    over_select: float = 1.0
+    late: Late = "drop"
+    deadline: Deadline | None = None
+    metrics: Sequence[str | Metric] = ()
+    evaluate: int = 1
+    best: str | None = None
+    stop: Stop | None = None
+    start: Any = None
+    privacy: Any = None
+    compress: Any = None
+    track: Any = None
+
+
+@dataclass(frozen=True)
+class Job(Options):
+    """An algorithm, a learner and a way to load a site's data, with the rules of the run.
+
+    `Job(algorithm, learner=None, data=None, *, rounds=…, stop=…, …)`; DESIGN's signature, every argument checked here.
+    Raises JobError or Incompatible with the remedy.
+    """
+
+    algorithm: Algorithm = field(kw_only=False)
+    learner: Learner | None = field(default=None, kw_only=False)
+    data: Callable[..., Any] | None = field(default=None, kw_only=False)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        check_parts(self)
+
+    def replace(self, **changes: Any) -> Job:
+        """The same Job with these arguments changed."""
+        return dataclasses.replace(self, **changes)
+
+    def run(self, sites: Any = None, backend: str = "auto", seed: int = 0, rounds: int | None = None,
+            workers: int | None = None, exact: bool = False, replay: Any = None) -> Result:  # fmt: skip
+        """Runs the Job on this machine and returns its Result.
+
+        `sites`: a count, a mapping name -> folder, frame or Split, or `fd.Sites`. `replay`: a Result or RUN whose
+        rosters and counted sets are followed. The run is kept in FOEDUS_HOME/runs.
+        """
+        from foedus import launch  # the one arrow that points up: see docs/design.md
+
+        job = self if rounds is None else self.replace(rounds=rounds)
+        return launch.run(job, sites, backend=backend, seed=seed, workers=workers, exact=exact, replay=replay)
+
+    def table(self) -> dict[str, Metric]:
+        """name -> Metric: the loss, and the metrics of the Job or, where it names none, of its learner."""
+        named = self.metrics or (self.learner.metrics if self.learner else ())
+        found = [metric("loss"), *map(metric, named)]
+        return {m.name: m for m in found}
+
+    def bench(self, seed: int) -> Bench:
+        """What performs this Job's works at one place."""
+        return Bench(self.algorithm.works, self.learner, self.data, list(self.table().values()), seed)
+
+    def plan(self, seed: int) -> Plan:
+        """What the round loop needs."""
+        return Plan(
+            self.algorithm, self.first(seed), self.table(), seed, self.rounds, self.cohort, self.over_select,
+            self.min_sites, self.quorum, self.late, self.deadline or Deadline(), self.evaluate, self.best, self.stop,
+        )  # fmt: skip
+
+    def first(self, seed: int) -> Params:
+        """The first global model: from `start` (a file, a Result, a mapping of arrays), else from the learner."""
+        if self.start is not None:
+            return _started(self.start)
+        return self.learner.init(key(seed, 0, 0, "server", "init")) if self.learner else Params({})
+
+    def describe(self) -> dict[str, Any]:
+        """The resolved Job as plain data: what is printed, journaled and compared on resume."""
+        names = [f.name for f in dataclasses.fields(self)]
+        return {name: described(getattr(self, name)) for name in names if getattr(self, name) not in (None, (), 1.0)}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (64 hex digits) of the description."""
+        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
+
+
+def _check(job: Job) -> None:
+    for name in NOT_BUILT:
+        if getattr(job, name) not in (None, "none"):
+            raise NotImplementedError(f"Job({name}=...) is not built yet")
+    if not isinstance(job.algorithm, Algorithm):
+        raise JobError(f"a Job's first argument is an algorithm, for example fd.fedavg(); this is {job.algorithm!r}")
+    if job.rounds is None and job.stop is None:
+        raise JobError("a Job needs rounds=… or stop=…, or it would never end")
+    for name, least in (("rounds", 1), ("min_sites", 1), ("quorum", 1), ("evaluate", 0)):
+        value = getattr(job, name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise JobError(f"Job({name}={value!r}): it must be a whole number of at least {least}")
+    if job.late not in ("drop", "keep"):
+        raise JobError(f"Job(late={job.late!r}): it is 'drop' or 'keep'")
+    if not job.over_select >= 1:
+        raise JobError(f"Job(over_select={job.over_select}): it must be at least 1 (1.3 asks 30 % more)")
+    _check_cohort(job.cohort)
+    known = job.table()
+    if job.best is not None and job.best not in known:
+        raise JobError(f"Job(best={job.best!r}): it is none of the metrics {sorted(known)}")
+
+
+def _check_cohort(cohort: int | float | None) -> None:
+    good = cohort is None or (cohort >= 1 if isinstance(cohort, int) else 0 < cohort <= 1)
+    if isinstance(cohort, bool) or not good:
+        raise JobError(f"Job(cohort={cohort!r}): a whole number counts sites, a float in (0, 1] is a share, None is all")
+
+
+def _started(start: Any) -> Params:
+    if isinstance(start, (str, os.PathLike)):
+        return frames.read_model(home.model_file(start))
+    params = getattr(start, "params", start)
+    return params if isinstance(params, Params) else Params(params)
+
+
+def described(value: Any, depth: int = 0) -> Any:
+    """`value` as plain data that two equal Jobs have in common: functions by name and settings, arrays by digest."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if depth > MOST_DEPTH:
+        return type(value).__qualname__
+    deeper = partial(described, depth=depth + 1)
+    if hasattr(value, "describe"):
+        return value.describe()
+    if isinstance(value, (np.generic, np.ndarray, Params)):
+        return digest(value if isinstance(value, Params) else {"": value})
+    if isinstance(value, partial):
+        return [*map(deeper, (value.func, value.args, value.keywords))]
+    if isinstance(value, Mapping):
+        return {str(k): deeper(v) for k, v in value.items()}
+    if hasattr(value, "_fields"):
+        return {name: deeper(getattr(value, name)) for name in value._fields}
+    if isinstance(value, (list, tuple)):
+        return [deeper(v) for v in value]
+    if callable(value) and hasattr(value, "__qualname__"):
+        cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        return [value.__module__, value.__qualname__, *map(deeper, cells)]
+    return [type(value).__module__, type(value).__qualname__]

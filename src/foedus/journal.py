@@ -1,0 +1,151 @@
+"""The journal of a run: every decision of the world, in order, before it has an effect. It is the only truth.
+A Log (where rows are kept) comes in as a value; nothing here knows of databases."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from foedus.core import Origin, Task
+from foedus.errors import JournalError
+from foedus.params import digest
+
+Body = Mapping[str, Any]
+
+
+class Log(Protocol):
+    """Where rows are kept: `append` is one durable transaction."""
+
+    def append(self, rows: Sequence[tuple[str, Body]]) -> None: ...
+    def rows(self) -> Sequence[tuple[str, Body]]: ...
+
+
+class Memory:
+    """A Log that ends with its process, for tests and for runs that nobody wants to keep."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, Body]] = []
+
+    def append(self, rows: Sequence[tuple[str, Body]]) -> None:
+        self.kept.extend((kind, json.loads(json.dumps(body))) for kind, body in rows)
+
+    def rows(self) -> Sequence[tuple[str, Body]]:
+        return self.kept
+
+
+class Place(NamedTuple):
+    """What a row speaks of; a second row of one kind and place must say the same."""
+
+    kind: str
+    round: int = -1
+    task: int = -1
+    site: str = ""
+    attempt: int = 0
+
+
+ONCE = {  # kind -> the fields that must agree when recovery or a replay comes by again
+    "open": ("job", "seed"),
+    "roster": ("sites",),
+    "round": ("roster", "cohort"),
+    "task": ("digest",),
+    "close": ("counted",),
+    "total": ("digest",),
+    "step": ("digest",),
+    "end": ("digest",),
+}
+
+
+class Journal:
+    """Rows by kind, and what they decide. Adding a row again is no row: it is compared with the first one."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.kept: dict[Place, Body] = {}
+        self.since = -1  # the round from which the newest roster holds
+        self.events: list[Body] = []
+        for kind, body in log.rows():
+            self._index(kind, body)
+
+    def add(self, kind: str, **body: Any) -> bool:
+        """Whether the row is new. Raises JournalError if an earlier row of its place says something else."""
+        return self.add_all([(kind, body)])
+
+    def add_all(self, rows: Sequence[tuple[str, Body]]) -> bool:
+        new = [(kind, body) for kind, body in rows if not self._known(kind, body)]
+        if new:
+            self.log.append(new)
+            for kind, body in new:
+                self._index(kind, body)
+        return bool(new)
+
+    def find(self, kind: str, round: int = -1, task: int = -1, site: str = "", attempt: int = 0) -> Body | None:
+        return self.kept.get(Place(kind, round, task, site, attempt))
+
+    def all(self, kind: str) -> list[Body]:
+        return [body for place, body in self.kept.items() if place.kind == kind]
+
+    def counted(self, round: int, task: int) -> list[Origin] | None:
+        """The counted set of a closed Task."""
+        row = self.find("close", round, task)
+        return None if row is None else [Origin(s, r, t, round - r) for s, r, t in row["counted"]]
+
+    def roster_of(self, round: int, sites: Sequence[str]) -> int:
+        """The round of the roster row that holds in `round`; a new row is added when the roster has changed."""
+        known = self.find("round", round)
+        if known is not None:
+            return int(known["roster"])
+        newest = self.find("roster", self.since)
+        if newest is None or newest["sites"] != list(sites):
+            self.add("roster", round=round, sites=list(sites))
+        return self.since
+
+    def origins(self) -> dict[tuple[int, int], list[str]]:
+        """For each (round, task) that was asked, the sites whose update was ever counted."""
+        found: dict[tuple[int, int], list[str]] = {}
+        for row in self.all("close"):
+            for site, r, t in row["counted"]:
+                found.setdefault((r, t), []).append(site)
+        return found
+
+    def _index(self, kind: str, body: Body) -> None:
+        if kind == "roster":
+            self.since = max(self.since, body["round"])
+        if kind == "event":
+            self.events.append(body)
+        else:
+            self.kept.setdefault(_place(kind, body), body)
+
+    def _known(self, kind: str, body: Body) -> bool:
+        old = self.kept.get(_place(kind, body)) if kind in ONCE else None
+        if old is None:
+            return False
+        for field in ONCE[kind]:
+            if _plain(old.get(field)) != _plain(body.get(field)):
+                where = ", ".join(f"{k} {body[k]}" for k in ("round", "task", "site") if k in body)
+                raise JournalError(
+                    f"the journal's {kind!r} row ({where}) says {field} = {_short(old.get(field))}, now it is "
+                    f"{_short(body.get(field))}: the Job, its data or the build is not the one that was journaled"
+                )
+        return True
+
+
+def _place(kind: str, body: Body) -> Place:
+    return Place(kind, body.get("round", -1), body.get("task", -1), body.get("site", ""), body.get("attempt", 0))
+
+
+def task_digest(task: Task) -> str:
+    """SHA-256 of what a Task asks: work, payload, sites, closing rule and announced returns."""
+    returns = [list(leaf) for leaf in (task.returns if task.returns is not None else task.payload.spec)]
+    asked = [task.work, digest(task.payload), list(task.sites), task.quorum, task.late, task.busy, returns]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 80 else text[:77] + "..."

@@ -1,0 +1,60 @@
+"""Named randomness: equal names give equal numbers, whoever asks first and wherever.
+Only numpy may come in; torch is imported when a torch generator is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Name = str | SupportsIndex
+
+
+class Key(NamedTuple):
+    """A name for randomness, always in the order (seed, round, task, site, purpose); calling it appends names."""
+
+    names: tuple[str | int, ...]
+
+    def __call__(self, *names: Name) -> Key:
+        return Key(self.names + tuple(map(_plain, names)))
+
+    def digest(self) -> bytes:
+        """32 bytes that only these names give."""
+        return hashlib.sha256(json.dumps(self.names).encode()).digest()
+
+    def numpy(self) -> np.random.Generator:
+        """A numpy generator (Philox) of its own."""
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(self.digest()[:16], "little")))
+
+    def torch(self) -> torch.Generator:
+        """A torch CPU generator of its own."""
+        import torch
+
+        return torch.Generator().manual_seed(self.number())
+
+    def number(self) -> int:
+        """A whole number in [0, 2**63), for libraries that take a seed."""
+        return int.from_bytes(self.digest()[:8], "little") >> 1
+
+
+def key(seed: SupportsIndex, *names: Name) -> Key:
+    """The key of these names; `key(3)` and `key(np.int64(3))` are one, `key(3)` and `key("3")` are two.
+
+    >>> key(0, 1, 0, "north", "train") == key(0, 1, 0, "north")("train")
+    True
+    """
+    return Key(())(seed, *names)
+
+
+def _plain(name: Name) -> str | int:
+    if isinstance(name, str):
+        return str(name)
+    if isinstance(name, (bool, np.bool_)):
+        raise TypeError("a key's names are strings and whole numbers, not booleans")
+    return operator.index(name)

@@ -1,0 +1,112 @@
+"""NumpyLearner: a site's work in plain numpy, by mini-batch gradient descent or by one's own loop.
+Only numpy, metrics and the contract may come in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from foedus import metrics as measures
+from foedus.core import Correct, Fit
+from foedus.data import Split
+from foedus.errors import JobError
+from foedus.keys import Key
+from foedus.loops import Loop, fitted
+from foedus.params import Array, Params
+
+Arrays = Mapping[str, Array]
+BATCH = 4096  # examples measured at once
+
+
+class NumpyLearner:
+    """A learner from plain functions over named arrays.
+
+    model: a mapping of arrays, or a function of a numpy generator that makes one.
+    gradient: (params, x, y) -> (losses, one an example; gradients of their mean, name -> array).
+    predict: (params, x) -> outputs that metrics read (as `reads`: logits or probabilities).
+    train: one's own loop instead of the steps below, `train(params, split, ctx)`, changing the arrays of `params` in place.
+
+    >>> def gradient(p, x, y):
+    ...     error = x @ p["w"] - y
+    ...     return error**2, {"w": 2 * x.T @ error / len(x)}
+    >>> learner = NumpyLearner({"w": np.zeros(2)}, gradient, lambda p, x: x @ p["w"], lr=0.1, metrics=["rmse"])
+    """
+
+    def __init__(self, model: Any, gradient: Callable[..., Any] | None = None, predict: Callable[..., Any] | None = None, *,
+                 lr: float = 0.1, epochs: int = 1, batch_size: int | None = 32, train: Callable[..., Any] | None = None,
+                 metrics: Sequence[Any] = (), reads: measures.Reads = "logits") -> None:  # fmt: skip
+        if gradient is None and train is None:
+            raise JobError("a NumpyLearner needs gradient=… (and steps by itself) or train=… (your own loop)")
+        self.model, self.gradient, self.predict, self.own = model, gradient, predict, train
+        self.lr, self.epochs, self.batch_size, self.reads = lr, epochs, batch_size, reads
+        self.metrics = list(metrics)
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, for the Job's description."""
+        names = {k: getattr(f, "__qualname__", None) for k, f in vars(self).items() if callable(f)}
+        return names | {k: getattr(self, k) for k in ("lr", "epochs", "batch_size", "reads")}
+
+    def init(self, key: Key) -> Params:
+        """The first model's Params."""
+        if not callable(self.model):
+            return Params(self.model)
+        return Params(self.model(key.numpy()) if inspect.signature(self.model).parameters else self.model())
+
+    def train(self, params: Params, split: Split, key: Key, correct: Correct | None) -> Fit:
+        """The model after local training from `params`, with examples, steps and the sum of step sizes."""
+        if self.own is not None:
+            return self._own_loop(self.own, params, split, key, correct)
+        x, y = _arrays(split.train)
+        here, steps, rng = params.copy(), 0, key("order").numpy()
+        total = [np.zeros(3)]
+        for _ in range(self.epochs):
+            for batch in _batches(rng.permutation(len(x)), self.batch_size or len(x)):
+                losses, grads = self._gradient(here, x[batch], y[batch])
+                if correct is not None:
+                    grads = correct(grads, here.trainable())
+                for group, flat in grads.flats.items():
+                    here.flats[group][:] -= np.asarray(self.lr * flat, here.flats[group].dtype)
+                total.append(measures.moments(losses))
+                steps += 1
+        return Fit(here, len(x), steps, self.lr * steps, {"train_loss": np.sum(total, axis=0)})
+
+    def _gradient(self, params: Params, x: Any, y: Any) -> tuple[Array, Params]:
+        assert self.gradient is not None
+        losses, grads = self.gradient(params, x, y)
+        like = params.trainable()
+        return np.broadcast_to(losses, len(x)), Params({k: np.asarray(grads[k], like[k].dtype).reshape(like[k].shape) for k in like})
+
+    def _own_loop(self, own: Callable[..., Any], params: Params, split: Split, key: Key, correct: Correct | None) -> Fit:
+        here = params.copy()
+        loop = Loop(key("order").numpy(), correct)
+        returned = own(dict(here), split, loop)
+        return fitted(loop, here, split, returned)
+
+    def evaluate(self, params: Params, data: Any, metrics: Sequence[Any]) -> dict[str, Array]:
+        """name -> sums over `data` for these metrics (the loss where there is a gradient function)."""
+        x, y = _arrays(data)
+        wanted = [m for m in map(measures.metric, metrics) if self._can(m.name)]
+        found = []
+        for at in range(0, len(x), BATCH):
+            here, truth = x[at : at + BATCH], y[at : at + BATCH]
+            losses = self._gradient(params, here, truth)[0] if self.gradient else None
+            outputs = self.predict(params, here) if self.predict else np.zeros(len(here))
+            found.append(measures.measure(wanted, outputs, truth, losses, self.reads))
+        return measures.add(found)
+
+    def _can(self, name: str) -> bool:
+        return self.gradient is not None if name == "loss" else self.predict is not None
+
+
+def _batches(order: Array, size: int) -> list[Array]:
+    return [order[at : at + size] for at in range(0, len(order), size)]
+
+
+def _arrays(data: Any) -> tuple[Any, Any]:
+    if hasattr(data, "x") and hasattr(data, "y"):
+        return np.asarray(data.x), np.asarray(data.y)
+    rows = [data[i] for i in range(len(data))]
+    return np.stack([x for x, _ in rows]), np.asarray([y for _, y in rows])

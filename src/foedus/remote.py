@@ -1,0 +1,187 @@
+"""A real federation from a submitter's side: `fd.connect(URL).submit(job)`, and what the command line's verbs ask.
+The wire and the Job come in; the server's own code does not."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from foedus import home as homes
+from foedus import jobfile
+from foedus.errors import FoedusError, JobError
+from foedus.job import Job
+from foedus.result import Result
+from foedus.store.blobs import write_atomic
+from foedus.wire import bundle
+from foedus.wire.ed25519 import load_key, new_key, save_key
+from foedus.wire.http_client import Channel
+from foedus.wire.identity import Federation, enrol, read_token
+from foedus.wire.link import Link, Member, checked
+from foedus.wire.plain import plain, read
+from foedus.wire.signing import sign_envelope
+
+Json = dict[str, Any]
+
+
+def identity(home: Path) -> Member:
+    """The submitter who logged in from this home."""
+    folder = home / "submitter"
+    try:
+        facts = json.loads((folder / "identity.json").read_bytes())
+    except FileNotFoundError:
+        raise FoedusError(f"nobody has logged in from {home}: `foedus login TOKEN`, or name the right --home") from None
+    return Member(read(Federation, facts["federation"]), facts["name"], load_key(folder / "key.pem"))
+
+
+def login(home: Path, token: str) -> str:
+    """Enrols as a submitter with a one-time token; returns the name."""
+    found, key, folder = read_token(token), new_key(), home / "submitter"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    channel = Channel(found.federation.urls[0], found.federation.certificate.encode() or None)
+    body = json.dumps({"entry": plain(enrol(found, key))}).encode()
+    save_key(folder / "key.pem", key)
+    checked(channel.request("POST", "/v1/enrol", {}, body))
+    channel.close()
+    facts = {"name": found.invitation.name, "federation": plain(found.federation)}
+    write_atomic(folder / "identity.json", json.dumps(facts, indent=2).encode())
+    return found.invitation.name
+
+
+def connect(url: str | None = None, home: str | Path | None = None) -> Remote:
+    """The federation that this home's submitter belongs to; `url` picks one of its addresses."""
+    return Remote(identity(homes.folder(home)), url or "", homes.folder(home))
+
+
+class Remote:
+    """A federation's server, as a submitter sees it."""
+
+    def __init__(self, member: Member, url: str, home: Path) -> None:
+        self.home, self.member = home, member
+        self.link = Link(member, url)
+
+    def submit(self, job: Job | str | Path, options: Mapping[str, str] | None = None, *, seed: int = 0,
+               rounds: int | None = None, check: bool = False) -> Run:  # fmt: skip
+        """Starts a run of a job file (or of a Job that was built in one); see `Run.wait` for its Result."""
+        loaded = jobfile.load(job, options) if not isinstance(job, Job) else jobfile.found(job)
+        chosen = loaded.job if rounds is None else loaded.job.replace(rounds=rounds)
+        data = bundle.pack(loaded.path.parent, loaded.path.name, files=chosen.files)
+        digest = bundle.digest(data)
+        body: Json = {
+            "name": chosen.name or loaded.path.parent.name.replace("_", "-"), "bundle": {"digest": digest, "size": len(data)},
+            "entry": loaded.path.name, "options": dict(loaded.options), "seed": seed, "datasets": list(chosen.datasets),
+            "schema": chosen.schema if isinstance(chosen.schema, dict) else None, "requires": list(chosen.requires),
+            "min_sites": chosen.min_sites, "rounds": chosen.rounds, "override_rounds": rounds, "privacy": "none",
+            "at": int(time.time() * 1e6),
+        }  # fmt: skip
+        self._upload(digest, data)
+        envelope = sign_envelope(self.member.key, "foedus/submission/1", body)
+        return Run(self, self.link.call("POST", "/v1/runs", {"envelope": envelope})["run"])
+
+    def _upload(self, digest: str, data: bytes) -> None:
+        file = self.home / "submitter" / f"{digest[:16]}.zip"
+        write_atomic(file, data)
+        try:
+            found = self.link.upload(f"/v1/bundles/{digest}", file, 0, digest)
+        finally:
+            file.unlink()
+        if found.status != 200:
+            raise FoedusError(str(found.body.get("error", found)))
+
+    def run(self, run: str) -> Run:
+        """A run by its id or a unique prefix."""
+        return Run(self, self.link.call("GET", f"/v1/runs/{run}")["run"])
+
+    def runs(self) -> list[Json]:
+        return list(self.link.call("GET", "/v1/runs")["runs"])
+
+    def sites(self) -> list[Json]:
+        return list(self.link.call("GET", "/v1/sites")["sites"])
+
+    def status(self) -> Json:
+        return self.link.call("GET", "/v1/status")
+
+    def close(self) -> None:
+        self.link.close()
+
+
+class Run:
+    """One run at a server."""
+
+    def __init__(self, remote: Remote, run: str) -> None:
+        self.remote, self.id = remote, run
+
+    def status(self) -> Json:
+        return self.remote.link.call("GET", f"/v1/runs/{self.id}")
+
+    def steer(self, verb: str, **body: Any) -> None:
+        """stop, resume, or skip(site=…)."""
+        self.remote.link.call("POST", f"/v1/runs/{self.id}/{verb}", body)
+
+    def rows(self, after: int = 0, wait: float = 0.0) -> tuple[list[list[Any]], str, str]:
+        """The journal's rows after one, the run's state and why it is so."""
+        found = self.remote.link.call("GET", f"/v1/runs/{self.id}/rows", query=f"after={after}&wait={wait:g}", timeout=wait + 30)
+        return found["rows"], found["state"], found["why"]
+
+    def watch(self, patience: float = 600.0) -> Iterator[tuple[str, Any]]:
+        """("row", row) for every row as it comes, ("state", (state, why)) when that changes; ends with the run.
+
+        A server that is restarted meanwhile is waited for, `patience` seconds long.
+        """
+        after, known, since = 0, ("", ""), time.monotonic()
+        while True:
+            try:
+                rows, state, why = self.rows(after, 20.0)
+                since = time.monotonic()
+            except FoedusError:
+                if time.monotonic() - since > patience:
+                    raise
+                time.sleep(0.2)
+                continue
+            for row in rows:
+                after = row[0]
+                yield "row", row
+            if (state, why) != known:
+                known = state, why
+                yield "state", known
+            if state in ("finished", "failed", "stopped") and not rows:
+                return
+
+    def wait(self, told: Callable[[Mapping[str, Any]], None] = lambda line: None, folder: Path | None = None) -> Result:
+        """The Result, when the run is finished; FoedusError with the cause if it failed or was stopped."""
+        state, why = "", ""
+        for kind, found in self.watch():
+            if kind == "state":
+                state, why = found
+            elif found[2] == "step":
+                told({"round": found[3]["round"], "seconds": found[3]["seconds"], **found[3]["metrics"]})
+        if state != "finished":
+            raise FoedusError(f"run {self.id} {state}: {why}")
+        return self.pull(folder)
+
+    def pull(self, folder: Path | None = None) -> Result:
+        """Fetches journal and models into `folder`, by default this home's runs/ID, where every local verb finds them."""
+        from foedus import runs
+
+        folder = folder or self.remote.home / "runs" / self.id
+        folder.mkdir(parents=True, exist_ok=True)
+        rows: list[list[Any]] = []
+        while new := self.rows(rows[-1][0] if rows else 0)[0]:
+            rows += new
+        runs.import_rows(folder / "run.db", self.id, rows)
+        end = runs.journal(folder).find("end")
+        if end is None:
+            raise FoedusError(f"run {self.id} is not finished: `foedus watch {self.id}` shows where it stands")
+        for name, digest in end.get("models", {}).items():
+            self._fetch(folder / f"{name}.safetensors", digest)
+        return runs.result(folder)
+
+    def _fetch(self, path: Path, digest: str) -> None:
+        path.unlink(missing_ok=True)
+        self.remote.link.download(f"/v1/blobs/{digest}", f"run={self.id}", path, 1 << 50)
+        if bundle.digest(path.read_bytes()) != digest:
+            path.unlink()
+            raise JobError(f"{path.name} of run {self.id} was damaged on its way: pull it again")

@@ -1,0 +1,67 @@
+"""Result: what a finished run gives back.
+The saved form and journal rows may come in; a report is written by `report`, one room up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from foedus import frames
+from foedus.params import Params, digest
+from foedus.run import write_atomic
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: the last global model, the best one if the Job names a metric for it, and how it went.
+
+    `history` has one mapping a round with `round`, `seconds` and the metrics (plain names: `valid`; `test_…`: test);
+    `per_site` maps site to its last metrics; `exact` says whether the bits are reproducible on the same build.
+    """
+
+    params: Params = field(repr=False)
+    history: Sequence[Mapping[str, Any]] = field(repr=False)
+    per_site: Mapping[str, Mapping[str, Any]] = field(repr=False)
+    run: str
+    folder: Path
+    backend: str
+    exact: bool
+    reason: str
+    seconds: float
+    best: Params | None = field(default=None, repr=False)
+    best_round: int | None = None
+    build: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """`fd.digest` of the last global model."""
+        return digest(self.params)
+
+    @property
+    def rounds(self) -> int:
+        return len(self.history)
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """The newest value of each metric."""
+        found: dict[str, Any] = {}
+        for line in self.history:
+            found.update({k: v for k, v in line.items() if k not in ("round", "seconds")})
+        return found
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the last global model as safetensors, with the run's description in its metadata."""
+        write_atomic(Path(path), frames.model(self.params, self.about()))
+        return Path(path)
+
+    def about(self) -> dict[str, Any]:
+        """The result as plain data, without arrays: what `--json` prints."""
+        return {
+            "run": self.run, "digest": self.digest, "exact": self.exact, "rounds": self.rounds,
+            "metrics": dict(self.metrics), "per_site": {s: dict(m) for s, m in self.per_site.items()},
+            "seconds": round(self.seconds, 3), "backend": self.backend, "reason": self.reason,
+            "best_round": self.best_round, "build": self.build.get("hash", ""), "folder": str(self.folder),
+        }  # fmt: skip

@@ -1,0 +1,290 @@
+"""The round loop: opens rounds, plays the algorithm's generator, evaluates, checkpoints, stops; resume is the ordinary path.
+A Plan, a Runner and a Journal come in as values; nothing here knows where sites are."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from foedus import frames
+from foedus.aggregators import mean
+from foedus.core import Algorithm, Deadline, Late, RoundContext, Runner, State, Task, Total
+from foedus.errors import JournalError
+from foedus.faults import point
+from foedus.journal import Journal
+from foedus.keys import key
+from foedus.metrics import Metric
+from foedus.params import Params
+from foedus.stop import Stop
+from foedus.work import EVALUATE
+
+CHECKPOINT_SHARE = 20  # a checkpoint may take a twentieth of the time since the last one
+
+
+class Plan(NamedTuple):
+    """All that the loop needs of a Job."""
+
+    algorithm: Algorithm
+    start: Params
+    metrics: Mapping[str, Metric]
+    seed: int = 0
+    rounds: int | None = None
+    cohort: float | int | None = None
+    over_select: float = 1.0
+    min_sites: int = 1
+    quorum: int | None = None
+    late: Late = "drop"
+    deadline: Deadline = Deadline()
+    evaluate: int = 1
+    best: str | None = None
+    stop: Stop | None = None
+
+
+class Here(NamedTuple):
+    """Where a run stands after `round` rounds."""
+
+    state: State
+    round: int = 0
+    history: tuple[Mapping[str, Any], ...] = ()
+    best: Params | None = None
+    best_round: int | None = None
+
+
+class Ended(NamedTuple):
+    params: Params
+    best: Params | None
+    best_round: int | None
+    history: Sequence[Mapping[str, Any]]
+    reason: str
+
+
+class Checkpoints:
+    """State files of one run: written whole, or not at all. `lazy` ones leave out rounds that come too fast."""
+
+    def __init__(self, folder: Path | None, lazy: bool = True) -> None:
+        self.folder, self.lazy = folder, lazy
+        self.last, self.cost = time.monotonic(), 0.0
+
+    def due(self) -> bool:
+        return self.folder is not None and (not self.lazy or time.monotonic() - self.last > max(1.0, CHECKPOINT_SHARE * self.cost))
+
+    def write(self, round: int, frame: frames.Frame) -> str:
+        """The name of the file, durable on return."""
+        assert self.folder is not None
+        began, name = time.monotonic(), f"state-{round}.safetensors"
+        point("run.before-state")
+        write_atomic(self.folder / name, frame)
+        point("run.after-state")
+        self.last = time.monotonic()
+        self.cost = self.last - began
+        return name
+
+    def sweep(self, keep: Sequence[str]) -> None:
+        for path in self.folder.glob("state-*.safetensors") if self.folder else ():
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
+
+
+def execute(plan: Plan, runner: Runner, journal: Journal, checkpoints: Checkpoints, script: Journal | None = None,
+            told: Callable[[Mapping[str, Any]], None] = lambda row: None) -> Ended:  # fmt: skip
+    """What the run ends with, from wherever its journal stands.
+
+    `script` is the journal whose rosters, cohorts and counted sets are followed (by default this run's own, so that
+    what was decided before a crash stays decided). `told` hears of each finished round.
+    """
+    script = script or journal
+    here = _restore(plan, runner, journal, checkpoints)
+    while (reason := _reason(plan, here)) is None:
+        here = _round(plan, here, runner, journal, checkpoints, script)
+        told(here.history[-1])
+    here = _last_words(plan, here, runner, journal, script)
+    return Ended(plan.algorithm.params(here.state), here.best, here.best_round, here.history, reason)
+
+
+def _restore(plan: Plan, runner: Runner, journal: Journal, checkpoints: Checkpoints) -> Here:
+    steps = sorted((row for row in journal.all("step") if row["checkpoint"]), key=lambda row: row["round"])
+    if not steps or checkpoints.folder is None:
+        state = frames.pack(plan.algorithm.init(plan.start))
+        return Here(frames.unpack(state.bytes()))
+    last = steps[-1]["round"]
+    saved = frames.read(checkpoints.folder / steps[-1]["checkpoint"])
+    runner.restore(saved["runner"])
+    history = tuple(_line(journal.find("step", r)) for r in range(last + 1))
+    return Here(saved["state"], last + 1, history, saved["best"], saved["best_round"])
+
+
+def _reason(plan: Plan, here: Here) -> str | None:
+    done = plan.stop.done(here.history) if plan.stop and here.history else None
+    if done:
+        return done
+    return "all rounds done" if plan.rounds is not None and here.round >= plan.rounds else None
+
+
+def _round(plan: Plan, here: Here, runner: Runner, journal: Journal, checkpoints: Checkpoints, script: Journal) -> Here:
+    began = time.monotonic()
+    context = _open(plan, here, runner, journal, script)
+    state, totals = _play(plan, here.state, context, runner)
+    line: dict[str, Any] = {"round": here.round}
+    per_site: dict[str, dict[str, Any]] = {}
+    _measure(plan, totals, line, per_site)
+    if _evaluates(plan, here.round):
+        _measure(plan, _evaluate(plan, state, context, len(totals), runner), line, per_site)
+    line["seconds"] = round(time.monotonic() - began, 6)
+    here = _improved(plan, here._replace(state=state), line)
+    return _step(plan, here, line, per_site, runner, journal, checkpoints)
+
+
+def _open(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Journal) -> RoundContext:
+    decided = script.find("round", here.round)
+    if decided is None:
+        roster = sorted(runner.roster())
+        cohort = draw(plan, here.round, roster)
+    else:
+        row = script.find("roster", decided["roster"])
+        if row is None:
+            raise JournalError(f"round {here.round} names a roster that the journal lacks: it is damaged")
+        roster = list(row["sites"])
+        cohort = roster if decided["cohort"] is None else list(decided["cohort"])
+    since = journal.roster_of(here.round, roster)
+    journal.add("round", round=here.round, roster=since, cohort=None if cohort == roster else cohort)
+    point("run.after-round")
+    return RoundContext(plan.seed, here.round, roster, cohort, here.history)
+
+
+def draw(plan: Plan, round: int, roster: Sequence[str]) -> list[str]:
+    """The cohort of a round, drawn by key from the sorted roster: a count, a share or everybody, over-selected."""
+    if plan.cohort is None and plan.over_select == 1.0:
+        return list(roster)
+    share = plan.cohort if plan.cohort is not None else 1.0
+    count = share if isinstance(share, int) else max(1, math.ceil(share * len(roster)))
+    count = min(len(roster), math.ceil(count * plan.over_select))
+    if count == len(roster):
+        return list(roster)
+    chosen = key(plan.seed, round, 0, "server", "cohort").numpy().choice(len(roster), count, replace=False)
+    return [roster[i] for i in sorted(chosen)]
+
+
+def _play(plan: Plan, state: State, context: RoundContext, runner: Runner) -> tuple[State, list[Total]]:
+    steps, answer = plan.algorithm.round(state, context), None
+    totals: list[Total] = []
+    while True:
+        try:
+            asked = steps.send(answer)
+        except StopIteration as end:
+            return end.value, totals
+        tasks = [asked] if isinstance(asked, Task) else list(asked)
+        found = list(runner.run([_filled(task, plan) for task in tasks], context, len(totals)))
+        totals += found
+        answer = found[0] if isinstance(asked, Task) else list(found)
+
+
+def _filled(task: Task, plan: Plan) -> Task:
+    quorum = task.quorum if task.quorum is not None else plan.quorum
+    late = task.late or plan.late
+    return task._replace(
+        aggregator=task.aggregator or mean(),
+        quorum=quorum if quorum is None or late == "keep" else min(quorum, len(task.sites)),
+        late=late,
+        deadline=task.deadline or plan.deadline,
+        returns=task.payload.spec if task.returns is None else task.returns,
+    )
+
+
+def _evaluates(plan: Plan, round: int) -> bool:
+    return plan.evaluate > 0 and ((round + 1) % plan.evaluate == 0 or round + 1 == plan.rounds)
+
+
+def _evaluate(plan: Plan, state: State, context: RoundContext, first: int, runner: Runner) -> Sequence[Total]:
+    params = plan.algorithm.params(state)
+    task = Task(EVALUATE, params, context.roster, mean(), late="drop", deadline=plan.deadline, returns=())
+    return runner.run([task], context, first)
+
+
+def _last_words(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Journal) -> Here:
+    """A stop rule may end a run at a round that was not evaluated: then the last model still is."""
+    if not plan.evaluate or not here.round or _evaluates(plan, here.round - 1):
+        return here
+    context = _open(plan, here, runner, journal, script)
+    line, per_site = dict(here.history[-1]), dict[str, dict[str, Any]]()
+    _measure(plan, _evaluate(plan, here.state, context, 0, runner), line, per_site)
+    journal.add("step", round=here.round, digest="", seconds=0.0, metrics=line, per_site=per_site, checkpoint=None)
+    return here._replace(history=(*here.history[:-1], line))
+
+
+def _measure(plan: Plan, totals: Sequence[Total], line: dict[str, Any], per_site: dict[str, dict[str, Any]]) -> None:
+    for total in totals:
+        line.update(values(total.metrics, plan.metrics))
+        for outcome in total.outcomes:
+            if outcome.metrics:
+                per_site.setdefault(outcome.site, {}).update(values(outcome.metrics, plan.metrics))
+
+
+def values(sums: Mapping[str, Any], metrics: Mapping[str, Metric]) -> dict[str, float | None]:
+    """name -> value, where `test_accuracy` is the metric `accuracy` of the sums under that name; None: undefined."""
+    found: dict[str, float | None] = {}
+    for name, total in sums.items():
+        metric = metrics.get(name) or metrics.get(name.partition("_")[2])
+        if metric is not None:
+            value = float(metric.value(total))
+            found[name] = value if math.isfinite(value) else None
+    return found
+
+
+def _improved(plan: Plan, here: Here, line: Mapping[str, Any]) -> Here:
+    if plan.best is None or line.get(plan.best) is None:
+        return here
+    sign = -1 if plan.metrics[plan.best].better == "min" else 1
+    old = None if here.best_round is None else here.history[here.best_round][plan.best]
+    if old is not None and sign * line[plan.best] <= sign * old:
+        return here
+    return here._replace(best=plan.algorithm.params(here.state), best_round=here.round)
+
+
+def _step(plan: Plan, here: Here, line: dict[str, Any], per_site: Mapping[str, Any], runner: Runner, journal: Journal,
+          checkpoints: Checkpoints) -> Here:  # fmt: skip
+    state = frames.pack(here.state)
+    known = journal.find("step", here.round)
+    name = None
+    if known is None and checkpoints.due():
+        saved = {"state": here.state, "runner": runner.saved(), "best": here.best, "best_round": here.best_round}
+        name = checkpoints.write(here.round, frames.pack(saved))
+    metrics = {k: v for k, v in line.items() if k not in ("round", "seconds")}
+    journal.add("step", round=here.round, digest=state.digest(), seconds=line["seconds"], metrics=metrics,
+                per_site=per_site, checkpoint=name)  # fmt: skip
+    point("run.after-step")
+    if name is not None:
+        checkpoints.sweep([name])
+    row = journal.find("step", here.round)
+    return here._replace(state=frames.unpack(state.bytes()), round=here.round + 1, history=(*here.history, _line(row)))
+
+
+def _line(row: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if row is None:
+        raise JournalError("a finished round has no row in the journal: it is damaged")
+    return {"round": row["round"], "seconds": row["seconds"], **row["metrics"]}
+
+
+def write_atomic(path: Path, pieces: Any) -> None:
+    """The file is there whole and durable, or it is not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def numbered(first: int, tasks: Sequence[Task]) -> list[tuple[int, Task]]:
+    """Each Task with its number in the round."""
+    return list(zip(itertools.count(first), tasks, strict=False))

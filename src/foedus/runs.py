@@ -1,0 +1,161 @@
+"""The folders of runs on this machine: who owns one, what its journal says, what it ended with.
+Stores and the journal come in; nothing here starts a run."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from foedus import frames, home
+from foedus.errors import FoedusError, JournalError
+from foedus.journal import Journal
+from foedus.params import digest
+from foedus.result import Result
+from foedus.run import Ended, write_atomic
+from foedus.store import verify_chain
+from foedus.store.lease import this_process
+from foedus.store.log import StoreLog
+from foedus.store.sqlite import SqliteStore
+
+LEASE = 3600.0
+
+
+class Opened(NamedTuple):
+    """A run's folder under this process's lease."""
+
+    folder: Path
+    journal: Journal
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Opened]:
+    """The run's journal, owned by this process; Held if another living one has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    store = SqliteStore(folder / "run.db", durable=False)
+    try:
+        epoch = store.acquire(folder.name, this_process(), LEASE)
+        try:
+            yield Opened(folder, Journal(StoreLog(store, folder.name, epoch)))
+        finally:
+            store.release(folder.name, epoch)
+    finally:
+        store.close()
+
+
+def new_folder(name: str | None = None, given: Any = None) -> Path:
+    """A folder for a new run; its name is the run's id."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return home.folder(given) / "runs" / f"{stamp}-{name or 'run'}-{secrets.token_hex(2)}"
+
+
+def finish(journal: Journal, folder: Path, ended: Ended, seconds: float) -> None:
+    """Saves the models, then writes the row that makes the run a finished one."""
+    write_atomic(folder / "final.safetensors", frames.model(ended.params, {"run": folder.name}))
+    if ended.best is not None:
+        write_atomic(folder / "best.safetensors", frames.model(ended.best, {"run": folder.name, "round": ended.best_round}))
+    journal.add("end", reason=ended.reason, rounds=len(ended.history), digest=digest(ended.params), seconds=seconds,
+                best_round=ended.best_round, history=[dict(line) for line in ended.history])  # fmt: skip
+
+
+def rows(folder: Path) -> list[Any]:
+    """All rows of a run's journal, their chain verified."""
+    store = SqliteStore(folder / "run.db", durable=False)
+    try:
+        found = store.rows(folder.name if folder.name in store.runs() else store.runs()[0])
+    finally:
+        store.close()
+    verify_chain(found)
+    return found
+
+
+class Kept:
+    """A Log of rows that are only read."""
+
+    def __init__(self, found: list[Any]) -> None:
+        self.found = found
+
+    def rows(self) -> list[tuple[str, Mapping[str, Any]]]:
+        return [(row.kind, row.body) for row in self.found]
+
+    def append(self, rows: Any) -> None:
+        raise JournalError("this journal is only read")
+
+
+def journal(folder: Path) -> Journal:
+    """A run's journal, to be read only."""
+    return Journal(Kept(rows(folder)))
+
+
+def result(run: str | Path, given: Any = None) -> Result:
+    """The Result of a finished RUN (an id, a unique prefix or a path)."""
+    folder = home.find_run(run, given)
+    kept = journal(folder)
+    end, about = kept.find("end"), kept.find("open")
+    if end is None or about is None:
+        raise FoedusError(f"run {folder.name} is not finished: `foedus resume {folder.name}` goes on with it")
+    per_site: dict[str, dict[str, Any]] = {}
+    for row in kept.all("step"):
+        for site, values in row["per_site"].items():
+            per_site.setdefault(site, {}).update(values)
+    best = folder / "best.safetensors"
+    return Result(
+        frames.read_model(folder / "final.safetensors"), end["history"], per_site, folder.name, folder, about["backend"],
+        about["exact"], end["reason"], end["seconds"], frames.read_model(best) if best.exists() else None,
+        end["best_round"], about["build"],
+    )  # fmt: skip
+
+
+def script_of(replay: Any) -> Journal | None:
+    """The journal of the run that is to be replayed: a Result, or a RUN."""
+    if replay is None:
+        return None
+    return journal(replay.folder if isinstance(replay, Result) else home.find_run(replay))
+
+
+def about(folder: Path) -> Mapping[str, Any]:
+    """The first row of a run: Job, seed, backend, build, where its Job came from."""
+    found = journal(folder).find("open")
+    if found is None:
+        raise FoedusError(f"run {folder.name} was killed before its first row: run the job again")
+    return found
+
+
+def listed(given: Any = None) -> list[dict[str, Any]]:
+    """The runs kept on this machine, oldest first."""
+    found = []
+    for path in sorted((home.folder(given) / "runs").glob("*/run.db")):
+        kept = journal(path.parent)
+        end = kept.find("end")
+        state = f"{'finished' if end else 'open'}"
+        found.append({"run": path.parent.name, "state": state, "rounds": len(kept.all("step")), "digest": (end or {}).get("digest")})
+    return found
+
+
+def state_digest(journal: Journal, round: int) -> str:
+    """The digest of the state after a round; "" if the round was never finished."""
+    row = journal.find("step", round)
+    return row["digest"] if row else ""
+
+
+def not_from_a_file(folder: Path) -> FoedusError:
+    return FoedusError(f"run {folder.name} was started from Python, not from a job file: use job.run(replay=…) there")
+
+
+def import_rows(path: Path, run: str, found: list[list[Any]]) -> None:
+    """Copies rows of a journal kept elsewhere, times and chain unchanged; rows that are there already stay."""
+    now = time.time()
+    store = SqliteStore(path, durable=False, clock=lambda: now)
+    try:
+        epoch = store.acquire(run, this_process(), LEASE)
+        have = {row.seq for row in store.rows(run)}
+        for seq, now, kind, body, _ in found:  # the store's clock reads `now`
+            if seq not in have:
+                store.append(run, [(kind, body)], epoch)
+        store.release(run, epoch)
+    finally:
+        store.close()
+

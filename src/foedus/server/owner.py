@@ -1,0 +1,82 @@
+"""What a federation's owner does with the owner's key: create, invite, revoke. The server holds only its public half.
+Identity comes in; the store only when a federation is made."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from foedus.errors import FoedusError
+from foedus.server.place import Place, create, find
+from foedus.wire.ed25519 import load_key, new_key, save_key
+from foedus.wire.http_client import Channel
+from foedus.wire.identity import Revocation, enrol, invite, read_token, signed
+from foedus.wire.link import Link, Member, checked
+from foedus.wire.plain import plain
+
+WEEK = 7 * 86_400
+OWNER = "owner"
+
+
+def found(home: Path, name: str, host: str, port: int, urls: tuple[str, ...]) -> Place:
+    """A new federation, whose owner is its first submitter."""
+    from foedus.server.members import REGISTER, Members
+    from foedus.store.sql import SqlStore
+
+    place = create(home, name, host, port, urls)
+    store = SqlStore(place.url)
+    members = Members(store, place.federation)
+    token = read_token(_invitation(home, OWNER, "submitter", WEEK))
+    key = new_key()
+    members.add(enrol(token, key))
+    store.release(REGISTER, members.epoch)
+    store.close()
+    save_submitter(home, OWNER, key, place)
+    return place
+
+
+def invitations(home: Path, names: Sequence[str], role: str = "site", seconds: int = WEEK) -> dict[str, str]:
+    """name -> one-time token, made offline with the owner's key."""
+    return {name: _invitation(home, name, role, seconds) for name in names}
+
+
+def _invitation(home: Path, name: str, role: str, seconds: int) -> str:
+    place = find(home, "owner")
+    return invite(load_key(home / "owner" / "owner.key"), place.federation, name, role, expires=int(time.time()) + seconds)  # type: ignore[arg-type]
+
+
+def revoke(home: Path, name: str, reason: str) -> None:
+    """Revokes a site's key at the running server, which cuts its connections."""
+    place = find(home, "owner")
+    link = Link(submitter(home))
+    changes = link.call("POST", "/v1/hello", {})["register"]["changes"]
+    entries = [c["statement"] for c in changes if c["statement"].get("invitation", {}).get("name") == name]
+    if not entries:
+        raise FoedusError(f"there is no {name!r} in the register: `foedus sites` lists them")
+    blank = Revocation(place.federation.id, name, entries[-1]["public"], int(time.time()), reason)
+    statement = signed(load_key(home / "owner" / "owner.key"), blank)
+    channel = Channel(place.federation.urls[0], place.federation.certificate.encode() or None)
+    checked(channel.request("POST", "/v1/revoke", {}, json.dumps({"revocation": plain(statement)}).encode()))
+    channel.close()
+    link.close()
+
+
+def save_submitter(home: Path, name: str, key: object, place: Place) -> None:
+    """Keeps a submitter's identity in `submitter/`."""
+    from foedus.store.blobs import write_atomic
+
+    folder = home / "submitter"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    save_key(folder / "key.pem", key)  # type: ignore[arg-type]
+    facts = {"name": name, "federation": plain(place.federation)}
+    write_atomic(folder / "identity.json", json.dumps(facts, indent=2).encode())
+
+
+def submitter(home: Path) -> Member:
+    """The submitter who logged in from this home."""
+    from foedus.remote import identity
+
+    return identity(home)

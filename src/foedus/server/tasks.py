@@ -1,0 +1,185 @@
+"""One run's Tasks as the server sees them: who was asked, what arrived, what each site is to be told.
+The journal's rows and the closing rule come in; nothing here does I/O."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from foedus.core import Origin, Outcome
+from foedus.journal import Journal
+from foedus.settle import Desk, Rule
+
+At = tuple[int, int]  # (round, task)
+STALL = 600.0
+
+
+class Accepted(NamedTuple):
+    """An update that passed every check and waits to be counted."""
+
+    origin: Origin
+    weight: str
+    digest: str
+    metrics: str
+    stateful: bool
+
+
+class Open:
+    """A Task that was published: open until its close row, and with late="keep" until everybody asked has settled."""
+
+    def __init__(self, round: int, number: int, body: Mapping[str, Any], asked: Iterable[str]) -> None:
+        self.round, self.number, self.body = round, number, body
+        self.desk = Desk(Rule(body["quorum"], body["least"]), asked)
+        self.attempts: dict[str, int] = dict.fromkeys(self.desk.asked, 0)
+        self.since = {site: time.monotonic() for site in self.desk.asked}
+        self.progress: dict[str, tuple[float, float]] = {}  # site -> (newest figure, when it rose)
+        self.closed = False
+
+    @property
+    def keeps(self) -> bool:
+        return bool(self.body["late"] == "keep")
+
+    def wants(self, site: str, attempt: int | None = None) -> bool:
+        """Whether an update of this site (and attempt) would still be taken."""
+        if site not in self.desk.asked or site in self.desk.settled or (self.closed and not self.keeps):
+            return False
+        return attempt is None or attempt == self.attempts[site]
+
+    def ask(self, sites: Iterable[str]) -> None:
+        """More sites of a buffered asynchronous Task."""
+        for site in sites:
+            self.desk.asked.setdefault(site)
+            self.attempts[site], self.since[site] = 0, time.monotonic()
+
+    def again(self) -> list[str]:
+        """A new attempt for those that did not deliver."""
+        sites = self.desk.ask_again()
+        for site in sites:
+            self.attempts[site], self.since[site] = self.desk.attempt, time.monotonic()
+        return sites
+
+    def told(self, site: str, figure: float) -> None:
+        """A heartbeat with a progress figure: only a figure that rises is progress."""
+        if figure > self.progress.get(site, (-1.0, 0.0))[0]:
+            self.progress[site] = (figure, time.monotonic())
+            self.since[site] = time.monotonic()
+
+    def stalled(self, now: float) -> list[str]:
+        """The sites that made no progress for too long, by this machine's monotonic clock."""
+        stall, total = self.body["deadline"] or (STALL, None)
+        slow = 2 * stall + 60  # the agent restarts a stalled worker once by itself; this is for sites that are gone
+        return [s for s in self.desk.waiting() if now - self.since[s] > slow or (total and now - self.since[s] > total)]
+
+
+class Book:
+    """All Tasks of a run, rebuilt from its journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.tasks: dict[At, Open] = {}
+        self.kept: dict[Origin, Accepted] = {}  # accepted, neither counted nor dropped
+        self.bases: dict[tuple[str, str], Origin] = {}  # (site, work) -> origin of the base it must have
+        self.stateful: dict[Origin, str] = {}
+        for row in journal.all("task"):
+            self.publish(row)
+        for row in journal.all("asked"):
+            self.tasks[_at(row)].ask(row["sites"])
+        for kind in ("accepted", "declined", "refused", "lost"):
+            for row in journal.all(kind):
+                self.settle(kind, row)
+        for row in sorted(journal.all("close"), key=_at):
+            self.close(row)
+
+    def publish(self, row: Mapping[str, Any]) -> Open:
+        task = self.tasks[_at(row)] = Open(row["round"], row["task"], row, row["asked"])
+        if task.keeps:
+            for origin, accepted in self.kept.items():
+                if self.tasks[origin[1:3]].keeps:
+                    task.desk.arrived.append((origin, _counted(accepted)))
+        return task
+
+    def settle(self, kind: str, row: Mapping[str, Any]) -> None:
+        """Takes in an accepted, declined, refused or lost row."""
+        task, site = self.tasks[_at(row)], row["site"]
+        if row["attempt"] > task.attempts.get(site, 0):
+            task.again()
+        if kind != "accepted":
+            task.desk.settle(Outcome(site, kind, row["why"]))  # type: ignore[arg-type]
+            return
+        origin = Origin(site, row["round"], row["task"])
+        accepted = Accepted(origin, row["weight"], row["digest"], row["metrics"], row["stateful"])
+        self.kept[origin] = accepted
+        if row["stateful"]:
+            self.stateful[origin] = task.body["work"]
+        if task.closed:
+            task.desk.settled[site] = _counted(accepted)
+            for other in self.tasks.values():
+                if other.keeps and not other.closed:
+                    other.desk.arrived.append((origin, _counted(accepted)))
+        else:
+            task.desk.accept(origin, _counted(accepted))
+
+    def close(self, row: Mapping[str, Any]) -> None:
+        """Takes in a close row: counted updates leave, dropped ones too unless late updates are kept."""
+        task = self.tasks[_at(row)]
+        task.closed = True
+        for site, r, t in row["counted"]:
+            origin = Origin(site, r, t)
+            self.kept.pop(origin, None)
+            if origin in self.stateful:
+                self.bases[site, self.stateful[origin]] = origin
+        if not task.keeps:
+            for origin in [o for o in self.kept if o[1:3] == _at(row)]:
+                del self.kept[origin]
+
+    def close_row(self, task: Open) -> dict[str, Any]:
+        """What closing this Task now would journal."""
+        outcomes = task.desk.outcomes()
+        return {
+            "round": task.round, "task": task.number, "counted": [list(o[:3]) for o in task.desk.counted()],
+            "outcomes": [[o.site, o.status, o.why, o.weight] for o in outcomes],
+        }  # fmt: skip
+
+    def open_tasks(self) -> list[Open]:
+        return [task for task in self.tasks.values() if not task.closed or task.keeps]
+
+    def flying(self) -> set[str]:
+        """Sites at work for a Task whose late updates are kept, and sites whose stateful update is not settled."""
+        busy = {site for task in self.tasks.values() if task.keeps for site in task.desk.waiting()}
+        return busy | {origin.site for origin in self.kept if origin in self.stateful}
+
+    def verdict(self, site: str, round: int, number: int, attempt: int, ended: bool) -> str:
+        """A repeatable read of the journal: what became of the update that a site keeps."""
+        if self.journal.find("refused", round, number, site, attempt):
+            return "refused"
+        task = self.tasks.get((round, number))
+        accepted = self.journal.find("accepted", round, number, site, attempt)
+        if accepted is None:
+            return "send" if task is not None and not ended and task.wants(site, attempt) else "dropped"
+        if Origin(site, round, number) in self.kept and not ended:
+            return "unknown"
+        counted = any([site, round, number] in row["counted"] for row in self.journal.all("close"))
+        return "counted" if counted else "dropped"
+
+
+def _counted(accepted: Accepted) -> Outcome:
+    return Outcome(accepted.origin.site, "counted", "", float.fromhex(accepted.weight))
+
+
+def _at(row: Mapping[str, Any]) -> At:
+    return row["round"], row["task"]
+
+
+def task_id(run: str, round: int, number: int, attempt: int) -> str:
+    return f"{run}/{round}/{number}/{attempt}"
+
+
+def read_task_id(text: str) -> tuple[str, int, int, int]:
+    """(run, round, task, attempt). Raises ValueError."""
+    run, round, number, attempt = text.split("/")
+    return run, int(round), int(number), int(attempt)
+
+
+def spec_rows(spec: Sequence[Any]) -> list[list[Any]]:
+    return [list(leaf) for leaf in spec]

@@ -1,0 +1,205 @@
+"""The run worker: alone runs a Job's rounds, folds and stop rules, in a process without keys, network or database.
+Everything it knows comes over one pipe and from read-only descriptors; everything it decides goes back over the pipe."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foedus import build, frames, jobfile
+from foedus.aggregators.chunks import fold_files
+from foedus.aggregators.folding import check_finite
+from foedus.core import Origin, Outcome, RoundContext, State, Task, Total
+from foedus.errors import FoedusError, Refused, WireError
+from foedus.faults import point
+from foedus.journal import Journal, task_digest
+from foedus.params import DTYPES, Leaf, Params, Spec, digest
+from foedus.run import Checkpoints, execute, write_atomic
+from foedus.wire.pipe import Pipe, inherited
+from foedus.work import describe
+
+
+def main(fd: int) -> None:
+    """Runs the Job that the server names on the pipe, until it ends, fails or the server is gone."""
+    pipe = inherited(fd)
+    order = pipe.receive()[0]
+    no_network()
+    os.chdir(order["scratch"])
+    try:
+        with build.exactly():
+            pipe.send({"do": "ended", **run(pipe, order)})
+    except WireError:
+        raise SystemExit(0) from None
+    except FoedusError as error:
+        pipe.send({"do": "failed", "why": str(error)})
+    except Exception as error:
+        pipe.send({"do": "failed", "why": describe(error)})
+
+
+def run(pipe: Pipe, order: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run ended with; its models are in the scratch folder."""
+    scratch = Path(order["scratch"])
+    job = jobfile.load(Path(order["bundle"]) / order["entry"], order["options"]).job
+    job = job if order.get("rounds") is None else job.replace(rounds=order["rounds"])
+    journal = Journal(PipeLog(pipe))
+    journal.add("open", job=job.digest, seed=order["seed"], description=job.describe(), backend="network", exact=True,
+                build=build.describe(), source=order["source"], sites=[])  # fmt: skip
+    runner = Remote(pipe, scratch, job.min_sites)
+    ended = execute(job.plan(order["seed"]), runner, journal, Checkpoints(scratch, lazy=False))
+    about = {"run": order["run"], "rounds": len(ended.history)}
+    write_atomic(scratch / "final.safetensors", frames.model(ended.params, about))
+    if ended.best is not None:
+        write_atomic(scratch / "best.safetensors", frames.model(ended.best, about | {"round": ended.best_round}))
+    return {"reason": ended.reason, "rounds": len(ended.history), "digest": digest(ended.params),
+            "best_round": ended.best_round, "history": [dict(line) for line in ended.history]}  # fmt: skip
+
+
+class PipeLog:
+    """The server's journal at the other end of the pipe."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.pipe = pipe
+
+    def append(self, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        self.pipe.ask({"do": "append", "rows": list(rows)})
+
+    def rows(self) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        return [(kind, body) for kind, body in self.pipe.ask({"do": "rows"})["rows"]]
+
+
+class Remote:
+    """A Runner whose sites are reached by the server at the other end of the pipe."""
+
+    def __init__(self, pipe: Pipe, scratch: Path, least: int) -> None:
+        self.pipe, self.scratch, self.least = pipe, scratch, least
+
+    def roster(self) -> Sequence[str]:
+        found: list[str] = self.pipe.ask({"do": "roster", "least": self.least})["sites"]
+        return found
+
+    def saved(self) -> State:
+        return None
+
+    def restore(self, saved: State) -> None:
+        """Nothing: what this runner must find again is the server's."""
+
+    def run(self, tasks: Sequence[Task], context: RoundContext, first: int) -> Sequence[Total]:
+        numbers = range(first, first + len(tasks))
+        asked = [self._published(task, context.round, n) for task, n in zip(tasks, numbers, strict=True)]
+        self.pipe.send({"do": "tasks", "round": context.round, "first": first, "tasks": asked})
+        totals: dict[int, Total] = {}
+        while len(totals) < len(tasks):
+            message, fds = self.pipe.receive()
+            if "check" in message:
+                self.pipe.send(_checked(message["check"], tasks[message["check"]["task"] - first], fds))
+            elif message.get("total"):
+                totals[message["task"]] = read_total(self.scratch / message["total"])
+            else:
+                number = message["task"]
+                totals[number] = self._closed(message, tasks[number - first], context.round, fds)
+        return [totals[n] for n in numbers]
+
+    def _published(self, task: Task, round: int, number: int) -> dict[str, Any]:
+        frame = frames.pack(task.payload)
+        name = f"payload-{round}-{number}.safetensors"
+        put(self.scratch / name, frame)
+        deadline = None if task.deadline is None else list(task.deadline)
+        return {
+            "work": task.work, "payload": {"digest": frame.digest(), "size": frame.size, "file": name},
+            "sites": list(task.sites), "quorum": task.quorum, "late": task.late, "busy": task.busy,
+            "deadline": deadline, "returns": [list(leaf) for leaf in task.returns or ()], "digest": task_digest(task),
+            "least": min(self.least, len(task.sites)),
+        }  # fmt: skip
+
+    def _closed(self, message: Mapping[str, Any], task: Task, round: int, fds: Sequence[int]) -> Total:
+        point("runworker.before-fold")
+        name = f"total-{round}-{message['task']}.safetensors"
+        counted = [(Origin(c["site"], c["round"], c["task"], c["age"]), c) for c in message["close"]]
+        metrics = {origin.site: sums_of(c["metrics"]) for origin, c in counted}
+        weights = {origin.site: float.fromhex(c["weight"]) for origin, c in counted}
+        outcomes = [Outcome(s, status, why, weights.get(s, 0.0), metrics.get(s, {})) for s, status, why in message["outcomes"]]
+        updates = [(origin, weights[origin.site], mapped(fd)) for (origin, _), fd in zip(counted, fds, strict=True)]
+        fold_files(task.aggregator, task.returns or (), updates, len(task.sites), outcomes, self.scratch / name)
+        point("runworker.after-fold")
+        self.pipe.ask({"do": "total", "task": message["task"], "file": name})
+        return read_total(self.scratch / name)
+
+
+def _checked(order: Mapping[str, Any], task: Task, fds: Sequence[int]) -> dict[str, Any]:
+    """Whether an update that arrived can be counted."""
+    try:
+        params = mapped(fds[0])
+        if not isinstance(params, Params) or params.spec != tuple(task.returns or ()):
+            raise Refused(order["site"], "checking its update", "its arrays are not those that the Task announced")
+        check_finite(params, order["site"])
+    except FoedusError as error:
+        return {"checked": False, "why": str(error)}
+    return {"checked": True, "why": ""}
+
+
+def mapped(fd: int) -> Any:
+    """The tree in the file behind a descriptor, which is closed."""
+    try:
+        return frames.unpack(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+    except ValueError as error:
+        raise WireError(f"an empty update file: {error}") from error
+    finally:
+        os.close(fd)
+
+
+def read_total(path: Path) -> Total:
+    """A Total as `fold_files` wrote it."""
+    found = frames.read(path)
+    outcomes = [Outcome(*row) for row in found["outcomes"]]
+    return Total(found["params"], float(Fraction(found["weight"])), found["count"], found["metrics"], outcomes)
+
+
+def sums_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics as they travel in an envelope, as arrays."""
+    import base64
+
+    return {
+        name: np.frombuffer(base64.b64decode(m["data"]), DTYPES[m["dtype"]]).reshape(m["shape"]).copy()
+        for name, m in metrics.items()
+    }
+
+
+def spec_of(rows: Sequence[Sequence[Any]]) -> Spec:
+    """A Spec as it travels."""
+    return tuple(Leaf(name, tuple(shape), dtype, kind, sent) for name, shape, dtype, kind, sent in rows)
+
+
+def put(path: Path, frame: frames.Frame) -> None:
+    """Writes a file that can be made again: whole, but not synced."""
+    temporary = path.with_suffix(".part")
+    with temporary.open("wb") as file:
+        for piece in frame:
+            file.write(piece)
+    temporary.replace(path)
+
+
+def no_network() -> None:
+    """Leaves this process without a network where the kernel allows it, and in any case without Python's sockets."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+    net, user = 0x40000000, 0x10000000
+    if libc.unshare(net) != 0:
+        libc.unshare(user | net)
+    sys.addaudithook(_refuse_network)
+
+
+def _refuse_network(event: str, args: tuple[Any, ...]) -> None:
+    if event in ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.sendto"):
+        raise PermissionError("a run worker has no network: only sites train, only the server speaks with them")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

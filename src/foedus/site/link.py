@@ -1,0 +1,186 @@
+"""A site's connections to its server: every request signed, a fresh nonce where one is needed, patience where it is away.
+The HTTP client and the site's identity come in; JSON and files go both ways."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from threading import Event
+from typing import Any, NamedTuple, TypeVar, final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from foedus.errors import FoedusError, WireError
+from foedus.wire.http_client import Channel, Reply
+from foedus.wire.http_connection import NOTHING, FilePart, Progress, Sink, TooLarge
+from foedus.wire.identity import Federation
+from foedus.wire.plain import parse
+from foedus.wire.signing import Claim, Target, sign_request
+
+EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # SHA-256 of nothing
+FIRST, MOST = 0.1, 10.0  # seconds between attempts while the server is away
+UNKNOWN = 401
+OK = (200, 206)
+Json = dict[str, Any]
+T = TypeVar("T")
+
+
+class Away(WireError):
+    """The server cannot be reached, or is not well: the same request may succeed later."""
+
+
+class Answered(FoedusError):
+    """The server said no; `status` and `body` are what it said."""
+
+    code = 7
+
+    def __init__(self, what: str, status: int, body: Mapping[str, Any]) -> None:
+        remedy = f"; {body['remedy']}" if body.get("remedy") else ""
+        super().__init__(f"{what}: {body.get('error') or body or 'no reason given'}{remedy} ({status})")
+        self.status, self.body = status, body
+
+
+class Stopped(FoedusError):
+    """Nobody wants the answer any more."""
+
+
+class Identity(NamedTuple):
+    """Who asks, and whom."""
+
+    federation: Federation
+    name: str
+    key: Ed25519PrivateKey
+    life: int
+
+
+@final
+class Line:
+    """One connection under a nonce of its own, for one thread at a time. Raises Away or Answered."""
+
+    def __init__(self, who: Identity, timeout: float = 60.0) -> None:
+        self.who, self.timeout = who, timeout
+        self.turn, self.nonce, self.counter = 0, "", 0
+        self.channel = self._channel()
+        self.renewed = False  # whether the last request found that the server had forgotten the nonce
+
+    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout: float | None = None) -> Json:
+        """The answer to a JSON request."""
+        data = json.dumps(body).encode() if body is not None else b""
+        return _json(self._signed(Target(method, path), hashlib.sha256(data).hexdigest(), len(data), lambda headers: self.channel.request(
+            method, path, headers, data, timeout or self.timeout)))  # fmt: skip
+
+    def upload(self, path: str, part: FilePart, total: int, digest: str, told: Progress) -> Json:
+        """The answer to the rest of a file; `digest` is that of the whole."""
+        last = part.offset + part.length - 1
+        place = {"content-range": f"bytes {part.offset}-{last}/{total}"}
+        return _json(self._signed(Target("PUT", path), digest, part.length, lambda headers: self.channel.upload(
+            "PUT", path, headers | place, part, told)))  # fmt: skip
+
+    def download(self, path: str, query: str, into: Path, offset: int, limit: int, sink: Sink) -> None:
+        """Writes the blob's bytes from `offset` on; after Away, what came is there and was shown to `sink`."""
+        asked = f"{path}?{query}"
+        self._signed(Target("GET", path, query), EMPTY, 0, lambda headers: self.channel.download(
+            asked, headers, into, offset, limit, sink))  # fmt: skip
+
+    def patient(self, action: Callable[[], T], gone: Event) -> T:
+        """What `action` returns, tried again for as long as the server is away. Stopped once `gone` is set."""
+        for pause in pauses():
+            try:
+                return action()
+            except Away:
+                if gone.wait(pause):
+                    break
+        raise Stopped("nobody waits for this any more")
+
+    def close(self) -> None:
+        self.channel.close()
+
+    def _channel(self) -> Channel:
+        federation = self.who.federation
+        url = federation.urls[self.turn % len(federation.urls)]
+        return Channel(url, federation.certificate.encode() or None, self.timeout)
+
+    def _signed(self, target: Target, digest: str, length: int, send: Callable[[dict[str, str]], Reply]) -> Reply:
+        self.renewed = False
+        for _ in range(3):
+            reply = self._sent(lambda: send(self._headers(target, digest, length)))
+            if reply.status != UNKNOWN:
+                break
+            self.nonce, self.renewed = "", True
+        if reply.status in OK:
+            return reply
+        raise Answered(f"{target.method} {target.path}", reply.status, _error(reply))
+
+    def _headers(self, target: Target, digest: str, length: int) -> dict[str, str]:
+        who = self.who
+        if not self.nonce:
+            self.nonce, self.counter = self._fresh(), 0
+        self.counter += 1
+        claim = Claim(who.federation.id, who.name, who.life, self.nonce, self.counter, digest, length)
+        return sign_request(who.key, claim, target)
+
+    def _fresh(self) -> str:
+        reply = self.channel.request("POST", "/v1/nonce", NOTHING, json.dumps({"keyid": self.who.name}).encode())
+        if reply.status not in OK:
+            raise Away(f"no nonce from the server: {_error(reply).get('error', reply.status)}")
+        return str(_json(reply)["nonce"])
+
+    def _sent(self, send: Callable[[], Reply]) -> Reply:
+        try:
+            reply = send()
+        except TooLarge:
+            raise
+        except WireError as error:
+            self.turn += 1
+            self.channel.close()
+            self.channel = self._channel()
+            raise Away(str(error)) from error
+        if reply.status >= 500:
+            raise Away(f"the server is not well: {_error(reply).get('error', reply.status)}")
+        return reply
+
+
+def enrol(federation: Federation, entry: Mapping[str, Any]) -> None:
+    """Adds a register entry; the one request that nobody signs, as the entry proves itself. Raises Away or Answered."""
+    problem: WireError | None = None
+    for url in federation.urls:
+        channel = Channel(url, federation.certificate.encode() or None, 30.0)
+        try:
+            reply = channel.request("POST", "/v1/enrol", NOTHING, json.dumps({"entry": entry}).encode())
+        except WireError as error:
+            problem = error
+            continue
+        finally:
+            channel.close()
+        if reply.status in OK:
+            return
+        raise Answered("enrolling", reply.status, _error(reply))
+    raise Away(str(problem))
+
+
+def pauses() -> Iterator[float]:
+    """Seconds to wait before each next attempt, growing and jittered so that a crowd does not come back at once."""
+    wait = FIRST
+    while True:
+        yield wait * random.uniform(0.5, 1.0)
+        wait = min(MOST, 2 * wait)
+
+
+def _json(reply: Reply) -> Json:
+    try:
+        found = parse(reply.body) if reply.body else {}
+    except WireError as error:
+        raise Away(f"the server's answer cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise Away("the server answered something that is no JSON object")
+    return found
+
+
+def _error(reply: Reply) -> Json:
+    try:
+        return _json(reply)
+    except Away:
+        return {"error": reply.body[:200].decode("utf-8", "replace").strip()}

@@ -1,0 +1,121 @@
+"""What a site's owner allows, from `policy.toml`: an unknown key or a wrong type forbids everything until it is mended.
+Plain TOML comes in; every question is answered with "" (yes) or with the reason and the remedy."""
+
+from __future__ import annotations
+
+import re
+import time
+import tomllib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+from foedus.errors import Denied
+from foedus.metrics import plain
+
+Names = tuple[str, ...] | None  # None: all
+Hours = tuple[int, int] | None
+_HOURS = re.compile(r"([01]?[0-9]|2[0-4])-([01]?[0-9]|2[0-4])")
+
+
+class Policy(NamedTuple):
+    """The rules of one site, all of them with a default that lets only approved code in."""
+
+    trust: tuple[str, ...] = ()
+    approved: tuple[str, ...] = ()
+    datasets: Names = None
+    metrics: Names = None
+    least_examples: int = 1
+    most_update_bytes: int = 8 << 30
+    hours: Hours = None
+
+    def dataset(self, names: Iterable[str]) -> str:
+        """Whether these datasets may be used."""
+        odd = [name for name in names if self.datasets is not None and name not in self.datasets]
+        return f"the site's policy does not allow the dataset {odd[0]!r}: add it to `datasets` in policy.toml" if odd else ""
+
+    def examples(self, count: int) -> str:
+        """Whether so many training examples may take part."""
+        if count >= self.least_examples:
+            return ""
+        return f"{count} training examples, and the site's policy wants at least {self.least_examples} (`least_examples`)"
+
+    def update(self, size: int, metrics: Collection[str]) -> str:
+        """Whether an update of that size with these metrics may leave the site."""
+        if size > self.most_update_bytes:
+            return f"an update of {size} bytes, and the site's policy allows {self.most_update_bytes} (`most_update_bytes`)"
+        allowed = self.metrics
+        odd = [m for m in metrics if allowed is not None and m not in allowed and plain(m.removeprefix("train_")) not in allowed]
+        return f"the site's policy does not let the metric {odd[0]!r} out: add it to `metrics` in policy.toml" if odd else ""
+
+    def awake(self, now: time.struct_time) -> bool:
+        """Whether the site works at this hour of its own clock; (20, 6) is from 20:00 to 5:59."""
+        if self.hours is None:
+            return True
+        first, last = self.hours
+        return first <= now.tm_hour < last if first < last else now.tm_hour >= first or now.tm_hour < last
+
+
+def load(path: Path) -> Policy:
+    """The policy in a file. Raises Denied, with the line to mend, for anything that is not plain and known."""
+    try:
+        found = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise Denied(f"{path} is missing, so nothing is allowed: `foedus site join` wrote one, restore it") from None
+    except (ValueError, OSError) as error:
+        raise Denied(f"{path}: {error}; nothing is allowed until it is mended") from None
+    try:
+        return Policy(**{key: _value(key, value) for key, value in found.items()})
+    except ValueError as error:
+        raise Denied(f"{path}: {error}; nothing is allowed until it is mended") from None
+
+
+def write(path: Path, trust: Collection[str]) -> None:
+    """Writes the policy of a new site, with every rule explained; one that is there already stays."""
+    if not path.exists():
+        path.write_text(_TEMPLATE.format(trust=", ".join(f'"{name}"' for name in trust)))
+
+
+def _value(key: str, value: Any) -> Any:
+    hints = get_type_hints(Policy)
+    if key not in hints:
+        raise ValueError(f"there is no rule {key!r}; the rules are {', '.join(hints)}")
+    if hints[key] is int and type(value) is int and value >= 0:
+        return value
+    if key == "hours" and isinstance(value, str) and (found := _HOURS.fullmatch(value)):
+        return int(found[1]), int(found[2])
+    if hints[key] is Names or hints[key] == Names or key in ("trust", "approved"):
+        if value == "all" and key in ("datasets", "metrics"):
+            return None
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+    raise ValueError(f"{key} = {value!r} is not of its kind; the file's own comments show each")
+
+
+def describe(policy: Policy) -> Mapping[str, Any]:
+    """The rules as they are shown."""
+    return {name: "all" if value is None else value for name, value in policy._asdict().items()}
+
+
+_TEMPLATE = """\
+# What this site allows. It always wins; an unknown or misspelt rule forbids everything until it is mended.
+
+# Submitters whose code runs without being approved first (their key is remembered when it is first seen).
+trust = [{trust}]
+
+# SHA-256 of bundles that are approved in advance; `foedus site approve` keeps its own list.
+approved = []
+
+# Datasets and metrics that may be used: "all", or a list such as ["heart"].
+datasets = "all"
+metrics = "all"
+
+# A Job sees only data with at least so many training examples.
+least_examples = 1
+
+# No update above this size leaves.
+most_update_bytes = {most}
+
+# Hours of the day, by this machine's clock, in which the site takes part; from 20:00 to 5:59 would be "20-6".
+# hours = "20-6"
+""".replace("{most}", str(Policy().most_update_bytes))

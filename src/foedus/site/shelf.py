@@ -1,0 +1,139 @@
+"""What a site keeps for a run until it is settled: computed updates (pending) and the local state that counted (base).
+The store and files come in; the order of writes here is what a crash cannot hurt."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+from foedus.faults import point
+from foedus.site.orders import At, Blob, Verdict
+from foedus.store import Store
+from foedus.store.blobs import fsync_dir
+
+PENDING, BASE = "pending", "base"
+Json = dict[str, Any]
+
+
+class Pending(NamedTuple):
+    """An update that was computed and is not settled; its files are durable before this is."""
+
+    at: At
+    work: str
+    file: str  # the stem of its files
+    blob: Blob
+    weight: str
+    metrics: Json
+    stateful: bool
+    build: str
+
+    @classmethod
+    def read(cls, body: Json) -> Pending:
+        return cls(**{**body, "at": At(*body["at"]), "blob": Blob(*body["blob"])})
+
+    def envelope(self, site: str) -> Json:
+        """The body of its signed envelope."""
+        body = self.at._asdict() | self.blob._asdict() | {"site": site, "weight": self.weight, "metrics": self.metrics}
+        return body | {"stateful": self.stateful, "build": self.build}
+
+
+class Base(NamedTuple):
+    """The local state of a work that counted last: its origin, and the file's name."""
+
+    round: int
+    task: int
+    file: str
+
+
+@final
+class Shelf:
+    """One run's pending updates and bases, their documents in the store and their files in `folder`."""
+
+    def __init__(self, store: Store, folder: Path, run: str) -> None:
+        self.store, self.folder, self.run = store, folder, run
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def update(self, stem: str) -> Path:
+        return self.folder / f"{stem}.update"
+
+    def local(self, stem: str) -> Path:
+        return self.folder / f"{stem}.local"
+
+    def pending(self) -> list[Pending]:
+        return [Pending.read(body) for _, body in self.store.items(PENDING, f"{self.run}/")]
+
+    def find(self, at: At) -> Pending | None:
+        body = self.store.get(PENDING, str(at))
+        return None if body is None else Pending.read(body)
+
+    def keep(self, pending: Pending) -> None:
+        """Makes the files durable, and then the update pending: from here on it is sent, never computed again."""
+        _sync(self.update(pending.file))
+        if pending.stateful:
+            _sync(self.local(pending.file))
+        fsync_dir(self.folder)
+        point("agent.before-pending")
+        self.store.put(PENDING, str(pending.at), pending._asdict())
+        point("agent.after-pending")
+
+    def adopt(self, at: At) -> Pending | None:
+        """The update that this Task's earlier attempt computed and the server never had, now as that of this attempt."""
+        older = [p for p in self.pending() if p.at[:3] == at[:3] and p.at.attempt < at.attempt]
+        if not older:
+            return None
+        new = older[-1]._replace(at=at)
+        with self.store.transaction():
+            self.store.put(PENDING, str(at), new._asdict())
+            self.store.delete(PENDING, str(older[-1].at))
+        return new
+
+    def settle(self, at: At, verdict: Verdict) -> bool:
+        """Whether the verdict settled a pending update: a counted one becomes the base, others are deleted."""
+        pending = self.find(at)
+        if pending is None or verdict in ("send", "unknown"):
+            return False
+        if verdict == "counted" and pending.stateful:
+            self._count(pending)
+        else:
+            self.store.delete(PENDING, str(at))
+            self.local(pending.file).unlink(missing_ok=True)
+        self.update(pending.file).unlink(missing_ok=True)
+        return True
+
+    def _count(self, pending: Pending) -> None:
+        old, new = self.base(pending.work), Base(pending.at.round, pending.at.task, self.local(pending.file).name)
+        point("agent.before-base")
+        with self.store.transaction():
+            self.store.put(BASE, f"{self.run}/{pending.work}", new._asdict())
+            self.store.delete(PENDING, str(pending.at))
+        point("agent.after-base")
+        if old is not None and old.file != new.file:
+            (self.folder / old.file).unlink(missing_ok=True)
+
+    def base(self, work: str) -> Base | None:
+        body = self.store.get(BASE, f"{self.run}/{work}")
+        return None if body is None else Base(**body)
+
+    def sweep(self) -> None:
+        """Deletes files that a crash left and no document names."""
+        named = {path.name for p in self.pending() for path in (self.update(p.file), self.local(p.file))}
+        named |= {body["file"] for _, body in self.store.items(BASE, f"{self.run}/")}
+        for path in self.folder.iterdir():
+            if path.name not in named:
+                path.unlink()
+
+    def clear(self) -> None:
+        """Forgets the run; its folder goes afterwards."""
+        with self.store.transaction():
+            for table in (PENDING, BASE):
+                for key, _ in self.store.items(table, f"{self.run}/"):
+                    self.store.delete(table, key)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

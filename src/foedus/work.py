@@ -1,0 +1,116 @@
+"""A Job's code at one place: loads a site's data and performs its works. Simulation and site workers share it.
+The contract, learners and data come in as values."""
+
+from __future__ import annotations
+
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from foedus.aggregators.folding import check
+from foedus.core import Decline, Learner, Local, SiteContext, Update, Work
+from foedus.data import Site, Split, load_split
+from foedus.errors import JobError, Refused, SiteError
+from foedus.keys import key
+from foedus.params import Params, Spec
+
+HERE = str(Path(__file__).parent)
+EVALUATE = "evaluate"
+MOST_SPLITS = 1024
+
+
+class Order(NamedTuple):
+    """One site's share of a Task: what the worker needs besides the Job and the site's data."""
+
+    work: str
+    payload: Params
+    site: str
+    round: int
+    task: int
+    returns: Spec | None = None
+
+
+class Bench:
+    """Performs works for sites with one learner, which it uses again and again; the last splits stay loaded."""
+
+    def __init__(self, works: Mapping[str, Work], learner: Learner | None, load: Callable[..., Any] | None,
+                 metrics: Sequence[Any], seed: int) -> None:  # fmt: skip
+        self.works = {EVALUATE: evaluation(learner, metrics), **works} if learner else dict(works)
+        self.learner, self.load, self.seed = learner, load, seed
+        self.splits: OrderedDict[str, Split] = OrderedDict()
+
+    def perform(self, order: Order, local: Local, data: Any) -> tuple[Local, Update | Decline]:
+        """The site's new local state and its Update or Decline.
+
+        Raises SiteError with site, stage, file and line when the Job's code raises, Refused when the update cannot be used.
+        """
+        split = self.split(order.site, data)
+        train = self.learner.train if self.learner else _no_learner
+        context = SiteContext(order.site, split, train, key(self.seed, order.round, order.task, order.site))
+        try:
+            local, update = self.works[order.work](order.payload, local, context)
+        except SiteError:
+            raise
+        except Exception as error:
+            raise SiteError(order.site, order.work, describe(error)) from error
+        if isinstance(update, Update):
+            update = check(update, order.payload.spec if order.returns is None else order.returns, order.site)
+        elif not isinstance(update, Decline):
+            why = f"it returned {type(update).__name__}"
+            raise Refused(order.site, order.work, why, "return fd.Update or fd.Decline")
+        return local, update
+
+    def split(self, site: str, data: Any) -> Split:
+        """The site's data as the Job's `load` gives it, with a validation part."""
+        if site in self.splits:
+            self.splits.move_to_end(site)
+            return self.splits[site]
+        try:
+            data = load_split(data) if isinstance(data, Path) and data.suffix == ".split" else data
+            loaded = self.load(Site(site, data, key(self.seed, "load", 0, site))) if self.load else data
+            split = _as_split(loaded).with_valid(key(self.seed, "load", 0, site, "valid"))
+        except Exception as error:
+            raise SiteError(site, "loading its data", describe(error)) from error
+        self.splits[site] = split
+        if len(self.splits) > MOST_SPLITS:
+            self.splits.popitem(last=False)
+        return split
+
+
+def evaluation(learner: Learner, metrics: Sequence[Any]) -> Work:
+    """The work that measures a model on `valid` (plain names) and `test` (names with `test_`); it returns no arrays."""
+
+    def work(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
+        parts = {"": site.split.valid, "test_": site.split.test}
+        found = {
+            prefix + name: sums
+            for prefix, data in parts.items()
+            if data is not None and len(data)
+            for name, sums in learner.evaluate(payload, data, metrics).items()
+        }
+        return local, Update(Params({}), float(max(1, sum(len(d) for d in parts.values() if d is not None))), found)
+
+    return work
+
+
+def describe(error: BaseException) -> str:
+    """One line: what was raised, and the last line of the user's own code that led there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(HERE) and "site-packages" not in f.filename] or frames
+    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name})" if own else ""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + text[0] if text else ''}{where}"
+
+
+def _as_split(loaded: Any) -> Split:
+    if isinstance(loaded, Split):
+        return loaded
+    if isinstance(loaded, tuple) and len(loaded) == 2:
+        return Split(train=loaded)
+    raise TypeError(f"load(site) returned {type(loaded).__name__}: return fd.Split(train=..., valid=..., test=...)")
+
+
+def _no_learner(*_: Any) -> Any:
+    raise JobError("this algorithm trains, but the Job has no learner: give one as the Job's second argument")
