@@ -1,5 +1,5 @@
-"""Exact folds beside their limit, a cache-blocked float64 `acc += w * x`, as interleaved pairs on one thread; prints JSON.
-Usage: python benchmarks/exact.py [--elements 25000000] [--pairs 9]."""
+"""Exact folds beside their limit, a cache-blocked float64 `acc += w * x`, in interleaved pairs on one thread.
+Prints JSON: python benchmarks/exact.py [--elements 25000000] [--pairs 9]."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from foedus.aggregators import exact
 
 BLOCK = 1 << 15  # the limit's own best
 SMALL = 5_000
-WEIGHTS = {"examples": (64.0, 413.0, 1100.0), "full_29_bits": tuple(round(w * 2**29) * 2.0**-29 for w in (0.73, 0.92, 0.51))}
+DISCOUNTS = tuple(round(share * 2**29) * 2.0**-29 for share in (0.73, 0.92, 0.51))
+WEIGHTS = {"examples": (64.0, 413.0, 1100.0), "all_29_bits": DISCOUNTS}
 
 F32 = NDArray[np.float32]
 
@@ -38,35 +39,34 @@ def updates(sites: int, size: int) -> list[F32]:
     return [generator.standard_normal(size, np.float32) * np.float32(0.01 * 1.3**site) for site in range(sites)]
 
 
-def seconds(call: Callable[[], object]) -> float:
+def seconds(call: Callable[..., object], *args: object) -> float:
     start = perf_counter()
-    call()
+    call(*args)
     return perf_counter() - start
 
 
 def compared(arrays: list[F32], weights: tuple[float, ...], pairs: int) -> dict[str, float]:
-    """GB/s of float32 in, medians, and the median of the ratios of the pairs; the first round only makes the memory."""
+    """Medians of GB/s of float32 in and of the pairs' ratios; the first folds make the memory and do not count."""
     acc, bins = np.zeros(arrays[0].size), exact.empty(arrays[0].size, np.float32)
-    limit, ours = [], []
+    times: list[tuple[float, float]] = []
     for i in range(len(arrays) + pairs):
         x, weight = arrays[i % len(arrays)], weights[i % len(weights)]
-        limit.append(seconds(lambda x=x, weight=weight: plain(acc, x, weight)))
-        ours.append(seconds(lambda x=x, weight=weight: exact.fold(bins, x, weight)))
-    limit, ours = limit[len(arrays) :], ours[len(arrays) :]
+        times.append((seconds(plain, acc, x, weight), seconds(exact.fold, bins, x, weight)))
+    limit, ours = zip(*times[len(arrays) :], strict=True)
     gigabytes = arrays[0].nbytes / 1e9
     return {
         "limit_gb_per_s": round(gigabytes / median(limit), 3),
         "exact_gb_per_s": round(gigabytes / median(ours), 3),
         "ratio": round(median(a / b for a, b in zip(limit, ours, strict=True)), 3),
-        "total_gb_per_s": round(gigabytes / seconds(lambda: exact.total(bins, 1000)), 3),
+        "total_gb_per_s": round(gigabytes / seconds(exact.total, bins, 1000), 3),
     }
 
 
 def small(repeats: int = 3000) -> dict[str, float]:
     """Median microseconds for one fold and one total of a small model."""
     bins, (x,) = exact.empty(SMALL, np.float32), updates(1, SMALL)
-    folds = [seconds(lambda: exact.fold(bins, x, 413.0)) for _ in range(repeats)]
-    totals = [seconds(lambda: exact.total(bins, 413)) for _ in range(repeats // 10)]
+    folds = [seconds(exact.fold, bins, x, 413.0) for _ in range(repeats)]
+    totals = [seconds(exact.total, bins, 413) for _ in range(repeats // 10)]
     return {"fold_us": round(median(folds) * 1e6, 1), "total_us": round(median(totals) * 1e6, 1)}
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-import reference_exact as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import reference_exact as reference
 from foedus.aggregators import exact, levels
 from foedus.aggregators.exact import BLOCK, Bins, NotFinite
 from foedus.errors import FoedusError
@@ -26,8 +26,21 @@ Array = NDArray[Any]
 Pairs = Sequence[tuple[Array, float]]
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
-BITS = {np.dtype(np.float16): np.uint16, BF16: np.uint16, np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
+F16, F32, F64 = (np.dtype(t) for t in (np.float16, np.float32, np.float64))
+BITS = {F16: np.uint16, BF16: np.uint16, F32: np.uint32, F64: np.uint64}
 HUGE = float(np.finfo(np.float32).max)
+
+
+def f16(*values: float) -> Array:
+    return np.array(values, F16)
+
+
+def f32(*values: float) -> Array:
+    return np.array(values, F32)
+
+
+def f64(*values: float) -> Array:
+    return np.array(values, F64)
 
 
 def folded(pairs: Pairs, size: int, dtype: Any) -> Bins:
@@ -49,9 +62,10 @@ def divisor(pairs: Pairs) -> Fraction:
 def any_finite(generator: np.random.Generator, size: int, dtype: Any) -> Array:
     """Every bit pattern is as likely as any other, but for NaN, infinity and what float64 has beyond 2**600."""
     bits = generator.integers(0, 2 ** (8 * np.dtype(dtype).itemsize), size, BITS[np.dtype(dtype)], endpoint=False)
-    x = bits.view(dtype)
+    x: Array = bits.view(dtype)
     with np.errstate(invalid="ignore"):
-        return np.where(np.abs(x.astype(np.float64)) < 2.0**600, x, np.zeros_like(x))
+        x[~(np.abs(x.astype(np.float64)) < 2.0**600)] = 0
+    return x
 
 
 def like_training(generator: np.random.Generator, size: int, dtype: Any) -> Array:
@@ -59,8 +73,8 @@ def like_training(generator: np.random.Generator, size: int, dtype: Any) -> Arra
 
 
 def weight_of(generator: np.random.Generator) -> float:
-    kinds = (1.0, float(generator.integers(1, 2000)), float(generator.integers(1, 2**29)) * 2.0 ** generator.integers(-64, 35))
-    return kinds[generator.integers(3)]
+    examples, full = (float(generator.integers(1, most)) for most in (2000, 2**29))
+    return (1.0, examples, full * 2.0 ** int(generator.integers(-64, 35)))[generator.integers(3)]
 
 
 def tree(pairs: Pairs, size: int, dtype: Any, choose: random.Random) -> Bins:
@@ -83,6 +97,7 @@ def updates(draw: st.DrawFn) -> tuple[list[tuple[Array, float]], int]:
     return [(make(generator, size, dtype), weight_of(generator)) for _ in range(draw(st.integers(1, 8)))], seed
 
 
+@pytest.mark.properties
 @given(updates())
 @settings(max_examples=300, deadline=None)
 def test_every_element_is_near_rational_arithmetic_and_the_same_in_any_order_and_tree(case: Any) -> None:
@@ -102,6 +117,7 @@ def test_every_element_is_near_rational_arithmetic_and_the_same_in_any_order_and
     assert exact.total(tree(pairs, size, dtype, choose), divisor(pairs)).tobytes() == got.tobytes()
 
 
+@pytest.mark.properties
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(37, 1, 0), (40, 4, 3), (48, 16, 10**9), (51, 4, 8)]))
 @settings(max_examples=60, deadline=None)
 def test_where_the_levels_lie_changes_no_bit(seed: int, other: tuple[int, int, int]) -> None:
@@ -115,14 +131,17 @@ def test_where_the_levels_lie_changes_no_bit(seed: int, other: tuple[int, int, i
     assert mean_of(pairs).tobytes() == elsewhere.tobytes()
 
 
-def test_one_sum_held_by_other_levels_has_the_same_value() -> None:
+@pytest.mark.parametrize("least", [132, -1036])
+def test_one_sum_held_by_other_levels_has_the_same_value(least: int) -> None:
     generator = np.random.default_rng(11)
     fine = generator.integers(-(2**52), 2**52, BLOCK) << 9
     coarse = generator.integers(-(2**40), 2**40, BLOCK) >> generator.integers(0, 41, BLOCK)
-    splits = [[(132, fine + 16 * coarse)], [(132, fine), (136, coarse)], [(132, fine % 2**20), (136, coarse), (152, fine >> 20)]]
-    held = [[levels.Level(e, counts.view(np.uint64), used=levels.FULL) for e, counts in some] for some in splits]
+    three = [(0, fine % 2**20), (4, coarse), (20, fine >> 20)]
+    splits = [[(0, fine + 16 * coarse)], [(0, fine), (4, coarse)], three]
+    held = [[levels.Level(least + e, counts.view(np.uint64), used=levels.FULL) for e, counts in some] for some in splits]
     for dtype in (np.float32, np.float64):
-        assert len({exact.total(Bins(BLOCK, np.dtype(dtype), [some]), 3).tobytes() for some in held}) == 1
+        sums = [Bins(BLOCK, np.dtype(dtype), [some]) for some in held]
+        assert len({exact.total(bins, 3 * Fraction(2) ** (least - 132)).tobytes() for bins in sums}) == 1
 
 
 def test_a_mean_at_the_end_of_float32_is_found_below_levels_that_cancel() -> None:
@@ -146,10 +165,11 @@ def test_slices_shards_and_orders_of_a_larger_array_give_the_same_bytes(make: Ca
 
 def test_mixed_magnitudes_in_a_large_array_are_right_in_every_element() -> None:
     generator, size = np.random.default_rng(3), BLOCK + 9
-    scales = np.float32([1e-44, 1e-30, 1e-9, 1.0, 1e30])
-    pairs = [(generator.standard_normal(size, np.float32) * generator.choice(scales, size), w) for w in (3.0, 777.0, 2.0**-40)]
-    got, some = mean_of(pairs), generator.choice(size, 2000, replace=False)
-    assert reference.ulps(got[some], reference.mean([x[some] for x, _ in pairs], [w for _, w in pairs])) <= 0.5000001
+    scales, weights = f32(1e-44, 1e-30, 1e-9, 1.0, 1e30), [3.0, 777.0, 2.0**-40]
+    arrays = [generator.standard_normal(size, np.float32) * generator.choice(scales, size) for _ in weights]
+    some = generator.choice(size, 2000, replace=False)
+    got = mean_of(list(zip(arrays, weights, strict=True)))[some]
+    assert reference.ulps(got, reference.mean([x[some] for x in arrays], weights)) <= 0.5000001
 
 
 def test_full_significands_times_full_weights_in_float64() -> None:
@@ -169,14 +189,14 @@ def test_full_significands_cancel_to_the_last_bit_in_float64(weight: float) -> N
 
 
 def test_the_least_float64_times_the_least_weight_is_kept() -> None:
-    x = np.float64([5e-324, -5e-324, 2.0**-1040])
-    pairs = [(x, 2.0**-64), (np.float64([1e180, 1.0, 0.0]), 1.0), (np.float64([-1e180, -1.0, 0.0]), 1.0)]
+    x = f64(5e-324, -5e-324, 2.0**-1040)
+    pairs = [(x, 2.0**-64), (f64(1e180, 1.0, 0.0), 1.0), (f64(-1e180, -1.0, 0.0), 1.0)]
     bins = folded(pairs, 3, np.float64)
     assert exact.total(bins, Fraction(1, 2**64)).tolist() == x.tolist()
 
 
 def test_the_least_float32_survives_the_largest() -> None:
-    x = np.float32([2.0**-149, -(2.0**-149), 2.0**-140])
+    x = f32(2.0**-149, -(2.0**-149), 2.0**-140)
     giant = np.full(3, HUGE, np.float32)
     bins = folded([(x, 2.0**-64), (giant, 2.0**64), (-giant, 2.0**64)], 3, np.float32)
     assert exact.total(bins, Fraction(1, 2**64)).tolist() == x.tolist()
@@ -185,7 +205,7 @@ def test_the_least_float32_survives_the_largest() -> None:
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (1, 2, 0), (2, 0, 1)])
 def test_a_giant_loses_nothing_of_its_neighbours_whenever_it_arrives(order: tuple[int, int, int]) -> None:
     small = np.full(3, 1e-30, np.float32)
-    giant = np.float32([1e30, 0.0, -1e30])
+    giant = f32(1e30, 0.0, -1e30)
     pairs = [(small, 1.0), (giant, 1.0), (-giant, 1.0)]
     assert (exact.total(folded([pairs[i] for i in order], 3, np.float32)) == small).all()
 
@@ -198,8 +218,17 @@ def test_bins_at_different_magnitudes_merge_exactly() -> None:
 
 def test_halfway_means_round_to_even() -> None:
     step = 2.0**-23
-    pairs = [(np.float32([1.0, 1 + step]), 3.0), (np.float32([1 + step, 1 + 2 * step]), 3.0)]
+    pairs = [(f32(1.0, 1 + step), 3.0), (f32(1 + step, 1 + 2 * step), 3.0)]
     assert mean_of(pairs).tolist() == [1.0, 1 + 2 * step]
+
+
+def test_a_sum_that_was_cleared_is_a_sum_of_nothing_and_can_be_used_again() -> None:
+    generator = np.random.default_rng(13)
+    one, other = (any_finite(generator, BLOCK + 1, np.float32) for _ in range(2))
+    bins = exact.clear(folded([(one, 3.0)], one.size, np.float32))
+    assert exact.total(bins).tobytes() == bytes(one.nbytes)
+    exact.fold(bins, other, 3.0)
+    assert exact.total(bins, 3).tobytes() == mean_of([(other, 3.0)]).tobytes()
 
 
 def test_twenty_thousand_sites_of_ones_have_the_mean_one() -> None:
@@ -235,22 +264,24 @@ def test_levels_that_fill_up_while_folding_lose_nothing() -> None:
 
 
 def test_half_types_have_a_float32_mean() -> None:
-    assert mean_of([(np.float16([65504, -65504, 2.0**-24]), 1000.0)]).tolist() == [65504, -65504, 2.0**-24]
-    assert exact.total(folded([(np.float16([65504]), 1000.0)], 1, np.float16)).tolist() == [65_504_000]
+    assert mean_of([(f16(65504, -65504, 2.0**-24), 1000.0)]).tolist() == [65504, -65504, 2.0**-24]
+    assert exact.total(folded([(f16(65504), 1000.0)], 1, np.float16)).tolist() == [65_504_000]
     got = mean_of([(np.array([1, 2], BF16), 1.0), (np.array([1 + 2**-7, 4], BF16), 1.0)])
-    assert (got.dtype, got.tolist()) == (np.float32, [1 + 2.0**-8, 3.0])
+    assert got.dtype == np.float32
+    assert got.tolist() == [1 + 2.0**-8, 3.0]
 
 
 def test_the_largest_float32_at_the_largest_weight_has_a_mean_but_no_sum() -> None:
-    bins = folded([(np.float32([HUGE, -HUGE]), 2.0**64)] * 3, 2, np.float32)
+    bins = folded([(f32(HUGE, -HUGE), 2.0**64)] * 3, 2, np.float32)
     assert exact.total(bins, 3 * 2**64).tolist() == [HUGE, -HUGE]
     with pytest.raises(FoedusError, match="beyond the range of float32"):
         exact.total(bins)
 
 
-def test_zeros_of_either_sign_sum_to_positive_zero() -> None:
-    zeros = exact.total(folded([(np.float32([-0.0, 0.0, -0.0, 1.0]), 1.0), (np.float32([-0.0, -0.0, 0.0, -1.0]), 1.0)], 4, np.float32))
-    assert zeros.tobytes() == bytes(16)
+def test_zeros_of_either_sign_and_what_rounds_to_zero_sum_to_positive_zero() -> None:
+    one, other = f32(-0.0, 0.0, -0.0, 1.0), f32(-0.0, -0.0, 0.0, -1.0)
+    assert mean_of([(one, 1.0), (other, 1.0)]).tobytes() == bytes(16)
+    assert mean_of([(f32(-(2.0**-149)), 1.0), (f32(0), 3.0)]).tobytes() == bytes(4)
 
 
 def test_empty_arrays_and_sums_of_nothing_are_zeros() -> None:
@@ -259,13 +290,13 @@ def test_empty_arrays_and_sums_of_nothing_are_zeros() -> None:
 
 
 def test_a_weight_below_one_divides_exactly() -> None:
-    assert mean_of([(np.float32([1.0]), 0.5), (np.float32([7.0]), 0.25)]).tolist() == [3.0]
+    assert mean_of([(f32(1.0), 0.5), (f32(7.0), 0.25)]).tolist() == [3.0]
 
 
 @pytest.mark.parametrize("dtype", list(BITS), ids=str)
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("index", [0, BLOCK + 3])
-def test_an_array_that_is_not_finite_is_refused_and_leaves_the_sum_untouched(index: int, bad: float, dtype: Any) -> None:
+def test_an_array_that_is_not_finite_is_refused_and_leaves_no_trace(index: int, bad: float, dtype: Any) -> None:
     x = like_training(np.random.default_rng(8), BLOCK + 5, dtype)
     bins = folded([(x, 3.0)], x.size, dtype)
     before, broken = copy.deepcopy(bins), x.copy()
@@ -273,20 +304,22 @@ def test_an_array_that_is_not_finite_is_refused_and_leaves_the_sum_untouched(ind
     with pytest.raises(NotFinite, match=f"element {index} is") as caught:
         exact.fold(bins, broken, 5.0)
     assert caught.value.index == index
-    for now, kept in zip(bins.blocks, before.blocks, strict=True):
-        assert [(v.exponent, v.used, v.counts.tobytes()) for v in now] == [
-            (v.exponent, v.used, v.counts.tobytes()) for v in kept
-        ]
+    for levels_now, levels_before in zip(bins.blocks, before.blocks, strict=True):
+        for now, then in zip(levels_now, levels_before, strict=True):
+            assert (now.exponent, now.biases, now.used) == (then.exponent, then.biases, then.used)
+            assert now.counts.tobytes() == then.counts.tobytes()
 
 
 def test_a_float64_beyond_the_range_is_refused_by_name_and_one_within_is_not() -> None:
     bins, most = exact.empty(2, np.float64), np.nextafter(2.0**700, 0)
     with pytest.raises(NotFinite, match=r"element 1 is -5.26014e\+210.*below 2\*\*700 / weight") as caught:
-        exact.fold(bins, np.float64([1.0, -(2.0**700)]), 1.0)
+        exact.fold(bins, f64(1.0, -(2.0**700)), 1.0)
     assert caught.value.index == 1
+    with pytest.raises(NotFinite, match="element 0"):
+        exact.fold(bins, f64(2.0**690, 0.0), 1024.0)
     for _ in range(1000):
-        exact.fold(bins, np.float64([-most, most]), 1.0)
-    exact.fold(bins, np.float64([most, -most]) / 4, 4.0)
+        exact.fold(bins, f64(-most, most), 1.0)
+    exact.fold(bins, f64(most, -most) / 4, 4.0)
     assert exact.total(bins, 999).tolist() == [-most, most]
 
 
@@ -300,7 +333,7 @@ def test_check_says_what_fold_would_say_and_adds_nothing() -> None:
     bins = exact.empty(2, np.float32)
     exact.check(bins, np.ones(2, np.float32), 1.0)
     with pytest.raises(NotFinite):
-        exact.check(bins, np.float32([1, np.nan]), 1.0)
+        exact.check(bins, f32(1, np.nan), 1.0)
     with pytest.raises(FoedusError, match="weight"):
         exact.check(bins, np.ones(2, np.float32), 0.0)
     assert exact.total(bins).tolist() == [0, 0]

@@ -105,9 +105,10 @@ def test_a_model_that_gives_nan_or_inf_is_refused(name, bad):
         value(name, [0.0, bad], [0, 1])
 
 
-def test_logits_given_as_probabilities_are_refused():
-    with pytest.raises(FoedusError, match=r"from -1 to 3 are no probabilities.*logits"):
-        value("auc", [-1.0, 3.0], [0, 1], "probabilities")
+@pytest.mark.parametrize(("outputs", "what"), [([-1.0, 0.5], "from -1 to 0.5"), ([0.5, 3.0], "from 0.5 to 3")])
+def test_logits_given_as_probabilities_are_refused(outputs, what):
+    with pytest.raises(FoedusError, match=f"{what} are no probabilities.*logits"):
+        value("auc", outputs, [0, 1], "probabilities")
 
 
 # values by hand and beside scikit-learn

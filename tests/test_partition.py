@@ -152,6 +152,14 @@ def test_sites_of_one_or_two_examples_keep_them_for_training():
     assert [(len(s.train), s.valid, s.test) for s in sites.values()] == [(2, None, None), (1, None, None)]
 
 
+@pytest.mark.parametrize(
+    ("valid", "test", "sizes"), [(0.05, 0.9, (1, 1, 1)), (0, 0.5, (1, 0, 2)), (0.6, 0.3, (1, 1, 1))]
+)
+def test_the_smallest_sites_still_have_every_part(valid, test, sizes):
+    split = partition.iid(*numbered([0, 1, 0]), sites=1, valid=valid, test=test)["site-000"]
+    assert tuple(0 if getattr(split, part) is None else len(getattr(split, part)) for part in PARTS) == sizes
+
+
 def test_labels_that_are_neither_numbers_nor_text_are_refused():
     with pytest.raises(FoedusError, match="neither numbers nor text"):
         partition.iid(*numbered(np.array(["a", None], object)), sites=1)

@@ -124,10 +124,10 @@ def test_plateau_is_the_plain_definition(values, patience):
     assert first(plateau("loss", patience), history("loss", *values)) == stops
 
 
-@pytest.mark.parametrize("name", ["test_loss", "personal_test_auc"])
-def test_rules_refuse_to_look_at_test(name):
+@pytest.mark.parametrize("name", ["test_loss", "personal_test_auc", "train_loss"])
+def test_rules_refuse_to_look_at_anything_but_valid(name):
     for make in (lambda: plateau(name, 3), lambda: target(name, 0.5)):
-        with pytest.raises(JobError, match=rf"'{name}'\): stop rules look only at valid, never at test"):
+        with pytest.raises(JobError, match=rf"'{name}'\): stop rules look only at valid, never at train or test"):
             make()
 
 

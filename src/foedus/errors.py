@@ -58,6 +58,10 @@ class WireError(FoedusError):
     code = 8
 
 
+class StoreError(FoedusError):
+    """Storage that cannot be opened, read or written; the message holds the remedy."""
+
+
 class Missing(FoedusError):
     """An optional library that is not installed; the message holds the `pip install` line."""
 

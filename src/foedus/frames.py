@@ -9,17 +9,18 @@ import math
 import mmap
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from foedus.errors import WireError
-from foedus.params import DTYPES, Array, Leaf, Params
+from foedus.params import DTYPES, HALVES, Array, Leaf, Params, kind
 
 VERSION = 1
-MOST_HEADER = 64 << 20
+MOST_HEADER, MOST_AXES, MOST_BYTES = 64 << 20, 32, 1 << 48
 _TO_FILE = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"} | {
     f"{sign}int{bits}": f"{'U' if sign else 'I'}{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
@@ -88,19 +89,22 @@ def model(params: Params, about: Mapping[str, Any]) -> Frame:
 
 
 def read_model(path: str | os.PathLike[str]) -> Params:
-    """The Params of a safetensors file, foedus's own (with kinds and order) or anybody else's (floats are trainable)."""
+    """The Params of a safetensors file, foedus's own (with kinds and order) or anybody else's (floats are trainable).
+
+    Raises WireError for a file that cannot be read.
+    """
+    view = _mapped(path)
+    header, notes, start = _parsed(view)
+    raw = np.frombuffer(view, np.uint8, offset=start)
+    found = {name: _entry(name, info, raw.size) for name, info in header.items()}
+    _no_overlap(found, raw.size)
     try:
-        view = memoryview(Path(path).read_bytes())
-        size = int.from_bytes(view[:8], "little")
-        header = json.loads(bytes(view[8 : 8 + size]))
-        meta = json.loads((header.pop("__metadata__", None) or {}).get("foedus", "{}"))
-    except (OSError, ValueError) as error:
-        raise WireError(f"{path} cannot be read as a safetensors file: {error}") from error
-    raw = np.frombuffer(view, np.uint8, offset=8 + size)
-    entries = {name: _entry(name, info, raw.size) for name, info in header.items()}
-    kinds = dict(meta.get("leaves") or [[name, None] for name in entries])
-    arrays = {name: raw[e.begin : e.end].view(DTYPES[e.dtype]).reshape(e.shape) for name, e in entries.items()}
-    return Params({name: arrays[name] for name in kinds}, {name: k for name, k in kinds.items() if k})
+        meta = json.loads(notes.get("foedus", "{}"))
+        kinds: dict[str, Any] = dict(meta["leaves"]) if "leaves" in meta else dict.fromkeys(found)
+        arrays = {name: _flat(raw, *found[name][::2], found[name].end).reshape(found[name].shape) for name in kinds}
+        return Params(arrays, {name: kind for name, kind in kinds.items() if kind})
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise WireError(f"{path}: its description does not fit its arrays ({error}): it is damaged") from error
 
 
 def _framed(meta: Mapping[str, Any], blocks: list[tuple[str, Array, list[tuple[str, Leaf]]]]) -> Frame:
@@ -150,18 +154,23 @@ def unpack(data: bytes | bytearray | memoryview | mmap.mmap) -> Any:
     _no_overlap(found, raw.size)
     try:
         return _build(meta["tree"], found, raw)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise WireError(f"this file's description does not fit its arrays ({error}): it is damaged") from error
 
 
 def read(path: str | os.PathLike[str]) -> Any:
-    """The tree in a file, memory-mapped: arrays are loaded as they are touched."""
-    with Path(path).open("rb") as file:
-        try:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:
-            raise WireError(f"{path} is empty: it is not a safetensors file of foedus") from error
-    return unpack(data)
+    """The tree in a file, memory-mapped: arrays are loaded as they are touched. Raises WireError."""
+    return unpack(_mapped(path))
+
+
+def _mapped(path: str | os.PathLike[str]) -> memoryview:
+    try:
+        with Path(path).open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise WireError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise WireError(f"{path} is empty: it is not a safetensors file") from error
 
 
 class _Entry(NamedTuple):
@@ -172,30 +181,43 @@ class _Entry(NamedTuple):
 
 
 def _header(view: memoryview) -> tuple[dict[str, Any], Mapping[str, Any], int]:
+    header, notes, start = _parsed(view)
+    try:
+        meta = json.loads(notes["foedus"])
+        version = meta["version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WireError("this safetensors file was not written by foedus, or it is damaged") from error
+    if version not in (VERSION, VERSION - 1):
+        raise WireError(f"the file has format {version}, this foedus reads {VERSION}: upgrade foedus")
+    return header, meta, start
+
+
+def _parsed(view: memoryview) -> tuple[dict[str, Any], Mapping[str, Any], int]:
+    """Announced arrays, metadata, and where the arrays begin."""
     size = int.from_bytes(view[:8], "little")
     if len(view) < 8 or size > min(MOST_HEADER, len(view) - 8):
         raise WireError("the file is truncated or not a safetensors file")
     try:
         header = json.loads(bytes(view[8 : 8 + size]))
-        meta = json.loads(header.pop("__metadata__")["foedus"])
-        version = meta["version"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WireError("this safetensors file was not written by foedus, or it is damaged") from error
-    if version not in (VERSION, VERSION - 1):
-        raise WireError(f"the file has format {version}, this foedus reads {VERSION}: upgrade foedus")
-    return header, meta, 8 + size
+        notes = header.pop("__metadata__", {})
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise WireError("the file is damaged or not a safetensors file") from error
+    if not isinstance(notes, dict):
+        raise WireError("the file's metadata is no mapping: it is damaged")
+    return header, notes, 8 + size
 
 
 def _entry(name: str, info: Any, most: int) -> _Entry:
     try:
-        dtype, shape, (begin, end) = _FROM_FILE[info["dtype"]], info["shape"], info["data_offsets"]
-        numbers = [*shape, begin, end]
-        good = all(type(n) is int and 0 <= n for n in numbers) and begin <= end <= most
-        if not good or math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
-            raise ValueError(f"offsets {begin}-{end} do not fit {dtype}{tuple(shape)}")
+        dtype, shape, (begin, end) = _FROM_FILE[info["dtype"]], tuple(info["shape"]), info["data_offsets"]
+        if len(shape) > MOST_AXES or not all(type(n) is int and 0 <= n < MOST_BYTES for n in (*shape, begin, end)):
+            raise ValueError("an array has few axes, and lengths that are whole numbers")
+        whole = math.prod(n or 1 for n in shape) < MOST_BYTES and begin <= end <= most
+        if not whole or math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
+            raise ValueError(f"offsets {begin}-{end} do not fit {dtype}{shape}")
     except (KeyError, TypeError, ValueError) as error:
-        raise WireError(f"array {name!r} is announced wrongly ({error}): the file is damaged") from error
-    return _Entry(dtype, tuple(shape), begin, end)
+        raise WireError(f"array {name[:99]!r} is announced wrongly ({str(error)[:99]}): the file is damaged") from error
+    return _Entry(dtype, shape, begin, end)
 
 
 def _no_overlap(found: Mapping[str, _Entry], size: int) -> None:
@@ -219,14 +241,25 @@ def _build(node: Any, found: Mapping[str, _Entry], raw: Array) -> Any:
         entry = found[f"{node['$array']}/"]
         return _flat(raw, entry.dtype, entry.begin, entry.end).reshape(entry.shape)
     at = node["$params"]
-    entries = [(found[f"{at}/{name}"], name, kind, sent) for name, kind, sent in node["leaves"]]
-    spec = tuple(Leaf(name, e.shape, e.dtype, kind, sent) for e, name, kind, sent in entries)
+    entries = [(found[f"{at}/{name}"], name, given, sent) for name, given, sent in node["leaves"]]
+    spec = tuple(_leaf(name, entry, given, sent) for entry, name, given, sent in entries)
+    if len({leaf.name for leaf in spec}) < len(spec):
+        raise ValueError("a name stands there twice")
     return Params.of(spec, {group: _group(raw, spec, entries, group) for group in dict.fromkeys(v.group for v in spec)})
+
+
+def _leaf(name: Any, entry: _Entry, given: Any, sent: Any) -> Leaf:
+    natural = kind(entry.dtype)
+    if type(name) is not str or given not in (("trainable", "buffer") if natural == "trainable" else (natural,)):
+        raise ValueError(f"a {entry.dtype} array is announced as {given!r}")
+    if sent not in (("", *HALVES) if entry.dtype == "float32" else ("",)):
+        raise ValueError(f"a {entry.dtype} array is said to be sent as {sent!r}")
+    return Leaf(name, entry.shape, entry.dtype, given, sent)
 
 
 def _group(raw: Array, spec: tuple[Leaf, ...], entries: list[Any], group: str) -> Array:
     own = [e for (e, *_), leaf in zip(entries, spec, strict=True) if leaf.group == group]
-    if any(a.end != b.begin for a, b in zip(own, own[1:], strict=False)):
+    if any(a.end != b.begin for a, b in pairwise(own)):
         raise ValueError(f"the {group} arrays do not follow one another")
     return _flat(raw, own[0].dtype, own[0].begin, own[-1].end)
 

@@ -20,8 +20,8 @@ def find_run(run: str | os.PathLike[str], given: str | os.PathLike[str] | None =
     if (path / "run.db").exists():
         return path
     runs = folder(given) / "runs"
-    found = [p for p in sorted(runs.glob(f"{run}*")) if (p / "run.db").exists()]
-    if len(found) == 1:
+    found = [p.parent for p in sorted(runs.glob("*/run.db")) if p.parent.name.startswith(str(run))]
+    if len(found) == 1 or (found and found[0].name == str(run)):
         return found[0]
     if found:
         names = ", ".join(p.name for p in found[:5])

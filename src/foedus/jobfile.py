@@ -17,7 +17,7 @@ from foedus.work import describe
 
 
 class Loaded(NamedTuple):
-    """A Job, and the sites that its file offers for simulations."""
+    """A Job, and the sites that its file offers for simulations: as in `Job.run(sites=…)`, or a function of nothing."""
 
     job: Job
     sites: Any
@@ -43,8 +43,7 @@ def load(path: str | Path, options: Mapping[str, str] | None = None) -> Loaded:
         raise JobError(f"{file.name} takes no options ({', '.join(chosen)}): define `def job({next(iter(chosen))}=…):` in it")
     if not isinstance(made, Job):
         raise JobError(f"{file.name} defines no Job: add `job = fd.Job(…)`, or `def job(…):` that returns one")
-    sites = getattr(module, "sites", None)
-    return Loaded(made, sites() if callable(sites) else sites, file, chosen)
+    return Loaded(made, getattr(module, "sites", None), file, chosen)
 
 
 def found(job: Job) -> Loaded:
@@ -101,7 +100,7 @@ def _imported(file: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (FoedusError, NotImplementedError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise JobError(f"{file.name} raised while it was imported: {describe(error)}") from error
     return module
 
@@ -111,5 +110,5 @@ def _called(function: Any, options: Mapping[str, Any], file: Path) -> Any:
         return function(**options)
     except (FoedusError, NotImplementedError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise JobError(f"`job` of {file.name} raised: {describe(error)}") from error

@@ -38,7 +38,6 @@ class Memory:
 class Place(NamedTuple):
     """What a row speaks of; a second row of one kind and place must say the same."""
 
-    kind: str
     round: int = -1
     task: int = -1
     site: str = ""
@@ -62,7 +61,7 @@ class Journal:
 
     def __init__(self, log: Log) -> None:
         self.log = log
-        self.kept: dict[Place, Body] = {}
+        self.kept: dict[str, dict[Place, Body]] = {}  # by kind
         self.since = -1  # the round from which the newest roster holds
         self.events: list[Body] = []
         for kind, body in log.rows():
@@ -81,10 +80,10 @@ class Journal:
         return bool(new)
 
     def find(self, kind: str, round: int = -1, task: int = -1, site: str = "", attempt: int = 0) -> Body | None:
-        return self.kept.get(Place(kind, round, task, site, attempt))
+        return self.kept.get(kind, {}).get(Place(round, task, site, attempt))
 
     def all(self, kind: str) -> list[Body]:
-        return [body for place, body in self.kept.items() if place.kind == kind]
+        return list(self.kept.get(kind, {}).values())
 
     def counted(self, round: int, task: int) -> list[Origin] | None:
         """The counted set of a closed Task."""
@@ -115,10 +114,10 @@ class Journal:
         if kind == "event":
             self.events.append(body)
         else:
-            self.kept.setdefault(_place(kind, body), body)
+            self.kept.setdefault(kind, {}).setdefault(_place(body), body)
 
     def _known(self, kind: str, body: Body) -> bool:
-        old = self.kept.get(_place(kind, body)) if kind in ONCE else None
+        old = self.kept.get(kind, {}).get(_place(body)) if kind in ONCE else None
         if old is None:
             return False
         for field in ONCE[kind]:
@@ -131,8 +130,8 @@ class Journal:
         return True
 
 
-def _place(kind: str, body: Body) -> Place:
-    return Place(kind, body.get("round", -1), body.get("task", -1), body.get("site", ""), body.get("attempt", 0))
+def _place(body: Body) -> Place:
+    return Place(body.get("round", -1), body.get("task", -1), body.get("site", ""), body.get("attempt", 0))
 
 
 def task_digest(task: Task) -> str:

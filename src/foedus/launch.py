@@ -58,7 +58,8 @@ def resolve(backend: str, exact: bool = False) -> str:
 
 
 def bind(sites: Any) -> dict[str, Any]:
-    """name -> data, from a count, a mapping or `fd.Sites`."""
+    """name -> data, from a count, a mapping or `fd.Sites`, or from a function that gives one of these."""
+    sites = sites() if callable(sites) else sites
     if isinstance(sites, int) and not isinstance(sites, bool) and sites > 0:
         width = len(str(sites - 1))
         return {f"site-{i:0{width}}": i for i in range(sites)}

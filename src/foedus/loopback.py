@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Federation:
     def __init__(self, home: Path, port: int | None = None) -> None:
         self.home, self.port = home, port or free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._remote: Remote | None = None
         self._foedus("federation", "create", "loopback", "--port", str(self.port))
 
     def start_server(self) -> None:
@@ -50,6 +51,11 @@ class Federation:
         """Starts a site's agent: `join TOKEN …` the first time, `start` later."""
         self._start(name, "-m", "foedus", "site", *(arguments or ("start",)), "--home", str(self.site_home(name)))
 
+    def await_sites(self, names: Iterable[str]) -> None:
+        """Returns when all these sites are enrolled and reachable."""
+        for name in names:
+            self._until(lambda: any(s["site"] == name and s["state"] == "reachable" for s in self.remote().sites()), name)  # noqa: B023
+
     def site_home(self, name: str) -> Path:
         return self.home / "homes" / name
 
@@ -65,10 +71,15 @@ class Federation:
         process.wait(20)
 
     def remote(self) -> Remote:
-        return connect(home=self.home)
+        """The submitter's connection, closed with the federation."""
+        if self._remote is None:
+            self._remote = connect(home=self.home)
+        return self._remote
 
     def stop(self) -> None:
         """Ends every process: agents first, so that they do not miss the server."""
+        if self._remote is not None:
+            self._remote.close()
         for name in sorted(self.processes, key=lambda name: name == "server"):
             process = self.processes[name]
             if process.poll() is None:
@@ -129,6 +140,7 @@ def run(job: Job, data: Mapping[str, Any], *, seed: int, folder: Path, source: M
         datasets = list(job.datasets) or ["data"]
         for name, held in data.items():
             made.join(name, dict.fromkeys(datasets, bound(made.home / "data" / name, name, held)))
+        made.await_sites(data)
         remote = made.remote()
         started = remote.submit(file, source.get("options"), seed=seed, rounds=source.get("rounds"))
         return started.wait(told, folder)

@@ -32,7 +32,15 @@ class Loop:
     def correct(self, grads: Mapping[str, Any], params: Mapping[str, Any], lr: float | None = None) -> Mapping[str, Any]:
         """The gradients after the algorithm's correction; counts one step of size `lr`."""
         self.counted(lr)
-        return self.correction(Params(grads), Params(params)) if self.correction else grads
+        if self.correction is None:
+            return grads
+        like = Params(params).trainable()
+        return self.correction(alike(grads, like), like)
+
+
+def alike(grads: Mapping[str, Any], like: Params) -> Params:
+    """Gradients as Params of the names, shapes and dtypes of `like`."""
+    return Params({name: np.asarray(grads[name], x.dtype).reshape(x.shape) for name, x in like.items()})
 
 
 def fitted(loop: Loop, params: Params, split: Any, returned: Any) -> Fit:

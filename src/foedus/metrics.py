@@ -17,7 +17,7 @@ from foedus.errors import FoedusError, JobError
 Array = np.ndarray[Any, np.dtype[Any]]
 Interval = tuple[float, float]
 Reads = Literal["logits", "probabilities"]
-PREFIXES = ("personal_test_", "personal_", "test_")  # of names under which the same metric is kept apart
+PREFIXES = ("personal_test_", "personal_", "test_", "train_")  # of names under which the same metric is kept apart
 BINS = 4096
 Z = 1.959963984540054  # the normal quantile of 97.5 %
 
@@ -228,6 +228,7 @@ def _errors(outputs: Array, targets: Array) -> Array:
 
 
 def moments(x: Array) -> Array:
+    """The sums of a mean with an interval: [sum, count, sum of squares]."""
     return np.array([x.sum(), x.size, np.square(x).sum()], np.float64)
 
 

@@ -14,7 +14,7 @@ from foedus.core import Correct, Fit
 from foedus.data import Split
 from foedus.errors import JobError
 from foedus.keys import Key
-from foedus.loops import Loop, fitted
+from foedus.loops import Loop, alike, fitted
 from foedus.params import Array, Params
 
 Arrays = Mapping[str, Array]
@@ -76,8 +76,7 @@ class NumpyLearner:
     def _gradient(self, params: Params, x: Any, y: Any) -> tuple[Array, Params]:
         assert self.gradient is not None
         losses, grads = self.gradient(params, x, y)
-        like = params.trainable()
-        return np.broadcast_to(losses, len(x)), Params({k: np.asarray(grads[k], like[k].dtype).reshape(like[k].shape) for k in like})
+        return np.broadcast_to(losses, len(x)), alike(grads, params.trainable())
 
     def _own_loop(self, own: Callable[..., Any], params: Params, split: Split, key: Key, correct: Correct | None) -> Fit:
         here = params.copy()

@@ -58,6 +58,7 @@ class Params(Mapping[str, Array]):
     """
 
     __slots__ = ("_views", "flats", "spec")
+    __array_ufunc__ = None  # np.float64(0.5) * params is ours to answer
 
     def __init__(self, arrays: Mapping[str, Any], kinds: Mapping[str, Kind] | None = None) -> None:
         plain = {name: _accepted(name, x) for name, x in arrays.items()}
@@ -89,6 +90,13 @@ class Params(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self.spec)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Params):
+            return NotImplemented
+        return self.spec == other.spec and all(np.array_equal(x, other.flats[g]) for g, x in self.flats.items())
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"Params({len(self)} arrays, {self.size:,} numbers)"

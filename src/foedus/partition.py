@@ -77,7 +77,7 @@ def pathological(
     data, texts = _labelled(x, y)
     names = _names(sites, len(data))
     members = [_shuffled(own, seed, i) for i, own in enumerate(_labels(data))]
-    if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= len(members):
+    if isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or not 1 <= classes <= len(members):
         raise FoedusError(
             f"pathological(classes={classes!r}): it must be from 1 to the {len(members)} labels there are"
         )
@@ -206,10 +206,10 @@ def _split(data: Pairs, own: Array, valid: float, test: float, name: Key) -> Spl
     if len(own) < 3:
         return Split(take(data, own))
     random = name.numpy()
-    counts = [max(1, round(share * len(own))) if share else 0 for share in (test, valid)]
-    tested = _drawn(data, own, min(counts[0], len(own) - 2), random)
+    most, more = (max(1, round(share * len(own))) if share else 0 for share in (test, valid))
+    tested = _drawn(data, own, min(most, len(own) - 1 - min(more, 1)), random)
     rest = np.setdiff1d(own, tested)
-    validated = _drawn(data, rest, min(counts[1], len(rest) - 1), random)
+    validated = _drawn(data, rest, min(more, len(rest) - 1), random)
     parts = (np.setdiff1d(rest, validated), validated, tested)
     return Split(*(take(data, part) if len(part) else None for part in parts))
 

@@ -107,6 +107,12 @@ class Remote:
     def close(self) -> None:
         self.link.close()
 
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 class Run:
     """One run at a server."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from foedus import frames
+from foedus.files import write_atomic
 from foedus.params import Params, digest
-from foedus.run import write_atomic
 
 
 @dataclass(frozen=True)

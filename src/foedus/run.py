@@ -3,25 +3,25 @@ A Plan, a Runner and a Journal come in as values; nothing here knows where sites
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from foedus import frames
 from foedus.aggregators import mean
-from foedus.core import Algorithm, Deadline, Late, RoundContext, Runner, State, Task, Total
-from foedus.errors import JournalError
+from foedus.core import Algorithm, Deadline, Late, Outcome, RoundContext, Runner, State, Task, Total
+from foedus.errors import JournalError, Paused, SiteError
 from foedus.faults import point
+from foedus.files import write_atomic
 from foedus.journal import Journal
 from foedus.keys import key
 from foedus.metrics import Metric
 from foedus.params import Params
 from foedus.stop import Stop
-from foedus.work import EVALUATE
+from foedus.work import EVALUATE, values
 
 CHECKPOINT_SHARE = 20  # a checkpoint may take a twentieth of the time since the last one
 
@@ -99,7 +99,7 @@ def execute(plan: Plan, runner: Runner, journal: Journal, checkpoints: Checkpoin
     """
     script = script or journal
     here = _restore(plan, runner, journal, checkpoints)
-    while (reason := _reason(plan, here)) is None:
+    while (reason := _reason(plan, here, script)) is None:
         here = _round(plan, here, runner, journal, checkpoints, script)
         told(here.history[-1])
     here = _last_words(plan, here, runner, journal, script)
@@ -118,8 +118,12 @@ def _restore(plan: Plan, runner: Runner, journal: Journal, checkpoints: Checkpoi
     return Here(saved["state"], last + 1, history, saved["best"], saved["best_round"])
 
 
-def _reason(plan: Plan, here: Here) -> str | None:
-    done = plan.stop.done(here.history) if plan.stop and here.history else None
+def _reason(plan: Plan, here: Here, script: Journal) -> str | None:
+    """Why the run is over, if it is; a replay ends where the original did, which a clock may have stopped."""
+    end = script.find("end")
+    if end is not None and here.round >= end["rounds"]:
+        return str(end["reason"])
+    done = plan.stop.done(here.history) if plan.stop and here.history and end is None else None
     if done:
         return done
     return "all rounds done" if plan.rounds is not None and here.round >= plan.rounds else None
@@ -143,6 +147,9 @@ def _open(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Jour
     decided = script.find("round", here.round)
     if decided is None:
         roster = sorted(runner.roster())
+        if len(roster) < plan.min_sites:
+            there = f"{len(roster)} of min_sites={plan.min_sites} sites are there ({', '.join(roster)})"
+            raise Paused(f"round {here.round}: {there}; let more join and resume the run")
         cohort = draw(plan, here.round, roster)
     else:
         row = script.find("roster", decided["roster"])
@@ -158,15 +165,18 @@ def _open(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Jour
 
 def draw(plan: Plan, round: int, roster: Sequence[str]) -> list[str]:
     """The cohort of a round, drawn by key from the sorted roster: a count, a share or everybody, over-selected."""
-    if plan.cohort is None and plan.over_select == 1.0:
-        return list(roster)
-    share = plan.cohort if plan.cohort is not None else 1.0
-    count = share if isinstance(share, int) else max(1, math.ceil(share * len(roster)))
-    count = min(len(roster), math.ceil(count * plan.over_select))
+    share = 1.0 if plan.cohort is None else plan.cohort
+    count = share if isinstance(share, int) else max(1, times(share, len(roster)))
+    count = min(len(roster), times(plan.over_select, count))
     if count == len(roster):
         return list(roster)
     chosen = key(plan.seed, round, 0, "server", "cohort").numpy().choice(len(roster), count, replace=False)
     return [roster[i] for i in sorted(chosen)]
+
+
+def times(share: float, count: int) -> int:
+    """`share` of `count`, rounded up; 1.1 of 10 is 11, although the float 1.1 is a little more than 11/10."""
+    return math.ceil(Fraction(str(share)) * count)
 
 
 def _play(plan: Plan, state: State, context: RoundContext, runner: Runner) -> tuple[State, list[Total]]:
@@ -213,26 +223,24 @@ def _last_words(plan: Plan, here: Here, runner: Runner, journal: Journal, script
     line, per_site = dict(here.history[-1]), dict[str, dict[str, Any]]()
     _measure(plan, _evaluate(plan, here.state, context, 0, runner), line, per_site)
     journal.add("step", round=here.round, digest="", seconds=0.0, metrics=line, per_site=per_site, checkpoint=None)
-    return here._replace(history=(*here.history[:-1], line))
+    last = _improved(plan, here._replace(round=here.round - 1), line)
+    return last._replace(round=here.round, history=(*here.history[:-1], line))
 
 
 def _measure(plan: Plan, totals: Sequence[Total], line: dict[str, Any], per_site: dict[str, dict[str, Any]]) -> None:
     for total in totals:
-        line.update(values(total.metrics, plan.metrics))
         for outcome in total.outcomes:
             if outcome.metrics:
-                per_site.setdefault(outcome.site, {}).update(values(outcome.metrics, plan.metrics))
+                per_site.setdefault(outcome.site, {}).update(_read(plan, outcome))
+        line.update(values(total.metrics, plan.metrics.values()))
 
 
-def values(sums: Mapping[str, Any], metrics: Mapping[str, Metric]) -> dict[str, float | None]:
-    """name -> value, where `test_accuracy` is the metric `accuracy` of the sums under that name; None: undefined."""
-    found: dict[str, float | None] = {}
-    for name, total in sums.items():
-        metric = metrics.get(name) or metrics.get(name.partition("_")[2])
-        if metric is not None:
-            value = float(metric.value(total))
-            found[name] = value if math.isfinite(value) else None
-    return found
+def _read(plan: Plan, outcome: Outcome) -> dict[str, float | None]:
+    try:
+        return values(outcome.metrics, plan.metrics.values())
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        why = f"its sums are none of this Job's metrics ({error})"
+        raise SiteError(outcome.site, "reading its metrics", why, "return the sums that the metric declares") from error
 
 
 def _improved(plan: Plan, here: Here, line: Mapping[str, Any]) -> Here:
@@ -267,24 +275,3 @@ def _line(row: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if row is None:
         raise JournalError("a finished round has no row in the journal: it is damaged")
     return {"round": row["round"], "seconds": row["seconds"], **row["metrics"]}
-
-
-def write_atomic(path: Path, pieces: Any) -> None:
-    """The file is there whole and durable, or it is not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def numbered(first: int, tasks: Sequence[Task]) -> list[tuple[int, Task]]:
-    """Each Task with its number in the round."""
-    return list(zip(itertools.count(first), tasks, strict=False))

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from foedus import frames, home
 from foedus.errors import FoedusError, JournalError
+from foedus.files import write_atomic
 from foedus.journal import Journal
 from foedus.params import digest
 from foedus.result import Result
-from foedus.run import Ended, write_atomic
+from foedus.run import Ended
 from foedus.store import verify_chain
 from foedus.store.lease import this_process
 from foedus.store.log import StoreLog

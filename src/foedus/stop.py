@@ -74,8 +74,8 @@ def any_of(*rules: Stop) -> Stop:
 def _watched(metric: str | Metric, rule: str) -> Watched:
     name = metric.name if isinstance(metric, Metric) else str(metric)
     own = metrics.plain(name)
-    if "test_" in name[: len(name) - len(own)]:
-        raise JobError(f"{rule}({name!r}): stop rules look only at valid, never at test: use {own!r}")
+    if name not in (own, f"personal_{own}"):
+        raise JobError(f"{rule}({name!r}): stop rules look only at valid, never at train or test: use {own!r}")
     found = metric if isinstance(metric, Metric) else metrics.metric(own)
     return Watched(name, 1 if found.better == "max" else -1)
 

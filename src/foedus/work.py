@@ -3,20 +3,26 @@ The contract, learners and data come in as values."""
 
 from __future__ import annotations
 
+import math
+import sysconfig
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from foedus import metrics as measures
 from foedus.aggregators.folding import check
 from foedus.core import Decline, Learner, Local, SiteContext, Update, Work
 from foedus.data import Site, Split, load_split
 from foedus.errors import JobError, Refused, SiteError
 from foedus.keys import key
+from foedus.metrics import Metric
 from foedus.params import Params, Spec
 
-HERE = str(Path(__file__).parent)
+FOREIGN = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen")  # code that is not the user's
 EVALUATE = "evaluate"
 MOST_SPLITS = 1024
 
@@ -38,7 +44,7 @@ class Bench:
     def __init__(self, works: Mapping[str, Work], learner: Learner | None, load: Callable[..., Any] | None,
                  metrics: Sequence[Any], seed: int) -> None:  # fmt: skip
         self.works = {EVALUATE: evaluation(learner, metrics), **works} if learner else dict(works)
-        self.learner, self.load, self.seed = learner, load, seed
+        self.learner, self.load, self.metrics, self.seed = learner, load, metrics, seed
         self.splits: OrderedDict[str, Split] = OrderedDict()
 
     def perform(self, order: Order, local: Local, data: Any) -> tuple[Local, Update | Decline]:
@@ -53,14 +59,22 @@ class Bench:
             local, update = self.works[order.work](order.payload, local, context)
         except SiteError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SiteError(order.site, order.work, describe(error)) from error
         if isinstance(update, Update):
             update = check(update, order.payload.spec if order.returns is None else order.returns, order.site)
+            self._check_metrics(update, order)
         elif not isinstance(update, Decline):
             why = f"it returned {type(update).__name__}"
             raise Refused(order.site, order.work, why, "return fd.Update or fd.Decline")
         return local, update
+
+    def _check_metrics(self, update: Update, order: Order) -> None:
+        try:
+            values(update.metrics, self.metrics)
+        except Exception as error:
+            why = f"its sums {sorted(update.metrics)} are none of this Job's metrics ({describe(error)})"
+            raise Refused(order.site, order.work, why, "return the sums that the metric declares") from error
 
     def split(self, site: str, data: Any) -> Split:
         """The site's data as the Job's `load` gives it, with a validation part."""
@@ -71,7 +85,7 @@ class Bench:
             data = load_split(data) if isinstance(data, Path) and data.suffix == ".split" else data
             loaded = self.load(Site(site, data, key(self.seed, "load", 0, site))) if self.load else data
             split = _as_split(loaded).with_valid(key(self.seed, "load", 0, site, "valid"))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SiteError(site, "loading its data", describe(error)) from error
         self.splits[site] = split
         if len(self.splits) > MOST_SPLITS:
@@ -95,10 +109,18 @@ def evaluation(learner: Learner, metrics: Sequence[Any]) -> Work:
     return work
 
 
+def values(sums: Mapping[str, Any], metrics: Iterable[Metric]) -> dict[str, float | None]:
+    """name -> value under plain and prefixed names; None where it is undefined. What training reports are averages."""
+    averages = {name: x for name, x in sums.items() if name.startswith("train_") and np.shape(x) == (3,)}
+    found = measures.values({name: x for name, x in sums.items() if name not in averages}, metrics)
+    found |= {name: float(x[0] / x[1]) if x[1] else math.nan for name, x in averages.items()}
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
 def describe(error: BaseException) -> str:
     """One line: what was raised, and the last line of the user's own code that led there."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith(HERE) and "site-packages" not in f.filename] or frames
+    own = [f for f in frames if not f.filename.startswith(FOREIGN) and "site-packages" not in f.filename]
     where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name})" if own else ""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}{': ' + text[0] if text else ''}{where}"

@@ -17,6 +17,7 @@ from foedus import frames, metrics
 from foedus.aggregators.exact import BLOCK
 from foedus.aggregators.folding import UNIT, gathered
 from foedus.core import Gather, Origin, Outcome, Sum, Update
+from foedus.files import fsync_dir
 from foedus.params import Array, Params, Spec, kind, wide
 
 CHUNK = 16 * BLOCK
@@ -39,6 +40,7 @@ def fold_files(aggregator: Any, spec: Spec, counted: Sequence[Counted], asked: i
         _flush(params)
         os.fsync(file.fileno())
     temporary.replace(path)
+    fsync_dir(path.parent)
 
 
 def _fill(out: Params, aggregator: Any, spec: Spec, counted: Sequence[Counted], weights: Sequence[float], weight: Fraction) -> None:

@@ -12,10 +12,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
-from foedus.aggregators.levels import BLOCK, F64, Floats, Levels, join, peak, scratch, spread, value
+from foedus.aggregators.levels import BLOCK, F64, Floats, Levels, divide, join, peak, scratch, spread
 from foedus.errors import FoedusError
 
-__all__ = ["BLOCK", "Bins", "NotFinite", "check", "empty", "fold", "merge", "total"]
+__all__ = ["BLOCK", "Bins", "NotFinite", "check", "clear", "empty", "fold", "merge", "total"]
 
 LIMIT: Final = 2.0**700  # a product must be smaller
 UNIT: Final = 176  # products are held times 2**UNIT, so that the last bit of the least one is far from underflow
@@ -57,12 +57,26 @@ def fold(bins: Bins, x: Floats, weight: float) -> None:
 
     `x` is (size,) of the dtype of `bins`, `weight` in [2**-64, 2**64] with at most 29 significant bits.
     Raises NotFinite before any write when `x` holds NaN, infinity or a magnitude from 2**700 / weight on.
+
+    >>> bins = empty(1, np.float32)
+    >>> for x in (2.0**-100, 1e30, -1e30):
+    ...     fold(bins, np.full(1, x, np.float32), 3.0)
+    >>> total(bins, 3).item() == 2.0**-100
+    True
     """
     clear = _bits_to_clear(weight)
     for i, (levels, top) in enumerate(zip(bins.blocks, _peaks(bins, x, weight), strict=True)):
         if top:
             for product, bound in _products(x[i * BLOCK : (i + 1) * BLOCK], top, weight, clear):
                 spread(levels, product, bound)
+
+
+def clear(bins: Bins) -> Bins:
+    """The same bins as a sum of nothing: memory that was used before is several times faster than fresh one."""
+    for levels in bins.blocks:
+        for level in levels:
+            level.clear()
+    return bins
 
 
 def merge(a: Bins, b: Bins) -> Bins:
@@ -79,7 +93,7 @@ def total(bins: Bins, divisor: Fraction | int = 1) -> Floats:
     """The sum over `divisor`: (size,) of float32 for the half types, otherwise of the dtype that was added.
 
     float32 is within 0.5000001 ulp of the rational value, float64 within 5e-16 of it relatively while it is normal.
-    Raises FoedusError when a sum is beyond float32; a mean never is.
+    Zeros are positive. Raises FoedusError when a sum is beyond float32; a mean never is.
     """
     if divisor <= 0:
         raise FoedusError(f"cannot divide a sum by {divisor}; at least one update must count")
@@ -88,8 +102,8 @@ def total(bins: Bins, divisor: Fraction | int = 1) -> Floats:
     try:
         with np.errstate(over="raise", under="ignore"):
             for i, levels in enumerate(bins.blocks):
-                if levels:
-                    out[i * BLOCK : (i + 1) * BLOCK] = value(levels, lambda x: (x / scale).astype(out.dtype))
+                if used := [level for level in levels if level.used]:
+                    divide(used, scale, out[i * BLOCK : (i + 1) * BLOCK])
     except FloatingPointError:
         raise FoedusError(f"the sum is beyond the range of {out.dtype}; divide it by the weights") from None
     return out

@@ -32,7 +32,11 @@ class Fixed(NamedTuple):
 
 
 class OutOfBound(FoedusError):
-    """A weight or value that the ring has no room for; it is refused, never clipped."""
+    """A weight, or a value of `group`, that the ring has no room for; it is refused, never clipped."""
+
+    def __init__(self, why: str, group: str = "") -> None:
+        super().__init__(why)
+        self.group = group
 
 
 def fixed(bound: float, wmax: float) -> Fixed:
@@ -84,7 +88,7 @@ def _admit(arithmetic: Fixed, part: Slice, weight: float) -> None:
     for group, x in part.items():
         peak = float(np.abs(x).max(initial=0))
         if not peak <= arithmetic.bound:
-            raise OutOfBound(f"a {group} value of {peak:g} is above bound={arithmetic.bound:g}; clip, or raise the bound")
+            raise OutOfBound(f"{peak:g} is above bound={arithmetic.bound:g}; clip, or raise the bound", group)
 
 
 def _unbound(*_: object) -> Slice:

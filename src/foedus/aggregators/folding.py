@@ -20,6 +20,7 @@ from foedus.params import DTYPES, Array, Params, Spec, kind, wide
 MOST_UPDATES = 1 << 22
 UNIT = 160  # weights are whole multiples of 2**-160
 COLUMNS = 1 << 16
+CHECKING = "checking its update"
 
 
 def check(update: Update, spec: Spec, site: str) -> Update:
@@ -27,18 +28,46 @@ def check(update: Update, spec: Spec, site: str) -> Update:
 
     Raises Refused, which names site, array and remedy.
     """
-    weight = update.weight
-    if not _good(weight):
+    if not _good(update.weight):
         remedy = "return a positive weight of at most 29 significant bits, for example the number of examples"
-        raise Refused(site, "checking its update", f"weight {weight!r} cannot be used", remedy)
-    if update.params.spec is spec or update.params.spec == spec:
-        return update
-    announced, sent = ({leaf.name: (leaf.dtype, leaf.shape, leaf.kind) for leaf in s} for s in (spec, update.params.spec))
-    for name in sorted(announced.keys() | sent.keys()):
-        if announced.get(name) != sent.get(name):
-            why = f"array {name!r} is {_said(sent.get(name))}, the Task announced {_said(announced.get(name))}"
-            raise Refused(site, "checking its update", why, "build the model of this Job")
-    return update._replace(params=update.params.ordered(spec))
+        raise Refused(site, CHECKING, f"weight {update.weight!r} cannot be used", remedy)
+    _check_sums(update.metrics, site)
+    params = _named(update.params, spec, site)
+    if params.spec is not spec and params.spec != spec:
+        _check_spec(params.spec, spec, site)
+        params = params.ordered(spec)
+    return update._replace(params=params, weight=float(update.weight))
+
+
+def _named(params: Any, spec: Spec, site: str) -> Params:
+    if isinstance(params, Params):
+        return params
+    try:
+        return Params(params, {leaf.name: leaf.kind for leaf in spec})
+    except (FoedusError, AttributeError, TypeError, ValueError) as error:
+        raise Refused(site, CHECKING, f"its params are {type(params).__name__} ({error})", "return named arrays") from error
+
+
+def _check_spec(sent: Spec, announced: Spec, site: str) -> None:
+    ours, theirs = ({leaf.name: (leaf.dtype, leaf.shape, leaf.kind) for leaf in spec} for spec in (announced, sent))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            why = f"array {name!r} is {_said(theirs.get(name))}, the Task announced {_said(ours.get(name))}"
+            raise Refused(site, CHECKING, why, "build the model of this Job")
+
+
+def _check_sums(sums: Any, site: str) -> None:
+    odd = [name for name, x in sums.items() if not _summable(x)] if isinstance(sums, Mapping) else [type(sums).__name__]
+    if odd:
+        raise Refused(site, CHECKING, f"metric {odd[0]!r} is no sum", "return a mapping of name to a float or an array")
+
+
+def _summable(x: Any) -> bool:
+    try:
+        dtype = np.asarray(x).dtype
+    except ValueError:
+        return False
+    return dtype.kind in "biuf" and dtype != np.uint64
 
 
 def check_finite(params: Params, site: str) -> None:
@@ -68,7 +97,7 @@ class Folding:
         flats = update.params.flats
         weight = self.weigh(update, origin)
         part = {g: flats[g] for g in self.floats}
-        if len(part) > 1 or isinstance(self.aggregator, Gather):
+        if isinstance(self.aggregator, Gather):
             check_finite(update.params, origin.site)
         self._take(part, weight, origin, update.params)
         for g, x in flats.items():
@@ -89,11 +118,9 @@ class Folding:
         elif part:
             try:
                 self.acc = self.aggregator.fold(self.acc, part, weight)
-            except exact.NotFinite:
+            except (exact.NotFinite, OutOfBound) as error:
                 check_finite(params, origin.site)
-                raise _not_finite(origin.site, "?", "a product beyond the range of this arithmetic") from None
-            except OutOfBound as error:
-                raise Refused(origin.site, "checking its update", str(error)) from None
+                raise _beyond(params, origin.site, error) from None
 
     def merge(self, other: Folding) -> None:
         """Takes over what `other` counted, which may not be used again."""
@@ -147,7 +174,7 @@ def combine(aggregator: Sum | Gather, updates: Mapping[str, Update]) -> dict[str
     plain = {s: u._replace(params=u.params if isinstance(u.params, Params) else Params(u.params)) for s, u in updates.items()}
     if not plain:
         raise FoedusError("no update to combine")
-    folding = Folding(aggregator, next(iter(plain.values())).params.spec, len(plain))
+    folding = Folding(aggregator, plain[min(plain)].params.spec, len(plain))
     for site, update in plain.items():
         folding.add(update, Origin(site, 0, 0))
     return dict(folding.total().params)
@@ -172,8 +199,17 @@ def _good(weight: Any) -> bool:
     return math.ldexp(math.frexp(weight)[0], 29).is_integer()
 
 
-def _not_finite(site: str, name: str, what: str = "NaN or Inf") -> Refused:
-    return Refused(site, "checking its update", f"array {name!r} holds {what}", "lower the learning rate or clip gradients")
+def _not_finite(site: str, name: str) -> Refused:
+    return Refused(site, CHECKING, f"array {name!r} holds NaN or Inf", "lower the learning rate or clip gradients")
+
+
+def _beyond(params: Params, site: str, error: exact.NotFinite | OutOfBound) -> Refused:
+    """The refusal of a finite update that the arithmetic has no room for; the array named has the largest value."""
+    if isinstance(error, OutOfBound) and not error.group:
+        return Refused(site, CHECKING, str(error))
+    group = error.group if isinstance(error, OutOfBound) else "float64"  # exact has room for all others
+    peaks = {leaf.name: np.abs(params[leaf.name]).max(initial=0) for leaf in params.spec if leaf.group.startswith(group)}
+    return Refused(site, CHECKING, f"array {max(peaks, key=lambda name: peaks[name])!r}: {error}")
 
 
 def _said(leaf: tuple[Any, ...] | None) -> str:

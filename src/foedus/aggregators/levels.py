@@ -28,7 +28,8 @@ BLOCK: Final = 1 << 14  # all that an addition touches of so many elements fits 
 FULL: Final = 1 << 62
 FEWEST, FRESH, MOST = 36, 50, 51  # bits above a level's exponent: least worth using, in a new level, that can be cut
 STEP: Final = 4  # exponents are multiples of it, so that shards tend to choose the same
-SPARSE: Final = 8  # fewer than one element in so many are gathered before they are worked on
+SPARSE: Final = 8  # when fewer than one element in so many has bits left, those are gathered
+PIECE: Final = 1 << 12  # elements that temporary arrays may have before the system's allocator gets slow
 INTEGERS: Final = {2: (np.int16, np.uint16), 4: (np.int32, np.uint32), 8: (np.int64, np.uint64)}
 
 
@@ -50,9 +51,13 @@ class Level:
     def bits(self) -> int:
         return int(np.float64(self.magic).view(np.uint64))
 
-    def true(self, out: U64 | None = None) -> I64:
+    def true(self, index: slice | NDArray[np.intp] = slice(None), out: U64 | None = None) -> I64:
         """The counts themselves."""
-        return np.subtract(self.counts, np.uint64(self.biases * self.bits % 2**64), out=out).view(np.int64)
+        return np.subtract(self.counts[index], np.uint64(self.biases * self.bits % 2**64), out=out).view(np.int64)
+
+    def clear(self) -> None:
+        self.counts.fill(0)
+        self.biases = self.used = 0
 
 
 Levels: TypeAlias = list[Level]  # of one block, finest first, no exponent twice
@@ -140,12 +145,12 @@ def join(levels: Levels, other: Level) -> None:
         level.biases, level.used = level.biases + other.biases, level.used + other.used
 
 
-def value(levels: Levels, narrow: Callable[[F64], Floats]) -> Floats:
-    """`narrow` (elementwise, monotonic) of the sum: of itself where a float64 holds it, elsewhere of its `_by_digits`.
+def divide(levels: Levels, scale: float, out: Floats) -> None:
+    """Writes the sum over `scale`, from the sum itself where a float64 holds it and from its digits elsewhere.
 
-    The two agree where both apply, so this depends on the sum alone.
+    The two agree where both apply, so what is written depends on the sum alone.
     """
-    size = levels[0].counts.size
+    size = out.size
     total, term, added, back = (a[:size] for a in (scratch.product, scratch.cut, scratch.rest, scratch.high))
     mask, rough = scratch.mask[:size], scratch.rough[:size]
     rough.fill(False)
@@ -156,10 +161,12 @@ def value(levels: Levels, narrow: Callable[[F64], Floats]) -> Floats:
         for one, other in ((total, term), (term, total)):  # taking away the larger one is exact, so that one tells
             rough |= np.not_equal(np.subtract(added, one, out=back), other, out=mask)
         total, added = added, total
-    if count := np.count_nonzero(rough):
-        index = np.flatnonzero(rough) if count * SPARSE < size else slice(None)
-        total[index] = _settled(total[index], [(level.exponent, level.true()[index]) for level in levels], narrow)
-    return narrow(total)
+    index = np.flatnonzero(rough)
+    for piece in (index[start : start + PIECE] for start in range(0, index.size, PIECE)):
+        terms = [(level.exponent, level.true(piece)) for level in levels]
+        total[piece] = _settled(total[piece], terms, lambda x: (x / scale).astype(out.dtype))
+    out[:] = np.divide(total, scale, out=total)
+    out += 0.0  # no negative zero: what is too small for `out` may be off by its sign
 
 
 def _convert(level: Level, out: F64, spare: F64, rough: NDArray[np.bool_]) -> None:
@@ -174,8 +181,9 @@ def _convert(level: Level, out: F64, spare: F64, rough: NDArray[np.bool_]) -> No
 def _settled(near: F64, terms: Terms, narrow: Callable[[F64], Floats]) -> F64:
     """`near`, the rounded sum of the terms, or the sum by digits where that may narrow to another number."""
     error = np.zeros(near.size)
-    for exponent, counts in terms:  # 2**-53 for each conversion and addition, of which there are less than 2**11
-        error += np.abs(counts * 2.0 ** (exponent - 42))
+    for exponent, counts in terms:
+        error += np.abs(counts * 2.0**exponent)
+    error *= 2.0**-42  # 2**-53 for each conversion and addition, of which there are less than 2**11
     with np.errstate(over="ignore"):
         unsure = narrow(near - error) != narrow(near + error)
     if unsure.any():

@@ -3,12 +3,14 @@ Only the two arithmetics may come in."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 
 from foedus.aggregators import exact
 from foedus.aggregators.fixed import Fixed, fixed_sum
 from foedus.core import Origin, Slice, Sum, Update
+from foedus.errors import JobError
 
 Bins = dict[str, exact.Bins]
 
@@ -26,8 +28,6 @@ def mean(discount: Callable[[int], float] | None = None, arithmetic: Fixed | Non
 
 def significant(weight: float, bits: int = 29) -> float:
     """The nearest float with at most `bits` significant bits: a product of it and a float32 is exact in float64."""
-    import math
-
     fraction, exponent = math.frexp(weight)
     return math.ldexp(round(math.ldexp(fraction, bits)), exponent - bits)
 
@@ -35,12 +35,21 @@ def significant(weight: float, bits: int = 29) -> float:
 def _weigh(discount: Callable[[int], float] | None) -> Callable[[Update, Origin], float]:
     if discount is None:
         return lambda update, origin: update.weight
-    return lambda update, origin: significant(update.weight * discount(origin.age))
+
+    def weigh(update: Update, origin: Origin) -> float:
+        weight = update.weight * discount(origin.age)
+        if not 2.0**-64 <= weight <= 2.0**64:
+            raise JobError(f"the discount makes {weight} of weight {update.weight} at age {origin.age}: keep it positive")
+        return significant(weight)
+
+    return weigh
 
 
 def _fold(acc: Bins | None, part: Slice, weight: float) -> Bins:
     if acc is None:
         acc = {group: exact.empty(x.size, x.dtype) for group, x in part.items()}
+    for group, x in part.items() if len(part) > 1 else ():  # one group's fold checks before it writes
+        exact.check(acc[group], x, weight)
     for group, x in part.items():
         exact.fold(acc[group], x, weight)
     return acc

@@ -4,6 +4,10 @@ Each group of verbs is one file; heavy imports happen inside them."""
 from __future__ import annotations
 
 import sys
+import traceback
+from typing import NoReturn
+
+NOT_BUILT, INTERRUPTED = 10, 130
 
 
 def main() -> None:
@@ -13,12 +17,21 @@ def main() -> None:
 
     try:
         app(standalone_mode=True)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _last("interrupted; `foedus resume` goes on where a run stands", INTERRUPTED)
+        raise
     except FoedusError as error:
-        print(f"foedus: {error}", file=sys.stderr)
-        sys.exit(error.code)
+        _last(str(error), error.code)
     except NotImplementedError as error:
-        print(f"foedus: {error}", file=sys.stderr)
-        sys.exit(10)
-    except KeyboardInterrupt:
-        print("foedus: interrupted; `foedus resume` goes on where the run stands", file=sys.stderr)
-        sys.exit(130)
+        _last(str(error), NOT_BUILT)
+    except Exception as error:
+        from foedus.work import describe
+
+        traceback.print_exc()
+        _last(describe(error), 1)
+
+
+def _last(line: str, code: int) -> NoReturn:
+    print(f"foedus: {line}", file=sys.stderr)
+    sys.exit(code)

@@ -3,12 +3,16 @@ The launcher comes in when a verb is called."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foedus.cli.show import Progress, note, out
+from foedus.cli.show import Progress, note, out, quiet
+
+if TYPE_CHECKING:
+    from foedus.job import Job
 
 HomeOption = Annotated[Path | None, typer.Option("--home", help="FOEDUS_HOME for this command.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
@@ -36,56 +40,46 @@ def run(
     from foedus import jobfile, launch
     from foedus import runs as kept
 
-    loaded = jobfile.load(job, pairs(options or [], "KEY=VALUE"))
-    named = pairs(site or [], "--site NAME=PATH") or sites or loaded.sites
-    source = {"file": str(loaded.path), "options": loaded.options, "rounds": rounds,
-              "sites": _plain(named), "workers": workers}  # fmt: skip
-    chosen = loaded.job if rounds is None else loaded.job.replace(rounds=rounds)
-    folder = kept.new_folder(chosen.name or loaded.path.parent.name, home)
-    note(f"run {folder.name} on backend {launch.resolve(backend, exact)}")
-    with Progress(chosen.rounds) as told:
-        result = launch.run(chosen, _paths(named), backend=backend, seed=seed, workers=workers, exact=exact,
-                            folder=folder, source=source, told=told)  # fmt: skip
+    given = _there(pairs(site or [], "--site NAME=PATH")) or sites
+    with quiet():
+        loaded = jobfile.load(job, pairs(options or [], "KEY=VALUE"))
+        named = loaded.sites if given is None else given
+        source = {"file": str(loaded.path), "options": loaded.options, "rounds": rounds,
+                  "sites": _plain(named), "workers": workers}  # fmt: skip
+        chosen = loaded.job if rounds is None else loaded.job.replace(rounds=rounds)
+        folder = kept.new_folder(chosen.name or loaded.path.parent.name, home)
+        note(f"run {folder.name} on backend {launch.resolve(backend, exact)}")
+        with Progress(chosen.rounds) as told:
+            result = launch.run(chosen, _paths(named), backend=backend, seed=seed, workers=workers, exact=exact,
+                                folder=folder, source=source, told=told)  # fmt: skip
     out(result.about(), json)
 
 
 def resume(run: Annotated[str, typer.Argument(help="An id, a unique prefix or a path.")], home: HomeOption = None,
            json: JsonOption = False) -> None:  # fmt: skip
     """Go on with a run that was killed, interrupted or paused."""
-    from foedus import jobfile, launch
-    from foedus import runs as kept
+    from foedus import launch
     from foedus.home import find_run
 
     folder = find_run(run, home)
-    about = kept.about(folder)
-    source = about["source"]
-    if not source.get("file"):
-        raise kept.not_from_a_file(folder)
-    loaded = jobfile.load(source["file"], source["options"])
-    chosen = loaded.job if source["rounds"] is None else loaded.job.replace(rounds=source["rounds"])
-    named = source["sites"] if source["sites"] is not None else loaded.sites
-    with Progress(chosen.rounds) as told:
-        result = launch.run(chosen, _paths(named), backend=about["backend"], seed=about["seed"],
-                            workers=source["workers"], folder=folder, source=source, told=told)  # fmt: skip
+    with quiet():
+        about, chosen, named = _as_started(folder)
+        with Progress(chosen.rounds) as told:
+            result = launch.run(chosen, named, backend=about["backend"], seed=about["seed"], folder=folder,
+                                workers=about["source"]["workers"], source=about["source"], told=told)  # fmt: skip
     out(result.about(), json)
 
 
 def verify(run: Annotated[str, typer.Argument(help="An id, a unique prefix or a path.")], home: HomeOption = None,
            json: JsonOption = False) -> None:  # fmt: skip
     """Check a run's journal, replay the run and compare the bits."""
-    from foedus import jobfile, launch
-    from foedus import runs as kept
+    from foedus import launch
     from foedus.home import find_run
 
     folder = find_run(run, home)
-    about = kept.about(folder)
-    source = about["source"]
-    if not source.get("file"):
-        raise kept.not_from_a_file(folder)
-    loaded = jobfile.load(source["file"], source["options"])
-    chosen = loaded.job if source["rounds"] is None else loaded.job.replace(rounds=source["rounds"])
-    named = source["sites"] if source["sites"] is not None else loaded.sites
-    found = launch.verify(folder, chosen, _paths(named))
+    with quiet():
+        _, chosen, named = _as_started(folder)
+        found = launch.verify(folder, chosen, named)
     note("the replay has the same bits" if found["same"] else f"the replay differs: {found['why']}")
     out(found, json)
     if not found["same"]:
@@ -100,12 +94,37 @@ def runs(home: HomeOption = None, json: JsonOption = False) -> None:
     out({"runs": found}, json, [f"{r['run']}  {r['state']:9} {r['rounds']:>4} rounds" for r in found])
 
 
+def _as_started(folder: Path) -> tuple[Mapping[str, Any], Job, Any]:
+    """The first row of a run, its Job, and the data of its sites."""
+    from foedus import jobfile
+    from foedus import runs as kept
+
+    about = kept.about(folder)
+    source = about["source"]
+    if not source.get("file"):
+        raise kept.not_from_a_file(folder)
+    loaded = jobfile.load(source["file"], source["options"])
+    chosen = loaded.job if source["rounds"] is None else loaded.job.replace(rounds=source["rounds"])
+    return about, chosen, _paths(loaded.sites if source["sites"] is None else source["sites"])
+
+
 def pairs(texts: list[str], form: str) -> dict[str, str]:
     """{"a": "1"} from ["a=1"]; a text of another form is an error that shows the right one."""
     for text in texts:
         if "=" not in text:
             raise typer.BadParameter(f"{text!r} is not of the form {form}")
-    return dict(text.split("=", 1) for text in texts)
+    found = dict(text.split("=", 1) for text in texts)
+    if len(found) < len(texts):
+        raise typer.BadParameter(f"a name stands twice in {' '.join(texts)}: {form}, each once")
+    return found
+
+
+def _there(sites: dict[str, str]) -> dict[str, str] | None:
+    """The sites, whose data are there; None if none is named."""
+    for name, path in sites.items():
+        if not Path(path).expanduser().exists():
+            raise typer.BadParameter(f"site {name!r}: there is no {path}")
+    return sites or None
 
 
 def _plain(sites: Any) -> Any:

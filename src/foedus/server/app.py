@@ -149,6 +149,7 @@ class App:
         body = asked.json()
         if "life" in body and asked.role == "site":
             self.hub.members.hello(asked.name, read(Life, body["life"]), asked.claim.life)
+            self.hub.returned(asked.name)
         pinned = body.get("pinned")
         changes = self.hub.members.since(read(Pin, pinned) if pinned else None)
         return answer({"register": {**plain(self.hub.members.register.pin), "changes": changes}})
@@ -158,7 +159,7 @@ class App:
         yes = bool(body["accepting"])
         self.hub.members.store.put("accepting", asked.name, {"accepting": yes, "why": str(body.get("why", ""))[:500]})
         self.hub.event("returned" if yes else "left", str(body.get("why", ""))[:500], asked.name)
-        self.hub.told()
+        self.hub.returned(asked.name) if yes else self.hub.told()
         return answer({})
 
     # ---- a site's work ---------------------------------------------------------------------------------------------
@@ -332,7 +333,7 @@ class App:
         host, until = self.hub.find(asked.parts[0]), time.monotonic() + wait
         with self.hub.news:
             while not (rows := self.hub.members.store.rows(host.run, after)) and time.monotonic() < until:
-                if not self._wait(asked, until):
+                if host.over or not self._wait(asked, until):
                     break
             return answer({"rows": [list(row) for row in rows[:2000]], "state": host.state, "why": host.why, "run": host.run})
 

@@ -197,6 +197,13 @@ class Hub:
         with self.news:
             self.news.notify_all()
 
+    def returned(self, site: str) -> None:
+        """A site is back: runs that paused for want of it ask again."""
+        with self.news:
+            for host in self.hosts.values():
+                host.nudged = host.nudged or (host.state == "paused" and host.answer(site) is not None)
+            self.news.notify_all()
+
     def event(self, what: str, why: str, site: str) -> None:
         """Journals an event of a site in every run under way that it is part of."""
         with self.news:

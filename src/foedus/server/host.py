@@ -337,12 +337,9 @@ class Host:
 
     def _settled(self, round: int) -> None:
         """Deletes the updates of rounds that are over: the journal keeps their digests, never their arrays."""
-        kept = {accepted.digest for accepted in self.book.kept.values()}
-        for row in self.journal.all("accepted"):
-            if row["round"] <= round and row["digest"] not in kept:
-                for digest in (row["digest"], row["metrics"]):
-                    if digest:
-                        self.context.blobs.delete(digest)
+        for accepted in self.book.done(round):
+            for digest in filter(None, (accepted.digest, accepted.metrics)):
+                self.context.blobs.delete(digest)
         for path in [*self.scratch.glob("payload-*"), *self.scratch.glob("total-*")]:
             r, number = map(int, path.stem.split("-")[1:3])
             task = self.book.tasks.get((r, number))

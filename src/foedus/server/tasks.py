@@ -79,6 +79,9 @@ class Book:
         self.journal = journal
         self.tasks: dict[At, Open] = {}
         self.kept: dict[Origin, Accepted] = {}  # accepted, neither counted nor dropped
+        self.settled: list[Accepted] = []  # counted or dropped, its blobs not yet deleted
+        self.live: dict[At, Open] = {}  # Tasks for which somebody may still be at work
+        self.verdicts: dict[Origin, str] = {}
         self.bases: dict[tuple[str, str], Origin] = {}  # (site, work) -> origin of the base it must have
         self.stateful: dict[Origin, str] = {}
         for row in journal.all("task"):
@@ -92,7 +95,7 @@ class Book:
             self.close(row)
 
     def publish(self, row: Mapping[str, Any]) -> Open:
-        task = self.tasks[_at(row)] = Open(row["round"], row["task"], row, row["asked"])
+        task = self.live[_at(row)] = self.tasks[_at(row)] = Open(row["round"], row["task"], row, row["asked"])
         if task.keeps:
             for origin, accepted in self.kept.items():
                 if self.tasks[origin[1:3]].keeps:
@@ -114,7 +117,7 @@ class Book:
             self.stateful[origin] = task.body["work"]
         if task.closed:
             task.desk.settled[site] = _counted(accepted)
-            for other in self.tasks.values():
+            for other in self.live.values():
                 if other.keeps and not other.closed:
                     other.desk.arrived.append((origin, _counted(accepted)))
         else:
@@ -123,15 +126,30 @@ class Book:
     def close(self, row: Mapping[str, Any]) -> None:
         """Takes in a close row: counted updates leave, dropped ones too unless late updates are kept."""
         task = self.tasks[_at(row)]
+        if task.closed:
+            return
         task.closed = True
         for site, r, t in row["counted"]:
             origin = Origin(site, r, t)
-            self.kept.pop(origin, None)
+            self._gone(origin, "counted")
             if origin in self.stateful:
                 self.bases[site, self.stateful[origin]] = origin
         if not task.keeps:
+            del self.live[_at(row)]
             for origin in [o for o in self.kept if o[1:3] == _at(row)]:
-                del self.kept[origin]
+                self._gone(origin, "dropped")
+
+    def _gone(self, origin: Origin, verdict: str) -> None:
+        accepted = self.kept.pop(origin, None)
+        self.verdicts[origin] = verdict
+        if accepted is not None:
+            self.settled.append(accepted)
+
+    def done(self, round: int) -> list[Accepted]:
+        """The updates of rounds up to this one that are settled, each given out once: their bytes can go."""
+        found = [a for a in self.settled if a.origin.round <= round]
+        self.settled = [a for a in self.settled if a.origin.round > round]
+        return found
 
     def close_row(self, task: Open) -> dict[str, Any]:
         """What closing this Task now would journal."""
@@ -142,11 +160,11 @@ class Book:
         }  # fmt: skip
 
     def open_tasks(self) -> list[Open]:
-        return [task for task in self.tasks.values() if not task.closed or task.keeps]
+        return list(self.live.values())
 
     def flying(self) -> set[str]:
         """Sites at work for a Task whose late updates are kept, and sites whose stateful update is not settled."""
-        busy = {site for task in self.tasks.values() if task.keeps for site in task.desk.waiting()}
+        busy = {site for task in self.live.values() if task.keeps for site in task.desk.waiting()}
         return busy | {origin.site for origin in self.kept if origin in self.stateful}
 
     def verdict(self, site: str, round: int, number: int, attempt: int, ended: bool) -> str:
@@ -159,8 +177,7 @@ class Book:
             return "send" if task is not None and not ended and task.wants(site, attempt) else "dropped"
         if Origin(site, round, number) in self.kept and not ended:
             return "unknown"
-        counted = any([site, round, number] in row["counted"] for row in self.journal.all("close"))
-        return "counted" if counted else "dropped"
+        return self.verdicts.get(Origin(site, round, number), "dropped")
 
 
 def _counted(accepted: Accepted) -> Outcome:

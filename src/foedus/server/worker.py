@@ -20,9 +20,10 @@ from foedus.aggregators.folding import check_finite
 from foedus.core import Origin, Outcome, RoundContext, State, Task, Total
 from foedus.errors import FoedusError, Refused, WireError
 from foedus.faults import point
+from foedus.files import write_atomic
 from foedus.journal import Journal, task_digest
 from foedus.params import DTYPES, Leaf, Params, Spec, digest
-from foedus.run import Checkpoints, execute, write_atomic
+from foedus.run import Checkpoints, execute
 from foedus.wire.pipe import Pipe, inherited
 from foedus.work import describe
 

@@ -37,6 +37,8 @@ class At(NamedTuple):
 
 
 class Blob(NamedTuple):
+    """Bytes by their SHA-256; `size` is -1 where only the server knows it."""
+
     digest: str
     size: int
 
@@ -69,11 +71,19 @@ class Offer(NamedTuple):
     public: str
 
 
+class Ending(NamedTuple):
+    """How a run ended, and the models that it leaves to its sites."""
+
+    run: str
+    state: str
+    models: Mapping[str, Blob]
+
+
 class Activity:
     """What is being done for one Task: counted for heartbeats, and to be given up once `gone` is set."""
 
-    def __init__(self, at: At) -> None:
-        self.at, self.gone = at, threading.Event()
+    def __init__(self, at: At, gone: threading.Event | None = None) -> None:
+        self.at, self.gone = at, gone or threading.Event()
         self.count, self.cpu = 0, 0.0
 
     def advance(self, n: int = 1) -> None:
@@ -100,20 +110,29 @@ def read_offer(envelope: Any, server: str) -> Offer:
     """The run in a `prepare` of the server. The submission's signature holds; whose key it is, is asked elsewhere."""
     body = open_envelope(envelope, "foedus/prepare/1", server)
     inner = body.get("submission")
-    public = inner.get("by") if isinstance(inner, dict) else None
-    signed = open_envelope(inner, "foedus/submission/1", public if isinstance(public, str) else "")
+    public = str(inner.get("by")) if isinstance(inner, dict) else ""
+    signed = open_envelope(inner, "foedus/submission/1", public)
     try:
         return Offer(
             _run(body["run"]), str(signed.get("name") or ""), _blob(signed["bundle"]), _text(signed["entry"]),
             dict(signed.get("options") or {}), _integer(signed["seed"]), _texts(signed.get("datasets")),
-            _texts(signed.get("requires")), signed_by(inner),
+            _texts(signed.get("requires")), public,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"run {body.get('run')!r} is described wrongly ({type(error).__name__} {error})") from error
 
 
-def signed_by(envelope: Any) -> str:
-    return _text(envelope["by"])
+def read_ending(body: Mapping[str, Any]) -> Ending:
+    """The end of a run. Raises WireError."""
+    try:
+        models = {name: _model(body[name]) for name in ("final", "best") if body.get(name)}
+        return Ending(_run(body["run"]), str(body.get("state") or "over"), models)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(f"the end of a run is described wrongly ({type(error).__name__} {error})") from error
+
+
+def _model(value: Any) -> Blob:
+    return Blob(_digest(value), -1) if isinstance(value, str) else _blob(value)
 
 
 def verdicts(found: Mapping[str, Any]) -> dict[str, Verdict]:

@@ -93,23 +93,22 @@ class Shelf:
         pending = self.find(at)
         if pending is None or verdict in ("send", "unknown"):
             return False
-        if verdict == "counted" and pending.stateful:
-            self._count(pending)
-        else:
-            self.store.delete(PENDING, str(at))
-            self.local(pending.file).unlink(missing_ok=True)
-        self.update(pending.file).unlink(missing_ok=True)
-        return True
-
-    def _count(self, pending: Pending) -> None:
-        old, new = self.base(pending.work), Base(pending.at.round, pending.at.task, self.local(pending.file).name)
-        point("agent.before-base")
+        counted, stateful = verdict == "counted", verdict == "counted" and pending.stateful
+        local, old = self.local(pending.file), self.base(pending.work)
+        if counted:
+            point("agent.before-base")
         with self.store.transaction():
-            self.store.put(BASE, f"{self.run}/{pending.work}", new._asdict())
-            self.store.delete(PENDING, str(pending.at))
-        point("agent.after-base")
-        if old is not None and old.file != new.file:
+            if stateful:
+                self.store.put(BASE, f"{self.run}/{pending.work}", Base(at.round, at.task, local.name)._asdict())
+            self.store.delete(PENDING, str(at))
+        if counted:
+            point("agent.after-base")
+        self.update(pending.file).unlink(missing_ok=True)
+        if not stateful:
+            local.unlink(missing_ok=True)
+        elif old is not None and old.file != local.name:
             (self.folder / old.file).unlink(missing_ok=True)
+        return True
 
     def base(self, work: str) -> Base | None:
         body = self.store.get(BASE, f"{self.run}/{work}")

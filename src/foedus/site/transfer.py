@@ -11,13 +11,14 @@ from typing import Any, final
 
 from foedus.errors import WireError
 from foedus.faults import point
-from foedus.site.link import Answered, Away, Line, Stopped
+from foedus.site.link import Answered, Line, Stopped
 from foedus.site.orders import Activity, At, Blob
 from foedus.wire.http_connection import FilePart
 
 TRIES = 3  # for bytes that arrive damaged
 SHOWN_AT = 0.6  # the share of a body after which the fault point lies
-GONE, ELSEWHERE = 410, (400, 409)
+GONE, NO_MORE, ELSEWHERE = 410, 416, (400, 409)
+MOST_BYTES = 1 << 40
 
 
 def fetch(line: Line, run: str, blob: Blob, into: Path, activity: Activity | None, gone: Event) -> Path:
@@ -34,7 +35,7 @@ def fetch(line: Line, run: str, blob: Blob, into: Path, activity: Activity | Non
 
 def holds(path: Path, blob: Blob) -> bool:
     """Whether the file is there and is this blob."""
-    if not path.is_file() or path.stat().st_size != blob.size:
+    if not path.is_file():
         return False
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == blob.digest
@@ -53,11 +54,15 @@ class _Incoming:
             self.offset = file.tell()
 
     def more(self, line: Line, run: str, blob: Blob) -> None:
-        if self.offset < blob.size:
-            limit = blob.size - self.offset
+        """Takes what is missing; a blob of unknown size is whole when the server has no more of it."""
+        if blob.size == self.offset:
+            return
+        limit = MOST_BYTES if blob.size < 0 else blob.size - self.offset
+        try:
             line.download(f"/v1/blobs/{blob.digest}", f"run={run}", self.path, self.offset, limit, self._took)
-        if self.offset < blob.size:
-            raise Away("the rest of the blob did not come")
+        except Answered as error:
+            if error.status != NO_MORE:
+                raise
 
     def _took(self, piece: memoryview) -> None:
         self.sha.update(piece)

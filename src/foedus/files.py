@@ -1,0 +1,86 @@
+"""Files that outlive a crash: whole and on disk, or not there at all.
+Bytes may come in from anywhere; every room above writes its files through this."""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+
+from foedus.errors import StoreError
+
+Buffer = bytes | bytearray | memoryview
+
+_FREE, _ALLOW = "free disk space or raise the quota", "make it writable for this user"
+REMEDIES = {
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: _FREE,
+    errno.EFBIG: _FREE,
+    errno.EACCES: _ALLOW,
+    errno.EPERM: _ALLOW,
+    errno.EROFS: _ALLOW,
+}
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns an OSError inside the block into a StoreError that names the path and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "check the folder and its disk")
+        raise StoreError(f"{path}: {error.strerror}; {remedy}") from error
+
+
+def fsync_dir(folder: Path) -> None:
+    """Returns once the folder's entries (new files, renames) are on disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path, durable: bool = True) -> None:
+    """Makes the folder and those above it where they are missing; StoreError if that is not allowed."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent, durable)
+    with explained(folder):
+        folder.mkdir(exist_ok=True)
+        if durable:
+            fsync_dir(folder.parent)
+
+
+def write_atomic(path: Path, data: Buffer | Iterable[Buffer], durable: bool = True, mode: int = 0o666) -> None:
+    """Writes the file so that after any crash it holds all of `data`, or what it held before.
+
+    With `durable` it is on disk on return. `mode`, less the umask, is the file's: 0o600 for a key. StoreError with
+    the remedy if the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with explained(path):
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb", buffering=0) as file:
+                for piece in [data] if isinstance(data, Buffer) else data:
+                    write_all(file, piece)
+                if durable:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if durable:
+            fsync_dir(path.parent)
+
+
+def write_all(file: FileIO, data: Buffer) -> None:
+    """Writes every byte, in as many calls as the system needs."""
+    view = memoryview(data)
+    view = view.cast("B") if view.nbytes else memoryview(b"")
+    while view:
+        view = view[file.write(view) :]

@@ -1,0 +1,320 @@
+"""One run at a site, in a thread of its own: it is prepared for, does Tasks one at a time, and is cleared away at its end.
+Tasks, policy and the worker's host come in; the agent's main thread hands over what the server said."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NamedTuple, final
+
+from foedus.errors import FoedusError
+from foedus.site import bindings, policy
+from foedus.site.link import Answered, Identity, Stopped
+from foedus.site.orders import Activity, At, Blob, Ending, Offer, Order, Verdict
+from foedus.site.place import Place
+from foedus.site.shelf import Shelf
+from foedus.site.tasks import Tasks
+from foedus.site.transfer import fetch, holds
+from foedus.site.trust import Code, Roll, consent
+from foedus.site.workerhost import WorkerHost
+from foedus.wire.bundle import MOST_BYTES, unpack
+
+RUNS, ENDED = "runs", "ended"
+LOADING = 600.0  # seconds without progress in which the data must be loaded
+Json = dict[str, Any]
+
+
+class Context(NamedTuple):
+    """What all runs of an agent share."""
+
+    place: Place
+    who: Identity
+    roll: Roll
+    log: logging.Logger
+
+
+class NotReady(FoedusError):
+    """Why this site cannot take part in a run, with the remedy."""
+
+
+@final
+class SiteRun:
+    """`prepared`, `have` and `pending` say what the next poll is to tell of this run; all else is queued for its thread."""
+
+    def __init__(self, context: Context, run: str) -> None:
+        self.context, self.run = context, run
+        self.folder = context.place.folder / "work" / run
+        self.shelf = Shelf(context.place.store, self.folder / "kept", run)
+        self.shelf.sweep()
+        self.tasks = Tasks(context.who, self.shelf, self.folder / "payloads", context.log)
+        self.offer, self.prepared = self._remembered()
+        self.worker: WorkerHost | None = None
+        self.queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.held: dict[str, Activity] = {}  # Tasks and uploads that are queued or under way
+        self.settling: set[str] = set()  # pending updates whose verdict is queued
+        self.unwanted: set[str] = set()  # cancelled: no longer spoken of
+        self.leaving = threading.Event()
+        self.now: Activity | None = None
+        self.thread = threading.Thread(target=self._serve, name=f"run {run}", daemon=True)
+        self.thread.start()
+
+    # ---- called by the agent's main thread -----------------------------------------------------------------------
+    def have(self) -> set[str]:
+        return (set(self.held) | self._kept()) - self.settling - self.unwanted
+
+    def pending(self) -> set[str]:
+        return self._kept() - set(self.held) - self.settling
+
+    def prepare(self, offer: Offer) -> None:
+        self.offer, self.prepared = offer, True
+        self.queue.put(self._prepare)
+
+    def look(self) -> None:
+        """The owner changed something: a run that could not begin here may begin now."""
+        if self.offer is not None:
+            self.queue.put(self._prepare)
+
+    def task(self, order: Order) -> bool:
+        """Whether the Task is new here."""
+        text = str(order.at)
+        self.unwanted.discard(text)
+        if text in self.held or text in self._kept():
+            return False
+        activity = self.held[text] = Activity(order.at)
+        self.queue.put(partial(self._task, order, activity))
+        return True
+
+    def verdicts(self, found: Mapping[str, Verdict]) -> bool:
+        """Whether any of these verdicts says something new."""
+        known = {str(p.at): p.at for p in self.shelf.pending()}
+        new = {t: v for t, v in found.items() if t in known and v != "unknown" and t not in self.settling and t not in self.held}
+        for text, verdict in new.items():
+            activity = Activity(known[text])
+            if verdict == "send":
+                self.unwanted.discard(text)
+                self.held[text] = activity
+            else:
+                self.settling.add(text)
+            self.queue.put(partial(self._settle, text, verdict, activity))
+        return bool(new)
+
+    def cancel(self, texts: Iterable[str]) -> bool:
+        """Whether any of these Tasks was under way. An update that is computed stays until its verdict."""
+        mine = [text for text in texts if text.startswith(f"{self.run}/") and text not in self.unwanted]
+        self.unwanted.update(mine)
+        for text in mine:
+            if text in self.held and text not in self._kept():
+                self.held[text].gone.set()
+        return bool(mine)
+
+    def end(self, ending: Ending) -> None:
+        self.drop()
+        self.queue.put(partial(self._end, ending))
+
+    def drop(self) -> None:
+        """Gives up what is under way."""
+        for activity in [*self.held.values()]:
+            activity.gone.set()
+
+    def stop(self) -> None:
+        """Ends the thread and the worker; what is durable stays."""
+        self.leaving.set()
+        self.drop()
+        self.queue.put(None)
+
+    def working(self) -> Activity | None:
+        return self.now
+
+    # ---- the run's own thread --------------------------------------------------------------------------------------
+    def _serve(self) -> None:
+        while not self.leaving.is_set() and (action := self.queue.get()) is not None:
+            try:
+                action()
+            except Stopped:
+                self.context.log.info("run %s: stopped what nobody waits for", self.run)
+            except FoedusError as error:
+                self.context.log.warning("run %s: %s", self.run, error)
+            except Exception:
+                self.context.log.exception("run %s: the agent failed", self.run)
+        if self.worker is not None:
+            self.worker.kill()
+        self.tasks.line.close()
+
+    def _task(self, order: Order, activity: Activity) -> None:
+        self.now = activity
+        try:
+            if not activity.gone.is_set():
+                self._do(order, activity)
+        finally:
+            self.now = None
+            self.held.pop(str(order.at), None)
+
+    def _do(self, order: Order, activity: Activity) -> None:
+        try:
+            rules = self._allowed(order)
+            worker = self._host()
+        except FoedusError as error:
+            self.tasks.decline(order.at, str(error), "declined", activity)
+            return
+        self.context.log.info("%s: %s", order.at, order.work)
+        try:
+            self.tasks.do(order, worker, rules, activity)
+        except Stopped:
+            raise
+        except Exception as error:
+            self.tasks.decline(order.at, f"the agent failed: {type(error).__name__} {error}", "declined", activity)
+            raise
+
+    def _settle(self, text: str, verdict: Verdict, activity: Activity) -> None:
+        self.now = activity if verdict == "send" else None
+        try:
+            self.tasks.settle(text, verdict, activity)
+        finally:
+            self.now = None
+            self.settling.discard(text)
+            self.held.pop(text, None)
+
+    def _allowed(self, order: Order) -> policy.Policy:
+        """The policy, if it still lets this run's code at the data. Raises NotReady or Denied."""
+        if self.offer is None:
+            raise NotReady("this site was not told of the run; it asks the server for it")
+        if (order.bundle, order.seed) != (self.offer.bundle.digest, self.offer.seed):
+            raise NotReady("the Task's bundle or seed is not the one that the submitter signed")
+        rules = policy.load(self.context.place.folder / "policy.toml")
+        bound = bindings.chosen(self.context.place.store, self.offer.datasets)
+        if why := self._consent(rules) or rules.dataset(binding.name for binding in bound):
+            raise NotReady(why)
+        return rules
+
+    def _consent(self, rules: policy.Policy) -> str:
+        assert self.offer is not None
+        submitter = self.context.roll.submitter(self.offer.public)
+        return consent(self.context.place.store, rules, Code(self.offer.bundle.digest, submitter, self.offer.public))
+
+    # ---- getting ready -----------------------------------------------------------------------------------------------
+    def _prepare(self) -> None:
+        report: Json = {}
+        try:
+            self._ready(report)
+            why = ""
+        except (FoedusError, OSError) as error:
+            if isinstance(error, Stopped):
+                raise
+            why = str(error)
+        log, line = self.context.log, self.tasks.line
+        log.info("run %s: %s", self.run, f"not ready: {why}" if why else f"ready, {report.get('rows')} rows")
+        self._remember(why)
+        answer = {"run": self.run, "ready": not why, "why": why, "report": report}
+        line.patient(lambda: line.ask("POST", "/v1/ready", answer), self.leaving)
+
+    def _ready(self, report: Json) -> None:
+        """Fills in the report for the submitter. Raises FoedusError for whatever is missing."""
+        offer, place = self.offer, self.context.place
+        assert offer is not None
+        self._fetch_bundle(offer)
+        rules = policy.load(place.folder / "policy.toml")
+        why = self._consent(rules)
+        report["approval"] = why or "given"
+        lacking = bindings.missing(offer.requires)
+        report["packages"] = bindings.remedy(lacking) if lacking else "present"
+        bound = bindings.chosen(place.store, offer.datasets)
+        report["dataset"] = ", ".join(binding.name for binding in bound)
+        if why := why or rules.dataset(binding.name for binding in bound):
+            raise NotReady(why)
+        if lacking:
+            raise NotReady(f"packages are missing: {report['packages']}")
+        self._retire()
+        report |= self._host().ready(Activity(At(self.run, -1, -1, 0), self.leaving), LOADING)
+        if why := rules.examples(report.get("rows", {}).get("train", 0)):
+            raise NotReady(why)
+
+    def _fetch_bundle(self, offer: Offer) -> None:
+        """The bundle's bytes, and beside them its source for the owner to read; nothing of it is run."""
+        if not 0 < offer.bundle.size <= 2 * MOST_BYTES:
+            raise NotReady(f"the bundle is larger than the {MOST_BYTES >> 20} MB that are taken")
+        archive = self._archive(offer)
+        if not holds(archive, offer.bundle):
+            fetch(self.tasks.line, self.run, offer.bundle, archive, None, self.leaving)
+        source = archive.with_suffix("")
+        shutil.rmtree(source, ignore_errors=True)
+        if unpack(archive.read_bytes(), source).entry != offer.entry:
+            raise NotReady("the bundle's entry is not the one that the submitter signed")
+
+    def _archive(self, offer: Offer) -> Path:
+        return self.context.place.folder / "bundles" / f"{offer.bundle.digest}.zip"
+
+    def _host(self) -> WorkerHost:
+        offer, place = self.offer, self.context.place
+        assert offer is not None
+        if self.worker is None:
+            bound = bindings.chosen(place.store, offer.datasets)
+            loading = {"entry": offer.entry, "options": offer.options, "seed": offer.seed, "site": place.name,
+                       "data": [list(binding) for binding in bound], "many": len(bound) > 1}  # fmt: skip
+            self.worker = WorkerHost(self.folder, place.folder / "logs" / f"{self.run}.log", self._archive(offer), loading)
+        return self.worker
+
+    def _retire(self) -> None:
+        """Ends the worker, so that the next one sees what the owner changed."""
+        if self.worker is not None:
+            self.worker.kill()
+            self.worker = None
+
+    # ---- what is remembered ------------------------------------------------------------------------------------------
+    def _remembered(self) -> tuple[Offer | None, bool]:
+        """The offer, and whether this site answered that it is ready."""
+        body = self.context.place.store.get(RUNS, self.run)
+        if body is None:
+            return None, False
+        offer = Offer(**body["offer"])
+        offer = offer._replace(bundle=Blob(*offer.bundle), datasets=tuple(offer.datasets), requires=tuple(offer.requires))
+        return offer, not body["why"]
+
+    def _remember(self, why: str) -> None:
+        assert self.offer is not None
+        try:
+            submitter = self.context.roll.submitter(self.offer.public)
+        except FoedusError:
+            submitter = "?"
+        body = {"offer": self.offer._asdict(), "why": why, "submitter": submitter}
+        self.context.place.store.put(RUNS, self.run, body)
+
+    def _kept(self) -> set[str]:
+        return {str(p.at) for p in self.shelf.pending()}
+
+    # ---- the end -----------------------------------------------------------------------------------------------------
+    def _end(self, ending: Ending) -> None:
+        place, log = self.context.place, self.context.log
+        self._retire()
+        saved = [self._model(name, blob) for name, blob in ending.models.items()]
+        with place.store.transaction():
+            self.shelf.clear()
+            place.store.delete(RUNS, self.run)
+            place.store.put(ENDED, self.run, {"state": ending.state})
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._drop_bundle()
+        kept = f"; kept: {', '.join(str(path) for path in saved if path)}" if any(saved) else ""
+        log.info("run %s: %s, its state here is deleted%s", self.run, ending.state, kept)
+        self.leaving.set()
+
+    def _model(self, name: str, blob: Blob) -> Path | None:
+        path = self.context.place.folder / "models" / self.run / f"{name}.safetensors"
+        try:
+            return fetch(self.tasks.line, self.run, blob, path, None, self.leaving)
+        except (Answered, FoedusError, OSError) as error:
+            if isinstance(error, Stopped):
+                raise
+            self.context.log.warning("run %s: the %s model could not be fetched: %s", self.run, name, error)
+            return None
+
+    def _drop_bundle(self) -> None:
+        """Deletes the bundle unless another run uses it."""
+        others = self.context.place.store.items(RUNS)
+        if self.offer is not None and all(body["offer"]["bundle"][0] != self.offer.bundle.digest for _, body in others):
+            archive = self._archive(self.offer)
+            shutil.rmtree(archive.with_suffix(""), ignore_errors=True)
+            archive.unlink(missing_ok=True)

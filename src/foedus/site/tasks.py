@@ -1,0 +1,228 @@
+"""One Task at a site, in the order that a crash cannot hurt: compute, check, keep durably, send, settle.
+A line, a shelf and a worker come in; only what the Task announced and the policy allows goes out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, final
+
+import numpy as np
+
+from foedus import frames
+from foedus.aggregators.folding import check
+from foedus.core import Update
+from foedus.errors import FoedusError, Refused
+from foedus.faults import point
+from foedus.params import DTYPES, Params, kind
+from foedus.site.link import Answered, Identity, Line, Stopped
+from foedus.site.orders import Activity, At, Blob, Order, Verdict
+from foedus.site.policy import Policy
+from foedus.site.shelf import Pending, Shelf
+from foedus.site.transfer import fetch, holds, upload
+from foedus.site.workerhost import Died, Raised, Stalled, WorkerHost
+from foedus.wire.signing import sign_envelope
+
+RECEIPT = 180.0  # seconds that the server may take to check an update
+MOST_METRICS = 4 << 20
+CHUNK = 1 << 20
+Json = dict[str, Any]
+
+
+class Declined(FoedusError):
+    """This site will not do the Task; `kind` says how the server settles it."""
+
+    def __init__(self, reason: str, kind: Literal["declined", "refused"] = "declined") -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+class Done(NamedTuple):
+    """What a worker says of an update that it wrote."""
+
+    weight: float
+    metrics: Json
+    stateful: bool
+
+
+@final
+class Tasks:
+    """Does one run's Tasks, one after another, in one thread."""
+
+    def __init__(self, who: Identity, shelf: Shelf, payloads: Path, log: logging.Logger) -> None:
+        self.who, self.shelf, self.payloads, self.log = who, shelf, payloads, log
+        self.line = Line(who)
+        self.checked: set[str] = set()  # payloads whose bytes this process has hashed
+
+    def do(self, order: Order, worker: WorkerHost, policy: Policy, activity: Activity) -> None:
+        """Computes the Task's update, unless an earlier attempt did, and sends it; or declines. Raises Stopped."""
+        for text, verdict in order.verdicts.items():
+            self.settle(text, verdict, activity)
+        if self.shelf.find(order.at) is not None:
+            return
+        try:
+            pending = self.shelf.adopt(order.at) or self._computed(order, worker, policy, activity)
+        except Declined as error:
+            self.decline(order.at, str(error), error.kind, activity)
+            return
+        self.send(pending, activity, fresh=True)
+
+    def settle(self, text: str, verdict: Verdict, activity: Activity) -> None:
+        """Does what the verdict on a pending update says."""
+        found = [p for p in self.shelf.pending() if str(p.at) == text]
+        if found and verdict == "send":
+            self.send(found[0], activity, fresh=False)
+        elif found and self.shelf.settle(found[0].at, verdict):
+            self.log.info("%s: %s", text, verdict)
+
+    def send(self, pending: Pending, activity: Activity, fresh: bool) -> None:
+        """Sends a pending update as far as the server wants it; its receipt may settle it at once."""
+        path = self.shelf.update(pending.file)
+        if not path.exists():
+            self.log.error("%s: its file is gone from %s; it is computed again", pending.at, path.parent)
+            self.shelf.settle(pending.at, "dropped")
+            return
+        try:
+            if not upload(self.line, pending.at, path, pending.blob, activity, fresh):
+                self.log.info("%s: the server does not need it any more", pending.at)
+                return
+            point("agent.after-upload")
+            receipt = self._told("updates", "update", pending.envelope(self.who.name), activity)
+        except Answered as error:
+            self.log.warning("%s: not taken, %s", pending.at, error)
+            return
+        point("agent.after-receipt")
+        status = receipt.get("status")
+        self.log.info("%s: %s%s", pending.at, status, f", {receipt['why']}" if receipt.get("why") else "")
+        if status in ("refused", "dropped"):
+            self.shelf.settle(pending.at, status)
+
+    def decline(self, at: At, reason: str, kind: str, activity: Activity) -> None:
+        """Tells the server, and the owner, why there is no update."""
+        self.log.warning("%s: declined: %s", at, reason)
+        body = at._asdict() | {"site": self.who.name, "reason": reason[:2000], "kind": kind}
+        try:
+            self._told("declines", "decline", body, activity)
+        except Answered as error:
+            self.log.warning("%s: the server did not take that, %s", at, error)
+
+    def _told(self, path: str, purpose: str, body: Json, activity: Activity) -> Json:
+        envelope = sign_envelope(self.who.key, f"foedus/{purpose}/1", body)
+        asked = {"envelope": envelope}
+        return self.line.patient(lambda: self.line.ask("POST", f"/v1/{path}", asked, RECEIPT), activity.gone)
+
+    def _computed(self, order: Order, worker: WorkerHost, policy: Policy, activity: Activity) -> Pending:
+        """The update, durable. Raises Declined."""
+        local = self._base(order)
+        payload = self._payload(order, activity)
+        stem = order.at.file
+        message = {
+            "do": "work", "round": order.at.round, "task": order.at.task, "work": order.work, "payload": str(payload),
+            "returns": [list(leaf) for leaf in order.returns], "local": local,
+            "update": str(self.shelf.update(stem)), "new_local": str(self.shelf.local(stem)),
+        }  # fmt: skip
+        point("agent.before-work")
+        done = _done(self._worked(worker, message, activity, order.stall))
+        point("agent.after-work")
+        pending = self._checked(order, done, policy, str(worker.report.get("build", {}).get("hash", "")))
+        self.shelf.keep(pending)
+        return pending
+
+    def _base(self, order: Order) -> str | None:
+        """The file of the local state that the Task goes on from."""
+        if order.base is None:
+            return None
+        for pending in self.shelf.pending():  # a base that is still pending here: the server has counted it
+            if (pending.work, pending.at[1:3]) == (order.work, order.base):
+                self.shelf.settle(pending.at, "counted")
+        base = self.shelf.base(order.work)
+        path = self.shelf.folder / base.file if base else None
+        if base is None or path is None or (base.round, base.task) != order.base or not path.exists():
+            raise Declined("local state lost")
+        return str(path)
+
+    def _payload(self, order: Order, activity: Activity) -> Path:
+        """The payload's file; those of other Tasks are deleted."""
+        path = self.payloads / order.payload.digest
+        for other in self.payloads.glob("*"):
+            if not other.name.startswith(order.payload.digest):
+                other.unlink()
+        if not (path.exists() and (order.payload.digest in self.checked or holds(path, order.payload))):
+            try:
+                fetch(self.line, order.at.run, order.payload, path, activity, activity.gone)
+            except (Answered, OSError, FoedusError) as error:
+                if isinstance(error, Stopped):
+                    raise
+                raise Declined(f"fetching the payload: {error}") from error
+        self.checked = {order.payload.digest}
+        return path
+
+    def _worked(self, worker: WorkerHost, message: Json, activity: Activity, stall: float) -> Json:
+        try:
+            return worker.work(message, activity, stall)
+        except (Died, Stalled, Raised) as error:
+            raise Declined(str(error)) from error
+
+    def _checked(self, order: Order, done: Done, policy: Policy, build: str) -> Pending:
+        """The update as it will be signed, if it is what the Task announced and the policy lets it out."""
+        path = self.shelf.update(order.at.file)
+        try:
+            blob = checked(path, done.weight, order, self.who.name)
+        except FoedusError as error:
+            raise Declined(str(error), "refused") from error
+        if why := policy.update(blob.size, done.metrics):
+            raise Declined(f"{self.who.name!r}: {why}")
+        stem = order.at.file
+        return Pending(order.at, order.work, stem, blob, done.weight.hex(), done.metrics, done.stateful, build)
+
+
+def checked(path: Path, weight: float, order: Order, site: str) -> Blob:
+    """Digest and size of an update's file that holds exactly what the Task announced, all of it finite. Raises Refused."""
+    params = frames.read(path)
+    if not isinstance(params, Params):
+        raise Refused(site, "checking its update", "the file holds no Params", "look into the worker's log")
+    if check(Update(params, weight), order.returns, site).params is not params:
+        raise Refused(site, "checking its update", "its arrays are in another order than announced", "look into the worker's log")
+    for name, x in params.items():
+        if kind(x.dtype.name) == "trainable" and not _finite(x.reshape(-1)):
+            why = f"array {name!r} holds NaN or Inf"
+            raise Refused(site, "checking its update", why, "lower the learning rate or clip gradients")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return Blob(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def _finite(x: np.ndarray[Any, np.dtype[Any]]) -> bool:
+    """Whether all numbers are finite, looked at in chunks so that memory stays flat."""
+    return all(bool(np.isfinite(x[at : at + CHUNK]).all()) for at in range(0, x.size, CHUNK))
+
+
+def _done(answer: Mapping[str, Any]) -> Done:
+    """What a worker answered to a Task. Raises Declined where it is no update."""
+    if "declined" in answer:
+        raise Declined(str(answer["declined"]))
+    if "refused" in answer:
+        raise Declined(str(answer["refused"]), "refused")
+    if "raised" in answer:
+        raise Declined(f"{answer.get('stage')}: {answer['raised']}")
+    try:
+        done = answer["done"]
+        return Done(float(done["weight"]), _metrics(done["metrics"]), bool(done["stateful"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise Declined(f"the worker's answer is malformed ({type(error).__name__} {error})", "refused") from error
+
+
+def _metrics(found: Mapping[str, Any]) -> Json:
+    """Metrics that are what they say: named arrays of numbers, small enough for a control message."""
+    plain: Json = {}
+    for name, x in found.items():
+        shape, data = [int(n) for n in x["shape"]], str(x["data"])
+        size = DTYPES[x["dtype"]].itemsize * int(np.prod(shape, dtype=np.int64))
+        if len(data) != 4 * -(-size // 3) or min(shape, default=0) < 0:
+            raise ValueError(f"metric {name!r} does not fit its shape")
+        plain[str(name)] = {"dtype": str(x["dtype"]), "shape": shape, "data": data}
+    if sum(len(x["data"]) for x in plain.values()) > MOST_METRICS:
+        raise ValueError(f"metrics above {MOST_METRICS} bytes")
+    return plain

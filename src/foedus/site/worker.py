@@ -1,0 +1,184 @@
+"""The site's worker: alone imports a Job, loads the site's data and trains, in a process without key, network or policy.
+Its agent asks over one pipe; files that it writes are checked there before anything leaves."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from foedus import build, frames, jobfile, progress
+from foedus.core import Decline, Metrics, Update
+from foedus.errors import FoedusError, Refused, SiteError, WireError
+from foedus.faults import point
+from foedus.params import Params
+from foedus.site.orders import spec_of
+from foedus.wire.pipe import Pipe, inherited
+from foedus.work import Bench, Order, describe
+
+TELL_EVERY = 1.0  # seconds between messages of progress
+Json = dict[str, Any]
+
+
+class Loaded(NamedTuple):
+    """The Job's code and the site's data, ready for Tasks."""
+
+    bench: Bench
+    site: str
+    data: Any
+
+
+def main(fd: int) -> None:
+    """Answers the agent until it is gone."""
+    os.set_inheritable(fd, False)
+    pipe = inherited(fd)
+    threading.Thread(target=_end_with_agent, args=(fd,), daemon=True).start()
+    progress.tell = Teller(pipe)
+    try:
+        order = pipe.receive()[0]
+        loaded, answer = load(order)
+        pipe.send(answer)
+        if loaded is not None:
+            with build.exactly():
+                serve(pipe, loaded)
+    except WireError:
+        os._exit(0)
+
+
+def serve(pipe: Pipe, loaded: Loaded) -> None:
+    while True:
+        answer = work(pipe.receive()[0], loaded)
+        point("worker.before-reply")
+        pipe.send(answer)
+
+
+class Teller:
+    """Passes progress on, not more often than the agent needs."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.pipe, self.count, self.due = pipe, 0, 0.0
+
+    def __call__(self, n: int) -> None:
+        self.count += n
+        now = time.monotonic()
+        if now >= self.due:
+            self.pipe.send({"progress": self.count})
+            self.count, self.due = 0, now + TELL_EVERY
+
+
+def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
+    """The Job and its data, and what the agent is told of them."""
+    stage = f"importing {order['entry']}"
+    try:
+        job = jobfile.load(Path(order["bundle"]) / order["entry"], order["options"]).job
+        stage = "adapting its data"
+        named = {name: adapted(name, path, adapter) for name, path, adapter in order["data"]}
+        stage = "loading its data"
+        data = named if order["many"] else next(iter(named.values()))
+        with build.exactly():
+            bench = job.bench(order["seed"])
+            report = describe_split(bench.split(order["site"], data))
+    except SiteError as error:
+        return None, {"raised": error.why, "stage": error.stage}
+    except (FoedusError, NotImplementedError) as error:
+        return None, {"raised": str(error), "stage": stage}
+    except (Exception, SystemExit) as error:
+        return None, {"raised": describe(error), "stage": stage}
+    point("worker.after-load")
+    return Loaded(bench, order["site"], data), {"ready": True, **report, "build": build.describe()}
+
+
+def adapted(name: str, path: str, adapter: str) -> Any:
+    """The path of the data, or what the owner's adapter makes of it."""
+    if not adapter:
+        return Path(path)
+    spec = importlib.util.spec_from_file_location(f"foedus_adapter_{name}", adapter)
+    if spec is None or spec.loader is None:
+        raise FoedusError(f"{adapter} is no Python file: the adapter of {name!r} is a *.py with def adapt(path, name)")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "adapt", None)):
+        raise FoedusError(f"{adapter} has no function adapt: write def adapt(path, name): return data")
+    return module.adapt(Path(path), name)
+
+
+def describe_split(split: Any) -> Json:
+    """How many rows each part has, and the shape or columns of one; no values."""
+    parts = {part: getattr(split, part) for part in ("train", "valid", "test")}
+    shape = getattr(getattr(split.train, "x", None), "shape", None)
+    return {
+        "rows": {part: len(data) for part, data in parts.items() if data is not None},
+        "shape": None if shape is None else [int(n) for n in shape[1:]],
+    }
+
+
+def work(message: Mapping[str, Any], loaded: Loaded) -> Json:
+    """Performs one Task and writes its files; what became of it."""
+    try:
+        order = Order(message["work"], _payload(message["payload"]), loaded.site, message["round"], message["task"],
+                      spec_of(message["returns"]))  # fmt: skip
+        local = frames.read(message["local"]) if message["local"] else None
+        point("worker.before-train")
+        local, update = loaded.bench.perform(order, local, loaded.data)
+        if isinstance(update, Decline):
+            return {"declined": update.reason}
+        return _written(update, local, message)
+    except Refused as error:
+        return {"refused": str(error)}
+    except SiteError as error:
+        return {"raised": error.why, "stage": error.stage}
+    except (Exception, SystemExit) as error:
+        return {"raised": describe(error), "stage": message["work"]}
+
+
+def _payload(path: str) -> Params:
+    found = frames.read(path)
+    if not isinstance(found, Params):
+        raise WireError(f"the payload is {type(found).__name__}, not Params")
+    return found
+
+
+def _written(update: Update, local: Any, message: Mapping[str, Any]) -> Json:
+    _write(Path(message["update"]), frames.pack(update.params))
+    if local is not None:
+        _write(Path(message["new_local"]), frames.pack(local))
+    done = {"weight": float(update.weight), "metrics": packed(update.metrics), "stateful": local is not None}
+    return {"done": done}
+
+
+def _write(path: Path, frame: frames.Frame) -> None:
+    with path.open("wb") as file:
+        for piece in frame:
+            file.write(piece)
+
+
+def packed(metrics: Metrics) -> Json:
+    """Metrics as an envelope holds them."""
+    arrays = {name: np.asarray(x) for name, x in metrics.items()}
+    return {
+        name: {"dtype": x.dtype.name, "shape": list(x.shape), "data": base64.b64encode(x.tobytes()).decode()}
+        for name, x in arrays.items()
+    }
+
+
+def _end_with_agent(fd: int) -> None:
+    """Ends this process and all that it started once the agent's end of the pipe is closed, whatever the Job is doing."""
+    poll = select.poll()
+    poll.register(fd, select.POLLHUP)
+    while not any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll()):
+        time.sleep(0.1)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

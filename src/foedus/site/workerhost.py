@@ -1,0 +1,205 @@
+"""The worker as its agent sees it: started without secrets, watched for progress, killed and started again.
+A pipe and /proc come in; what the worker says is data that nobody has vouched for."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any, final
+
+import foedus
+from foedus.errors import FoedusError, WireError
+from foedus.site.link import Stopped
+from foedus.site.orders import Activity
+from foedus.wire.bundle import unpack
+from foedus.wire.pipe import Pipe, pair
+
+GLANCE = 0.5
+MOST_LOG = 5 << 20
+TICKS = os.sysconf("SC_CLK_TCK")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+Json = dict[str, Any]
+
+
+class Died(FoedusError):
+    """The worker ended by itself, or was killed by somebody else."""
+
+
+class Stalled(FoedusError):
+    """The worker made no progress for too long."""
+
+
+class Raised(FoedusError):
+    """The Job's code raised while it was imported or while it loaded the data."""
+
+    def __init__(self, stage: str, why: str) -> None:
+        super().__init__(f"{stage}: {why}")
+
+
+@final
+class WorkerHost:
+    """One run's worker, kept warm between Tasks. `loading` is the message that makes it ready, `bundle` its code."""
+
+    def __init__(self, folder: Path, log: Path, bundle: Path, loading: Json) -> None:
+        self.folder, self.log, self.bundle, self.loading = folder, log, bundle, loading
+        self.process: subprocess.Popen[bytes] | None = None
+        self.pipe: Pipe | None = None
+        self.report: Json = {}
+
+    def work(self, message: Json, activity: Activity, stall: float) -> Json:
+        """The worker's answer. A worker that died or stalled is replaced once. Raises Died, Stalled, Raised, Stopped."""
+        try:
+            return self._once(message, activity, stall)
+        except (Died, Stalled):
+            return self._once(message, activity, stall)
+
+    def ready(self, activity: Activity, stall: float) -> Json:
+        """What a loaded worker reports of the Job and its data."""
+        try:
+            self._ensure(activity, stall)
+        except (Died, Stalled):
+            self._ensure(activity, stall)
+        return self.report
+
+    def kill(self) -> None:
+        """Ends the worker and all that it started."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        if self.pipe is not None:
+            self.pipe.close()
+        self.process = self.pipe = None
+
+    def _once(self, message: Json, activity: Activity, stall: float) -> Json:
+        self._ensure(activity, stall)
+        return self._ask(message, activity, stall)
+
+    def _ensure(self, activity: Activity, stall: float) -> None:
+        if self.process is not None and self.process.poll() is None:
+            return
+        self.kill()
+        self._start()
+        answer = self._ask({"do": "load", "bundle": str(self.folder / "code"), **self.loading}, activity, stall)
+        if "raised" in answer:
+            self.kill()
+            raise Raised(str(answer.get("stage")), str(answer["raised"]))
+        self.report = answer
+
+    def _start(self) -> None:
+        code, scratch = self.folder / "code", self.folder / "scratch"
+        for old in (code, scratch):
+            shutil.rmtree(old, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        unpack(self.bundle.read_bytes(), code)  # anew each time: what the last worker changed there is not what was approved
+        self.log.parent.mkdir(exist_ok=True)
+        self.pipe, theirs = pair()
+        with theirs, self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "foedus.site.worker", str(theirs.fileno())], pass_fds=[theirs.fileno()],
+                env=scrubbed(scratch), cwd=scratch, stdin=subprocess.DEVNULL, stdout=out, stderr=out, process_group=0,
+            )  # fmt: skip
+
+    def _ask(self, message: Json, activity: Activity, stall: float) -> Json:
+        assert self.pipe is not None and self.process is not None
+        watch = _Watch(self.process.pid, activity, stall)
+        try:
+            self.pipe.send(message)
+            while True:
+                if not self._readable(min(GLANCE, stall / 4)):
+                    self._look(watch)
+                    continue
+                answer, fds = self.pipe.receive()
+                for fd in fds:
+                    os.close(fd)
+                if not isinstance(answer, dict):
+                    raise WireError("the worker answered nonsense")
+                if "progress" not in answer:
+                    return answer
+                activity.advance(int(answer["progress"]))
+        except (WireError, ValueError, TypeError) as error:
+            raise Died(self._death(str(error))) from error
+        except (Stalled, Stopped):
+            self.kill()
+            raise
+
+    def _readable(self, seconds: float) -> bool:
+        assert self.pipe is not None
+        poll = select.poll()
+        poll.register(self.pipe.end, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    def _look(self, watch: _Watch) -> None:
+        if watch.activity.gone.is_set():
+            raise Stopped("the Task is not wanted any more")
+        if self.log.stat().st_size > MOST_LOG:
+            os.truncate(self.log, 0)
+        watch.look()
+
+    def _death(self, why: str) -> str:
+        """What killed the worker, and the last line of its log."""
+        assert self.process is not None
+        try:
+            code: int | None = self.process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            code = None
+        self.kill()
+        how = why if code is None else f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+        return f"worker died: {how}; its log ends: {last_line(self.log) or 'empty'}"
+
+
+@final
+class _Watch:
+    """Progress is what was told or CPU time of the worker's process group; being alive is not."""
+
+    def __init__(self, group: int, activity: Activity, stall: float) -> None:
+        self.group, self.activity, self.stall = group, activity, stall
+        self.before = activity.cpu - cpu_seconds(group)  # so that the Task's figure only ever rises
+        self.figure, self.since = self._figure(), monotonic()
+
+    def look(self) -> None:
+        now, figure = monotonic(), self._figure()
+        if figure != self.figure:
+            self.figure, self.since = figure, now
+        elif now - self.since > self.stall:
+            raise Stalled(f"lost: the worker made no progress for {self.stall:g} s and was stopped")
+
+    def _figure(self) -> tuple[int, float]:
+        self.activity.cpu = self.before + cpu_seconds(self.group)
+        return self.activity.count, self.activity.cpu
+
+
+def cpu_seconds(group: int) -> float:
+    """CPU time that the living processes of a group have used; 0 where the machine does not say."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group:  # proc(5): field 5 is the group, 14 and 15 are user and system time
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICKS
+
+
+def scrubbed(scratch: Path) -> dict[str, str]:
+    """An environment without secrets, proxies or more threads than one; faults that a test asked for pass through."""
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LC_ALL") or k.startswith("FOEDUS_KILL")}
+    made = {"HOME": str(scratch), "PYTHONPATH": str(Path(foedus.__file__).parents[1])}
+    fixed = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+    return kept | made | fixed | dict.fromkeys(THREADS, "1")
+
+
+def last_line(log: Path) -> str:
+    """The last line of a file that is not blank, shortened."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        lines = file.read().decode("utf-8", "replace").split("\n")
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")

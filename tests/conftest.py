@@ -1,0 +1,52 @@
+"""What every test starts from: a home of its own, one thread for each library, the same examples every time.
+Nothing of foedus comes in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+for _library in ("OMP", "OPENBLAS", "MKL"):  # nothing above imports numpy, which reads them once
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+if DATA.is_dir():
+    os.environ.setdefault("FOEDUS_DATA", str(DATA))
+
+settings.register_profile("repeat", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "repeat")
+settings.load_profile(PROFILE)
+
+
+def pytest_report_header() -> str:
+    """Says how hypothesis draws its examples."""
+    return f"hypothesis: {PROFILE} (repeat: the same examples every time; HYPOTHESIS_PROFILE=explore: new ones)"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the tests on real data out where there is none; nothing is ever skipped."""
+    if "FOEDUS_DATA" not in os.environ:
+        left_out = [item for item in items if item.get_closest_marker("data")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps every test away from the user's own FOEDUS_HOME."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOEDUS_HOME", str(tmp_path_factory.mktemp("foedus-home")))
+        yield
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A FOEDUS_HOME for one test."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("FOEDUS_HOME", str(folder))
+    return folder

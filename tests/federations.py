@@ -1,0 +1,59 @@
+"""Real federations for tests: a server and agents as processes, the toy job, and waiting for what the journal says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from toys import JOB, make_sites
+
+from foedus import jobfile, launch
+from foedus.errors import FoedusError
+from foedus.loopback import Federation
+from foedus.remote import Run
+
+
+@contextmanager
+def started(folder: Path, names: list[str], slow: float = 0.0) -> Iterator[tuple[Federation, dict[str, Path]]]:
+    """A federation whose sites hold toy data; everything ends with the block."""
+    sites = make_sites(folder / "data", names, slow)
+    made = Federation(folder / "home")
+    try:
+        made.start_server()
+        for name, path in sites.items():
+            made.join(name, {"data": path})
+        made.await_sites(sites)
+        yield made, sites
+    finally:
+        made.stop()
+
+
+def submit(made: Federation, **options: Any) -> Run:
+    return made.remote().submit(JOB, {k: str(v) for k, v in options.items()})
+
+
+def simulated(sites: Mapping[str, Path], folder: Path, **options: Any) -> str:
+    """The digest of the same job in `local`."""
+    loaded = jobfile.load(JOB, {k: str(v) for k, v in options.items()})
+    return launch.run(loaded.job, dict(sites), folder=folder).digest
+
+
+def until(what: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """What `what` returns, as soon as it is true; a server that is down just now is asked again."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if found := what():
+                return found
+        except FoedusError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"it did not happen within {seconds} s")
+
+
+def kinds(run: Run, kind: str) -> list[Mapping[str, Any]]:
+    """The bodies of the journal's rows of one kind."""
+    return [row[3] for row in run.rows()[0] if row[2] == kind]

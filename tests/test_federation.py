@@ -1,0 +1,64 @@
+"""A real server and real agents on loopback: the same bits as the simulation, and sites that come and go."""
+
+import pytest
+from federations import kinds, simulated, started, submit, until
+from toys import calls
+
+pytestmark = pytest.mark.processes
+
+
+def test_a_real_federation_gives_the_bits_of_the_simulation(tmp_path):
+    with started(tmp_path, ["north", "south", "east"], slow=0.3) as (made, sites):
+        result = submit(made, rounds=3).wait()
+    assert calls(sites) == {"north": 3, "south": 3, "east": 3}
+    assert result.backend == "network" and result.exact and result.rounds == 3
+    assert result.digest == simulated(sites, tmp_path / "sim", rounds=3)
+    assert set(result.per_site) == {"north", "south", "east"}
+
+
+def test_a_site_joins_late_one_leaves_and_one_crashes_and_returns(tmp_path):
+    with started(tmp_path, ["north", "south", "east"], slow=0.4) as (made, sites):
+        run = submit(made, rounds=8)
+        until(lambda: len(kinds(run, "step")) >= 1)
+        late = tmp_path / "data" / "late"
+        late.mkdir()
+        for name in ("rows.csv", "slow"):
+            (late / name).write_text((sites["north"] / name).read_text())
+        made.join("late", {"data": late})
+        until(lambda: kinds(run, "roster")[-1]["sites"] == ["east", "late", "north", "south"])
+        made.site("east", "leave")
+        until(lambda: kinds(run, "roster")[-1]["sites"] == ["late", "north", "south"])
+        made.kill("south")
+        made.start_site("south")
+        result = run.wait()
+    assert result.rounds == 8
+    events = {(e["what"], e["site"]) for e in kinds_of(result)}
+    assert {("joined", "late"), ("left", "east")} <= events
+
+
+def kinds_of(result):
+    from foedus import runs
+
+    return runs.journal(result.folder).events
+
+
+def test_below_min_sites_a_run_pauses_and_goes_on_when_they_return(tmp_path):
+    with started(tmp_path, ["north", "south"], slow=0.2) as (made, sites):
+        run = submit(made, rounds=6, min_sites=2)
+        until(lambda: len(kinds(run, "step")) >= 1)
+        made.site("south", "leave")
+        until(lambda: run.status()["state"] == "paused")
+        assert any(cause in run.status()["why"] for cause in ("1 of the 2 sites", "south: lost (it left)"))
+        made.site("south", "return")
+        result = run.wait()
+    assert result.rounds == 6
+
+
+def test_a_job_that_raises_at_one_site_names_file_and_line_and_the_others_go_on(tmp_path):
+    with started(tmp_path, ["north", "south"]) as (made, sites):
+        run = submit(made, rounds=2)
+        (sites["south"] / "slow").write_text("broken")
+        result = run.wait()
+        told = [row for row in kinds(run, "declined") if row["site"] == "south"]
+    assert result.rounds == 2
+    assert not told or "job.py" in told[0]["why"]
