@@ -97,14 +97,17 @@ class FakeServer:
             self.verdicts[text] = verdict
 
     def end(self, run: str, model: bytes) -> None:
+        """Ends a run that is not over, and forgets its Tasks."""
         with self.told():
-            self.over.append({"run": run, "state": "finished", "digest": "", "final": self.put(model)["digest"], "best": None})
-            self.offers.pop(run)
+            if self.offers.pop(run, None):
+                final = self.put(model)["digest"]
+                self.over.append({"run": run, "state": "finished", "digest": "", "final": final, "best": None})
+                self.tasks = {text: task for text, task in self.tasks.items() if not text.startswith(f"{run}/")}
 
     def until(self, ready: Callable[[], Any], seconds: float = 20.0) -> Any:
         """What `ready` returns as soon as it is true; AssertionError after a while."""
         with self.news:
-            assert self.news.wait_for(ready, seconds), f"nothing came: {self.ready} {self.declines} {dict(self.asked)}"
+            assert self.news.wait_for(ready, seconds), f"nothing came: {[*self.declines.values()][-1:]} {dict(self.asked)}"
             return ready()
 
     def params(self, text: str) -> Any:
@@ -189,18 +192,18 @@ class FakeServer:
         if begin != part.stat().st_size or last + 1 != total:
             return _json({"offset": part.stat().st_size}, 409)
         with part.open("ab") as file:
-            request.body.into(file.fileno(), lambda piece: self._took(request, text, len(piece)))
+            request.body.into(file.fileno(), lambda piece: self._took(text, len(piece)))
         if hashlib.sha256(part.read_bytes()).hexdigest() != claim.digest:
             part.unlink()
             return _json({"error": "other bytes than were announced"}, 400)
         part.rename(self.folder / "blobs" / claim.digest)
         return _json({"offset": total})
 
-    def _took(self, request: Request, text: str, count: int) -> None:
+    def _took(self, text: str, count: int) -> None:
         self.taken[text] += count
         if self.cut_after and self.taken[text] >= self.cut_after:
             self.cut_after = 0
-            request.connection.cut()
+            raise Truncated("the test", self.taken[text], 1)
 
     def _updates(self, request: Request, claim: Claim, body: Json) -> Json:
         update = self._opened(claim, body, "update")
@@ -231,7 +234,8 @@ class FakeServer:
         return {}
 
     def _beat(self, request: Request, claim: Claim, body: Json) -> Json:
-        self.beats.append(body)
+        with self.told():
+            self.beats.append(body)
         return {"go_on": self.verdicts.get(_text(body)) != "dropped"}
 
     def _accepting(self, request: Request, claim: Claim, body: Json) -> Json:

@@ -99,18 +99,33 @@ class Rig:
     """The site `north` of a fake server; `data` is the folder that is bound to its dataset."""
 
     def __init__(self, folder: Path, server: FakeServer, trust: tuple[str, ...] = ("alice",)) -> None:
-        self.server, self.home, self.data = server, folder / "home", folder / "data"
-        self.data.mkdir()
-        (folder / "job").mkdir()
-        (folder / "job" / "job.py").write_text(JOB)
-        self.job = folder / "job"
-        binding = Binding("heart", str(self.data))
-        self.place: Place = enrol_site(server.token("north"), [binding], trust, self.home)
+        self.server, self.folder, self.home, self.trust = server, folder, folder / "home", trust
         self.agents: list[subprocess.Popen[bytes]] = []
-        self.kills = 0
+        self.kills = self.runs = 0
+        self.place: Place = enrol_site(server.token("north"), [], trust, self.home)
+        self.renew()
 
-    def submit(self, run: str = "run-1", **submission: Any) -> None:
-        self.server.submit(run, pack(self.job, "job.py"), **submission)
+    def renew(self) -> None:
+        """Another run, with data, a policy and a job of its own."""
+        self.runs += 1
+        self.run, self.data = f"run-{self.runs}", self.folder / f"data{self.runs}"
+        self.job = self.folder / f"job{self.runs}"
+        self.data.mkdir()
+        self.job.mkdir()
+        (self.job / "job.py").write_text(JOB)
+        self.rebind(heart=self.data)
+        self.rule("")
+
+    def rule(self, text: str) -> None:
+        """Replaces the policy."""
+        trust = "" if text.startswith("trust") else f"trust = {list(self.trust)}\n"
+        (self.place.folder / "policy.toml").write_text(f"{trust}{text}\n")
+
+    def submit(self, **submission: Any) -> None:
+        self.server.submit(self.run, pack(self.job, "job.py"), **submission)
+
+    def task(self, payload: Params = SMALL, round: int = 0, **changes: Any) -> str:
+        return self.server.task(self.run, payload, round, **changes)
 
     def start(self, kill: str = "", wait: float = 20.0) -> subprocess.Popen[bytes]:
         """An agent's process; `kill` names the point at which it or its worker dies, once."""
@@ -137,7 +152,8 @@ class Rig:
         return path.read_text().split() if path.exists() else []
 
     def log(self) -> str:
-        return (self.place.folder / "agent.log").read_text()
+        path = self.place.folder / "agent.log"
+        return path.read_text() if path.exists() else ""
 
     def close(self) -> None:
         for agent in self.agents:
@@ -149,4 +165,6 @@ class Rig:
                     agent.kill()
                     agent.wait()
         self.place.store.close()
+        with self.server.told():
+            pass  # so that its waiting polls notice that nobody is there
         self.server.http.close()

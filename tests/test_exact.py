@@ -136,12 +136,15 @@ def test_one_sum_held_by_other_levels_has_the_same_value(least: int) -> None:
     generator = np.random.default_rng(11)
     fine = generator.integers(-(2**52), 2**52, BLOCK) << 9
     coarse = generator.integers(-(2**40), 2**40, BLOCK) >> generator.integers(0, 41, BLOCK)
-    three = [(0, fine % 2**20), (4, coarse), (20, fine >> 20)]
-    splits = [[(0, fine + 16 * coarse)], [(0, fine), (4, coarse)], three]
-    held = [[levels.Level(least + e, counts.view(np.uint64), used=levels.FULL) for e, counts in some] for some in splits]
-    for dtype in (np.float32, np.float64):
-        sums = [Bins(BLOCK, np.dtype(dtype), [some]) for some in held]
-        assert len({exact.total(bins, 3 * Fraction(2) ** (least - 132)).tobytes() for bins in sums}) == 1
+    other = generator.integers(-(2**56), 2**56, BLOCK)
+    two, three = [(0, fine), (4, coarse)], [(0, fine % 2**20), (4, coarse), (20, fine >> 20)]
+    crossed = [(0, fine + 16 * (coarse - other)), (4, other)]
+    for dtype in (F32, F64):
+        totals = set()
+        for split in ([(0, fine + 16 * coarse)], two, three, crossed):
+            held = [levels.Level(least + e, counts.view(np.uint64), used=levels.FULL) for e, counts in split]
+            totals.add(exact.total(Bins(BLOCK, dtype, [held]), 3 * Fraction(2) ** (least - 132)).tobytes())
+        assert len(totals) == 1
 
 
 def test_a_mean_at_the_end_of_float32_is_found_below_levels_that_cancel() -> None:

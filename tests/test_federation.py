@@ -44,14 +44,14 @@ def kinds_of(result):
 
 def test_below_min_sites_a_run_pauses_and_goes_on_when_they_return(tmp_path):
     with started(tmp_path, ["north", "south"], slow=0.2) as (made, sites):
-        run = submit(made, rounds=6, min_sites=2)
+        run = submit(made, rounds=12, min_sites=2)
         until(lambda: len(kinds(run, "step")) >= 1)
-        made.site("south", "leave")
+        made.site("south", "pause")
         until(lambda: run.status()["state"] == "paused")
         assert any(cause in run.status()["why"] for cause in ("1 of the 2 sites", "south: lost (it left)"))
         made.site("south", "return")
         result = run.wait()
-    assert result.rounds == 6
+    assert result.rounds == 12
 
 
 def test_a_job_that_raises_at_one_site_names_file_and_line_and_the_others_go_on(tmp_path):

@@ -1,89 +1,116 @@
 """Law 2 over real processes: kill -9 at each named point of the write-ahead order, and the digest of a calm run."""
 
 import os
+import random
+import signal
+import time
 
 import pytest
 from federations import simulated, until
 from toys import JOB, calls, make_sites
 
+from foedus.errors import FoedusError
 from foedus.loopback import Federation
 
 pytestmark = pytest.mark.kills
 
-SERVER = ["server.before-accept", "server.after-accept", "server.before-close", "server.after-close", "server.before-total",
-          "server.after-total", "store.before-commit", "store.after-commit", "blob.before-fsync", "blob.after-fsync",
-          "blob.after-rename"]  # fmt: skip
-RUN_WORKER = ["run.after-round", "runworker.before-fold", "runworker.after-fold", "run.before-state", "run.after-state",
-              "run.after-step"]  # fmt: skip
-AGENT = ["agent.before-work", "agent.after-work", "agent.before-pending", "agent.after-pending", "agent.mid-upload",
-         "agent.after-upload", "agent.after-receipt"]  # fmt: skip
-WORKER = ["worker.after-load", "worker.before-train", "worker.before-reply"]
+POINTS = {
+    "server": ["server.before-accept", "server.after-accept", "server.before-close", "server.after-close",
+               "server.before-total", "server.after-total", "store.before-commit:9", "store.after-commit:9",
+               "blob.before-fsync:2", "blob.after-fsync:3", "blob.after-rename:4"],
+    "run worker": ["run.after-round", "runworker.before-fold", "runworker.after-fold", "run.before-state", "run.after-state",
+                   "run.after-step"],
+    "agent": ["agent.before-work", "agent.after-work", "agent.before-pending", "agent.after-pending", "agent.mid-upload",
+              "agent.after-upload", "agent.after-receipt"],
+    "worker": ["worker.after-load", "worker.before-train", "worker.before-reply"],
+}  # fmt: skip
+LOSES_WORK = ("agent.before-work", "agent.after-work", "agent.before-pending", "worker.before-train", "worker.before-reply")
 
 
-def calm(tmp_path):
-    sites = make_sites(tmp_path / "calm", ["north", "south"])
-    return simulated(sites, tmp_path / "sim", rounds=2)
+@pytest.mark.parametrize("role", POINTS)
+def test_kills_at_all_points_of_a_role_change_no_bit(role, tmp_path, monkeypatch):
+    """Every point once, one after another, in one run; what dies is started again as a service manager would."""
+    rounds = 3
+    sites, digest, killed = survived(role, POINTS[role], rounds, tmp_path, monkeypatch)
+    assert killed == {point.partition(":")[0] for point in POINTS[role]}
+    if role in ("server", "run worker"):
+        assert calls(sites) == {"north": rounds, "south": rounds}, "an accepted or pending update was trained again"
+    assert digest == simulated(sites, tmp_path / "sim", rounds=rounds)
 
 
-@pytest.mark.parametrize("point", [*SERVER, *RUN_WORKER, *AGENT, *WORKER])
-def test_a_kill_at_a_named_point_changes_no_bit(point, tmp_path, monkeypatch):
-    expected = calm(tmp_path)
-    sites = make_sites(tmp_path / "data", ["north", "south"], slow=0.05)
+@pytest.mark.long
+@pytest.mark.parametrize("role, point", [(role, point) for role, points in POINTS.items() for point in points])
+def test_a_kill_at_a_named_point_changes_no_bit(role, point, tmp_path, monkeypatch):
+    sites, digest, killed = survived(role, [point], 2, tmp_path, monkeypatch)
+    assert killed == {point.partition(":")[0]}
+    if point not in LOSES_WORK:
+        assert calls(sites) == {"north": 2, "south": 2}
+    assert digest == simulated(sites, tmp_path / "sim", rounds=2)
+
+
+def test_random_kills_change_no_bit(tmp_path):
+    """Any process at any moment, some of them inside training; the long form kills more often."""
+    random_kills(tmp_path, 4)
+
+
+@pytest.mark.long
+def test_twenty_random_kills_change_no_bit(tmp_path):
+    random_kills(tmp_path, 20)
+
+
+def random_kills(tmp_path, number):
+    rounds, moments = max(3, number // 2), random.Random(7)
+    sites = make_sites(tmp_path / "data", ["north", "south"], slow=0.3)
     made = Federation(tmp_path / "home")
-    once = tmp_path / "killed"
     try:
-        arm = {"FOEDUS_KILL": f"{point}:{2 if point.startswith(('store', 'blob')) else 1}", "FOEDUS_KILL_ONCE": str(once)}
-        with monkeypatch.context() as patch:
-            for name, value in arm.items():
-                if point in SERVER + RUN_WORKER:
-                    patch.setenv(name, value)
-            start_quietly(made)
+        made.start_server()
         for name, path in sites.items():
-            with monkeypatch.context() as patch:
-                for variable, value in arm.items():
-                    if point in AGENT + WORKER and name == "north":
-                        patch.setenv(variable, value)
-                made.join(name, {"data": path})
-        until(lambda: gathered(made, sites))
-        run = until(lambda: attempt(made))
-        result = None
-
-        def tended():
+            made.join(name, {"data": path})
+        made.await_sites(sites)
+        run = made.remote().submit(JOB, {"rounds": str(rounds)})
+        for _ in range(number):
+            time.sleep(moments.uniform(0.2, 1.0))
+            made.kill(moments.choice(sorted(made.processes)), signal.SIGKILL)
             revive(made)
-            return run.status()["state"] == "finished"
-
-        until(tended, 60)
+        until(lambda: revive(made) or run.status()["state"] == "finished", 90)
         result = run.wait()
     finally:
         made.stop()
-    assert once.exists(), "the process was never killed"
-    assert result.digest == expected
-    if point not in ("worker.before-train", "worker.before-reply", "agent.before-work", "agent.after-work", "agent.before-pending"):
-        assert calls(sites) == {"north": 2, "south": 2}
+    assert result.digest == simulated(sites, tmp_path / "sim", rounds=rounds)
 
 
-def start_quietly(made):
+def survived(role, points, rounds, tmp_path, monkeypatch):
+    """(sites, digest of the run, the points at which somebody was killed)."""
+    sites = make_sites(tmp_path / "data", ["north", "south"], slow=0.05)
+    once = tmp_path / "killed"
+    once.mkdir()
+    made = Federation(tmp_path / "home")
+
+    def armed(process):
+        target = {"server": "server", "run worker": "server", "agent": "north", "worker": "north"}[role]
+        patch = monkeypatch.setenv if process == target else lambda name, value: monkeypatch.delenv(name, False)
+        patch("FOEDUS_KILL", ",".join(points))
+        patch("FOEDUS_KILL_ONCE", str(once))
+
     try:
-        made.start_server()
-    except Exception:
-        made.start_server()
+        revive(made, armed, start=["server"])
+        for name, path in sites.items():
+            armed(name)
+            made.join(name, {"data": path})
+        until(lambda: revive(made, armed) or made.await_sites(sites) or True)
+        run = until(lambda: revive(made, armed) or made.remote().submit(JOB, {"rounds": str(rounds)}))
+        until(lambda: revive(made, armed) or run.status()["state"] == "finished", 60)
+        result = run.wait()
+    finally:
+        made.stop()
+    return sites, result.digest, set(os.listdir(once))
 
 
-def gathered(made, sites):
-    revive(made)
-    return made.await_sites(sites) or True
-
-
-def attempt(made):
-    revive(made)
-    return made.remote().submit(JOB, {"rounds": "2"})
-
-
-def revive(made):
-    """Starts again whatever was killed, as a service manager would."""
-    for name, process in list(made.processes.items()):
-        if process.poll() is not None:
+def revive(made, armed=lambda name: None, start=()):
+    """Starts what was killed again, as a service manager would; says nothing."""
+    for name in [*start, *(name for name, process in made.processes.items() if process.poll() is not None)]:
+        armed(name)
+        try:
             made.start_server() if name == "server" else made.start_site(name)
-
-
-assert os.name == "posix"
+        except FoedusError:
+            continue

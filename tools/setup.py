@@ -72,10 +72,10 @@ class Show:
 class Place:
     """Where set-up works: the project's root, its .venv, and the pip that installs there."""
 
-    def __init__(self, root: Path, pip: list[str] | None = None, show: Show | None = None) -> None:
+    def __init__(self, root: Path, show: Show | None = None) -> None:
         self.root, self.venv, self.show = root, root / ".venv", show or Show()
         self.python = self.venv / "bin" / "python"
-        self.pip = pip or [str(self.python), "-m", "pip"]
+        self.pip = [str(self.python), "-m", "pip"]
         self.log, self.stamp = self.venv / "setup.log", self.venv / "setup.stamp"
         self.constraints = root / "constraints.txt"
 
@@ -111,14 +111,14 @@ def last_line(log: Path) -> str:
 
 def remedy(output: str) -> str:
     """What to do about a failed step, judged by what pip printed."""
+    no_build = "no build for this Python or machine: `rm -r .venv` and name another, `make PYTHON=python3.12 setup`"
     signs = {
         "No space left": "free about 3 GB of disk space and run the same command again",
-        "NewConnectionError": "check the network (HTTPS_PROXY, PIP_INDEX_URL) and run the same command again",
         "ProxyError": "check the proxy (HTTPS_PROXY) and run the same command again",
         "SSLError": "check the certificates (PIP_CERT) and run the same command again",
-        "timed out": "the network is slow or cut: run the same command again",
-        "No matching distribution": "the index has no build for this Python or machine: try another Python, "
-        "`rm -r .venv` and `make PYTHON=python3.12 setup`, or another index (PIP_INDEX_URL)",
+        "Retrying (": "check the network (HTTPS_PROXY, PIP_INDEX_URL) and run the same command again",
+        "No matching distribution": no_build,
+        "ResolutionImpossible": no_build,
     }
     return next((cure for sign, cure in signs.items() if sign in output), "read .venv/setup.log and run it again")
 
@@ -150,7 +150,7 @@ def is_ready(place: Place) -> bool:
 
 def is_usable(place: Place) -> bool:
     """Whether .venv has a new enough Python with pip, and was not moved here from elsewhere."""
-    if place.stamp.exists() and place.stamp.read_text().splitlines()[0] != str(place.root):
+    if place.stamp.exists() and place.stamp.read_text().splitlines()[:1] != [str(place.root)]:
         return False
     check = f"import sys, pip; sys.exit(sys.version_info < {LEAST})"
     try:
@@ -180,8 +180,8 @@ def make_venv(place: Place) -> str:
 
 def torch_version(place: Place) -> str:
     """The version of PyTorch that .venv has, "" without one."""
-    shown = subprocess.run([*place.pip, "show", "torch"], capture_output=True, text=True, check=False).stdout
-    return next((line.split()[1] for line in shown.splitlines() if line.startswith("Version:")), "")
+    question = [str(place.python), "-c", "import importlib.metadata as about; print(about.version('torch'))"]
+    return subprocess.run(question, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def local_sources(place: Place) -> list[str]:
@@ -201,12 +201,13 @@ def local_sources(place: Place) -> list[str]:
 
 def local_torch(place: Place, pin: str) -> str | None:
     """Where a CPU build of PyTorch lies on this disk, if pip is set up with a folder or file: index that has one."""
-    question = ["--isolated", "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report=-"]
-    command = [*place.pip, *question, *local_sources(place), f"torch=={pin}"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    if answer.returncode:
+    report = place.venv / "torch.json"
+    question = ["--isolated", "install", "--dry-run", "--ignore-installed", "--no-deps", f"--report={report}"]
+    try:
+        place.run(*place.pip, *question, *local_sources(place), f"torch=={pin}")
+    except Failed:
         return None
-    wheel = json.loads(answer.stdout)["install"][0]
+    wheel = json.loads(report.read_text())["install"][0]
     on_cuda = any(need.startswith(("nvidia-", "cuda-")) for need in wheel["metadata"].get("requires_dist", ()))
     return None if on_cuda else wheel["download_info"]["url"]
 

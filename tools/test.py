@@ -31,6 +31,7 @@ LABELS = {
 }
 MARKS = tuple(LABELS)[1:]
 PARALLEL = ("core", "properties")
+FEW = 20  # tests that are over before a second worker has started
 GUESS = {"lint": 8.0, "core": 0.1, "properties": 0.5, "processes": 2.0, "kills": 3.0, "data": 10.0}  # seconds a test
 CHECKS = {
     "ruff check": ["ruff", "check", "."],
@@ -67,10 +68,10 @@ def stage_of(marks: set[str]) -> str:
     return next((mark for mark in reversed(MARKS) if mark in marks), "core")
 
 
-def choice(stage: str) -> str:
+def choice(stage: str, long: bool) -> str:
     """pytest's expression for the tests of `stage`, as `stage_of` has it."""
-    others = [f"not {mark}" for mark in MARKS[MARKS.index(stage) + 1 :]]
-    return " and ".join([stage, *others]) if stage != "core" else " and ".join(others)
+    others = [*MARKS[MARKS.index(stage) + 1 :], *([] if long else ["long"])]
+    return " and ".join([*([] if stage == "core" else [stage]), *(f"not {mark}" for mark in others)])
 
 
 def census(long: bool) -> dict[str, dict[str, int]]:
@@ -80,7 +81,8 @@ def census(long: bool) -> dict[str, dict[str, int]]:
         command = [sys.executable, __file__, "--census", str(path), "-m", "" if long else "not long"]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if run.returncode or not path.exists():
-            sys.exit(f"{run.stdout}{run.stderr}\n0 passed, 1 failed")
+            print(f"{run.stdout}{run.stderr}\n0 passed, 1 failed")
+            sys.exit(1)
         found: dict[str, dict[str, int]] = json.loads(path.read_text())
     return found
 
@@ -120,17 +122,18 @@ def watched(command: Sequence[str], show: Show) -> tuple[int, str]:
         return process.returncode, output.read()
 
 
-def tests(stage: str, files: Mapping[str, int], show: Show) -> Ran:
+def tests(stage: str, files: Mapping[str, int], long: bool, show: Show) -> Ran:
     """Runs pytest over the tests of one stage."""
     if not files:
         return Ran(0, 0, "")
+    count = sum(files.values())
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "junit.xml")
-        workers = ["-n2", "--dist=worksteal"] if stage in PARALLEL else []
-        ask = ["-q", "--no-header", "--tb=short", f"--junitxml={report}", "-m", choice(stage)]
+        workers = ["-n2", "--dist=worksteal"] if stage in PARALLEL and count >= FEW else []
+        ask = ["-q", "--no-header", "--tb=short", f"--junitxml={report}", "-m", choice(stage, long)]
         code, output = watched([sys.executable, "-m", "pytest", *ask, *workers, *files], show)
         passed, skipped = read_report(report) if report.exists() else (0, [])
-    failed = max(sum(files.values()) - passed, 1 if code else 0)
+    failed = max(count - passed, 1 if code else 0)
     said = output[max(output.find("\n====="), 0) :]  # without the dots
     return Ran(passed, failed, "\n".join([said, *(f"skipped: {name}" for name in skipped)]))
 
@@ -151,14 +154,14 @@ def past_seconds() -> dict[str, float]:
         return {}
 
 
-def run(stages: Sequence[str], found: Mapping[str, Mapping[str, int]]) -> int:
+def run(stages: Sequence[str], found: Mapping[str, Mapping[str, int]], long: bool) -> int:
     """Runs the stages up to the first red one; the exit code."""
     counts = {stage: sum(found[stage].values()) for stage in stages}
     past, show, passed, failed = past_seconds(), Show(), 0, 0
     print(headline(counts, past), flush=True)
     for stage in stages:
         show.start(LABELS[stage])
-        ran = lint(show) if stage == "lint" else tests(stage, found[stage], show)
+        ran = lint(show) if stage == "lint" else tests(stage, found[stage], long, show)
         seconds = time.monotonic() - show.began
         passed, failed = passed + ran.passed, failed + ran.failed
         red = f", {ran.failed} failed" if ran.failed else ""
@@ -180,7 +183,7 @@ def main() -> int:
     asked = parse.parse_args()
     stages = [stage for stage in LABELS if stage in (asked.stages or LABELS)]
     found = {"lint": dict.fromkeys(CHECKS, 1), **(census(asked.long) if stages != ["lint"] else {})}
-    return run([stage for stage in stages if found[stage] or stage != "data"], found)
+    return run([stage for stage in stages if found[stage] or stage != "data"], found, asked.long)
 
 
 if __name__ == "__main__":

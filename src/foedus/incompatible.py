@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from foedus.errors import Incompatible
+from foedus.run import times
 
 
 class Row(NamedTuple):
@@ -20,7 +21,7 @@ class Row(NamedTuple):
 
 TABLE = (
     Row("quorum", "cohort", lambda j: j.quorum is not None and isinstance(j.cohort, int) and j.late == "drop"
-        and j.quorum > j.cohort * j.over_select, "ask at least as many sites as the quorum needs: raise cohort or over_select"),
+        and j.quorum > times(j.over_select, j.cohort), "ask at least as many sites as the quorum needs: raise cohort or over_select"),
     Row("quorum", "min_sites", lambda j: j.quorum is not None and j.quorum < j.min_sites,
         "a round that closes at quorum updates cannot count min_sites: raise quorum or lower min_sites"),
     Row("late='keep'", "quorum=None", lambda j: j.late == "keep" and j.quorum is None,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,7 +106,8 @@ class Job(Options):
         """What the round loop needs."""
         return Plan(
             self.algorithm, self.first(seed), self.table(), seed, self.rounds, self.cohort, self.over_select,
-            self.min_sites, self.quorum, self.late, self.deadline or Deadline(), self.evaluate, self.best, self.stop,
+            self.min_sites, self.quorum, self.late, self.deadline or Deadline(), self.evaluate if self.learner else 0,
+            self.best, self.stop,
         )  # fmt: skip
 
     def first(self, seed: int) -> Params:
@@ -116,8 +118,8 @@ class Job(Options):
 
     def describe(self) -> dict[str, Any]:
         """The resolved Job as plain data: what is printed, journaled and compared on resume."""
-        names = [f.name for f in dataclasses.fields(self)]
-        return {name: described(getattr(self, name)) for name in names if getattr(self, name) not in (None, (), 1.0)}
+        found = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
+        return {f.name: described(x) for f, x in found if not (type(x) is type(f.default) and x == f.default)}
 
     @property
     def digest(self) -> str:
@@ -139,7 +141,7 @@ def _check(job: Job) -> None:
             raise JobError(f"Job({name}={value!r}): it must be a whole number of at least {least}")
     if job.late not in ("drop", "keep"):
         raise JobError(f"Job(late={job.late!r}): it is 'drop' or 'keep'")
-    if not job.over_select >= 1:
+    if not 1 <= job.over_select < math.inf:
         raise JobError(f"Job(over_select={job.over_select}): it must be at least 1 (1.3 asks 30 % more)")
     _check_cohort(job.cohort)
     known = job.table()

@@ -12,11 +12,11 @@ from typing import Any
 
 from foedus import build, runs
 from foedus.core import Runner
-from foedus.errors import JobError
+from foedus.errors import JobError, Paused
 from foedus.job import Job
 from foedus.journal import Journal
 from foedus.result import Result
-from foedus.run import Checkpoints, execute
+from foedus.run import Checkpoints, Ended, Plan, execute
 
 BACKENDS = ("auto", "local", "processes", "network")
 Told = Callable[[Mapping[str, Any]], None]
@@ -45,7 +45,7 @@ def run(job: Job, sites: Any, *, backend: str = "auto", seed: int = 0, workers: 
         with crew(backend, job, data, seed, workers) as hands:
             runner = simulate(hands, sorted(data), journal, seed, job.min_sites, script)
             plan = job.plan(seed)
-            ended = execute(plan, runner, journal, Checkpoints(place), script, told)
+            ended = _executed(plan, runner, journal, place, script, told)
         runs.finish(journal, place, ended, time.monotonic() - began)
     return runs.result(place)
 
@@ -88,10 +88,18 @@ def simulate(hands: Any, sites: list[str], journal: Journal, seed: int, least: i
     return Simulation(hands, sites, journal, seed, least, script)
 
 
+def _executed(plan: Plan, runner: Runner, journal: Journal, place: Path, script: Journal | None, told: Told) -> Ended:
+    try:
+        return execute(plan, runner, journal, Checkpoints(place), script, told)
+    except Paused as error:
+        journal.add("event", what="paused", why=str(error), at=time.time())
+        raise
+
+
 def _open(journal: Journal, about: Mapping[str, Any]) -> None:
     """The run's first row; a run that goes on under another build says that its bits cannot be compared."""
     journal.add("open", **about)
-    odd = build.differences(journal.find("open")["build"], about["build"])
+    odd = build.differences((journal.find("open") or about)["build"], about["build"])
     if odd:
         journal.add("event", what="build", why=f"bits not comparable: {'; '.join(odd)}", at=time.time())
 
@@ -109,4 +117,6 @@ def verify(folder: Path, job: Job, sites: Any) -> dict[str, Any]:
     same = new.digest == kept.digest
     if not same and odd:
         why += f" (bits not comparable: {'; '.join(odd)})"
+    if not same and job.digest != runs.about(folder)["job"]:
+        why += " (the Job is not the one that was run)"
     return {"run": folder.name, "same": same, "digest": kept.digest, "replayed": new.digest, "why": "" if same else why}

@@ -40,6 +40,7 @@ def opened(folder: Path) -> Iterator[Opened]:
     try:
         epoch = store.acquire(folder.name, this_process(), LEASE)
         try:
+            verify_chain(store.rows(folder.name))
             yield Opened(folder, Journal(StoreLog(store, folder.name, epoch)))
         finally:
             store.release(folder.name, epoch)
@@ -66,7 +67,8 @@ def rows(folder: Path) -> list[Any]:
     """All rows of a run's journal, their chain verified."""
     store = SqliteStore(folder / "run.db", durable=False)
     try:
-        found = store.rows(folder.name if folder.name in store.runs() else store.runs()[0])
+        known = store.runs()
+        found = store.rows(folder.name if folder.name in known or not known else known[0])
     finally:
         store.close()
     verify_chain(found)
@@ -130,9 +132,10 @@ def listed(given: Any = None) -> list[dict[str, Any]]:
     found = []
     for path in sorted((home.folder(given) / "runs").glob("*/run.db")):
         kept = journal(path.parent)
-        end = kept.find("end")
-        state = f"{'finished' if end else 'open'}"
-        found.append({"run": path.parent.name, "state": state, "rounds": len(kept.all("step")), "digest": (end or {}).get("digest")})
+        end = kept.find("end") or {}
+        rounds = sum(row["digest"] != "" for row in kept.all("step"))  # the last evaluation is no round
+        state = "finished" if end else "open"
+        found.append({"run": path.parent.name, "state": state, "rounds": rounds, "digest": end.get("digest")})
     return found
 
 

@@ -68,13 +68,13 @@ class Desk:
         return sorted(origin for origin, _ in self.arrived[: self.rule.quorum])
 
     def outcomes(self) -> list[Outcome]:
-        """One per asked site, in the order asked; who came too late or never was dropped."""
+        """One per asked site, in the order asked, then those from earlier rounds; who came too late was dropped."""
         counted = {origin.site: outcome for origin, outcome in self.arrived[: self.rule.quorum]}
         late = {site: Outcome(site, "dropped", "not needed any more") for site in self.asked}
         for site, outcome in self.settled.items():
             if outcome.status != "counted":
                 late[site] = outcome
-        everyone = dict.fromkeys([*self.asked, *counted])
+        everyone = dict.fromkeys([*self.asked, *counted, *late])
         return [counted.get(site) or late[site] for site in everyone]
 
 

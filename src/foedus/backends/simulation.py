@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from foedus import frames
 from foedus.aggregators import Folding
 from foedus.core import Local, Origin, Outcome, RoundContext, State, Task, Total, Update
-from foedus.errors import Refused
+from foedus.errors import JobError, Refused
 from foedus.faults import point
 from foedus.journal import Journal, task_digest
 from foedus.keys import key
@@ -68,6 +69,9 @@ class Simulation:
         self.flights = [_landed(*flight) for flight in saved["flights"]]
 
     def _one(self, task: Task, round: int, number: int) -> Total:
+        strangers = sorted(set(task.sites) - set(self.sites))
+        if strangers:
+            raise JobError(f"task {task.work!r} of round {round} asks site {strangers[0]!r}, which is not here: give its data")
         self.journal.add("task", round=round, task=number, work=task.work, asked=len(task.sites), digest=task_digest(task))
         point("local.after-task")
         assert task.aggregator is not None and task.returns is not None
@@ -83,7 +87,7 @@ class Simulation:
         return folding.total(outcomes)
 
     def _drop(self, task: Task, round: int, number: int, rule: Rule, folding: Folding) -> Desk:
-        decided = self.script.find("close", round, number) if self.script else None
+        decided = (self.script or self.journal).find("close", round, number)
         desk, last = Desk(rule, task.sites), None
         if decided is not None:
             counted = {site for site, _, _ in decided["counted"]}
@@ -174,7 +178,7 @@ class Simulation:
 
 def _keep_local(locals: dict[str, Local], site: str, local: Local) -> None:
     if local is not None:
-        locals[site] = local
+        locals[site] = frames.unpack(frames.pack(local).bytes())  # as after a restart
 
 
 def _landed(site: str, round: int, task: int, due: float, work: str, local: Local, update: Sequence[Any]) -> Flight:

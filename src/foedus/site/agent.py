@@ -105,6 +105,7 @@ class Agent:
             except Away as error:
                 self._away(error)
                 self.stopping.wait(next(waits))
+                self._greet_patiently()
             except (Answered, WireError) as error:
                 self.log.warning("poll: %s", error)
                 self.stopping.wait(next(waits))
@@ -237,9 +238,8 @@ class Agent:
         while not self.stopping.wait(TICK):
             try:
                 self._heed()
-                if time.monotonic() - beat >= BEAT:
+                if time.monotonic() - beat >= BEAT and self._beat():
                     beat = time.monotonic()
-                    self._beat()
                 if (status := self._status()) != shown:
                     self.place.show(status)
                     shown = status
@@ -251,13 +251,15 @@ class Agent:
             except Exception:
                 self.log.exception("the agent's keeper failed")
 
-    def _beat(self) -> None:
-        for run in [*self.runs.values()]:
-            if (activity := run.working()) is not None and activity.at.round >= 0:
-                at = activity.at._asdict()
-                found = self.side.ask("POST", "/v1/beat", at | {"progress": activity.count, "cpu": round(activity.cpu, 2)})
-                if not found.get("go_on", True) and run.cancel([str(activity.at)]):
-                    self.log.info("%s: given up, the server does not need it any more", activity.at)
+    def _beat(self) -> bool:
+        """Whether any run is at work; the server hears how far each has come, and says whether it is still wanted."""
+        working = [(run, activity) for run in [*self.runs.values()] if (activity := run.now) is not None]
+        for run, activity in working:
+            said = activity.at._asdict() | {"progress": activity.count, "cpu": round(activity.cpu, 2)}
+            wanted = self.side.ask("POST", "/v1/beat", said).get("go_on", True)
+            if not wanted and run.cancel([str(activity.at)]):
+                self.log.info("%s: given up, the server does not need it any more", activity.at)
+        return bool(working)
 
     def _heed(self) -> None:
         """Does what the owner changed; an awakening of the site's hours too."""
@@ -274,7 +276,7 @@ class Agent:
             signal.pthread_kill(self.main, signal.SIGTERM)
 
     def _status(self) -> Json:
-        working = [{"task": str(a.at), "progress": a.count} for r in [*self.runs.values()] if (a := r.working()) is not None]
+        working = [{"task": str(a.at), "progress": a.count} for r in [*self.runs.values()] if (a := r.now) is not None]
         return {"connected": bool(self.reachable), "since": round(self.since), "url": self.line.channel.url, "working": working}
 
 

@@ -31,7 +31,7 @@ PATIENCE = 1.0  # seconds for which an agent tries to become the only one
 
 @final
 class Place:
-    """A site's folder: `key.pem`, `site.db`, `policy.toml`, `agent.log`, `logs/`, `bundles/`, `work/RUN/`, `models/RUN/`.
+    """A site's folder: `key.pem`, `site.db`, `policy.toml`, `agent.log`, `logs/`, `work/RUN/`, `models/RUN/`.
 
     Documents: what `site join` set up and what the agent must find again after a crash.
     """

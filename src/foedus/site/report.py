@@ -10,7 +10,7 @@ from typing import Any
 from foedus.errors import Denied, FoedusError
 from foedus.site import bindings, policy
 from foedus.site.place import Place
-from foedus.site.runs import ENDED, RUNS
+from foedus.site.runs import ENDED, RUNS, SOURCE
 from foedus.site.shelf import PENDING
 from foedus.site.trust import APPROVED, REFUSED, SHOWN
 from foedus.wire.bundle import MANIFEST
@@ -56,7 +56,7 @@ def find_code(place: Place, text: str) -> Json:
         listed = ", ".join(f"{r['run']} ({r['bundle'][:SHOWN]})" for r in runs) or "none"
         raise FoedusError(f"{len(found)} bundles here belong to {text!r}; runs at this site: {listed}")
     code = next(iter(found.values()))
-    source = place.folder / "bundles" / code["bundle"]
+    source = place.folder / "work" / code["run"] / SOURCE
     files = sorted(str(p.relative_to(source)) for p in source.rglob("*") if p.is_file() and p.name != MANIFEST)
     return {k: code[k] for k in ("bundle", "name", "submitter", "run")} | {"files": files, "source": str(source)}
 

@@ -25,6 +25,7 @@ from foedus.site.workerhost import WorkerHost
 from foedus.wire.bundle import MOST_BYTES, unpack
 
 RUNS, ENDED = "runs", "ended"
+ARCHIVE, SOURCE = "bundle.zip", "source"  # in the run's folder: what was signed, and the same for the owner to read
 LOADING = 600.0  # seconds without progress in which the data must be loaded
 Json = dict[str, Any]
 
@@ -59,7 +60,7 @@ class SiteRun:
         self.settling: set[str] = set()  # pending updates whose verdict is queued
         self.unwanted: set[str] = set()  # cancelled: no longer spoken of
         self.leaving = threading.Event()
-        self.now: Activity | None = None
+        self.now: Activity | None = None  # the Task at work
         self.thread = threading.Thread(target=self._serve, name=f"run {run}", daemon=True)
         self.thread.start()
 
@@ -126,9 +127,6 @@ class SiteRun:
         self.leaving.set()
         self.drop()
         self.queue.put(None)
-
-    def working(self) -> Activity | None:
-        return self.now
 
     # ---- the run's own thread --------------------------------------------------------------------------------------
     def _serve(self) -> None:
@@ -237,16 +235,12 @@ class SiteRun:
         """The bundle's bytes, and beside them its source for the owner to read; nothing of it is run."""
         if not 0 < offer.bundle.size <= 2 * MOST_BYTES:
             raise NotReady(f"the bundle is larger than the {MOST_BYTES >> 20} MB that are taken")
-        archive = self._archive(offer)
+        archive, source = self.folder / ARCHIVE, self.folder / SOURCE
         if not holds(archive, offer.bundle):
             fetch(self.tasks.line, self.run, offer.bundle, archive, None, self.leaving)
-        source = archive.with_suffix("")
         shutil.rmtree(source, ignore_errors=True)
         if unpack(archive.read_bytes(), source).entry != offer.entry:
             raise NotReady("the bundle's entry is not the one that the submitter signed")
-
-    def _archive(self, offer: Offer) -> Path:
-        return self.context.place.folder / "bundles" / f"{offer.bundle.digest}.zip"
 
     def _host(self) -> WorkerHost:
         offer, place = self.offer, self.context.place
@@ -255,7 +249,7 @@ class SiteRun:
             bound = bindings.chosen(place.store, offer.datasets)
             loading = {"entry": offer.entry, "options": offer.options, "seed": offer.seed, "site": place.name,
                        "data": [list(binding) for binding in bound], "many": len(bound) > 1}  # fmt: skip
-            self.worker = WorkerHost(self.folder, place.folder / "logs" / f"{self.run}.log", self._archive(offer), loading)
+            self.worker = WorkerHost(self.folder, self.folder / ARCHIVE, place.folder / "logs" / f"{self.run}.log", loading)
         return self.worker
 
     def _retire(self) -> None:
@@ -296,7 +290,6 @@ class SiteRun:
             place.store.delete(RUNS, self.run)
             place.store.put(ENDED, self.run, {"state": ending.state})
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._drop_bundle()
         kept = f"; kept: {', '.join(str(path) for path in saved if path)}" if any(saved) else ""
         log.info("run %s: %s, its state here is deleted%s", self.run, ending.state, kept)
         self.leaving.set()
@@ -310,11 +303,3 @@ class SiteRun:
                 raise
             self.context.log.warning("run %s: the %s model could not be fetched: %s", self.run, name, error)
             return None
-
-    def _drop_bundle(self) -> None:
-        """Deletes the bundle unless another run uses it."""
-        others = self.context.place.store.items(RUNS)
-        if self.offer is not None and all(body["offer"]["bundle"][0] != self.offer.bundle.digest for _, body in others):
-            archive = self._archive(self.offer)
-            shutil.rmtree(archive.with_suffix(""), ignore_errors=True)
-            archive.unlink(missing_ok=True)

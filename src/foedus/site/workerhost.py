@@ -45,10 +45,10 @@ class Raised(FoedusError):
 
 @final
 class WorkerHost:
-    """One run's worker, kept warm between Tasks. `loading` is the message that makes it ready, `bundle` its code."""
+    """One run's worker, kept warm between Tasks. `bundle` is its code, `loading` the message that makes it ready."""
 
-    def __init__(self, folder: Path, log: Path, bundle: Path, loading: Json) -> None:
-        self.folder, self.log, self.bundle, self.loading = folder, log, bundle, loading
+    def __init__(self, folder: Path, bundle: Path, log: Path, loading: Json) -> None:
+        self.folder, self.bundle, self.log, self.loading = folder, bundle, log, loading
         self.process: subprocess.Popen[bytes] | None = None
         self.pipe: Pipe | None = None
         self.report: Json = {}

@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 
 from foedus import frames
-from foedus.core import Algorithm, Decline, Local, RoundContext, SiteContext, State, Task, Total, Transform, Update, Work
+from foedus.core import (
+    Algorithm,
+    Decline,
+    Local,
+    RoundContext,
+    SiteContext,
+    State,
+    Task,
+    Total,
+    Transform,
+    Update,
+    Work,
+)
 from foedus.keys import Key, key
 from foedus.params import Params, join
 
@@ -47,10 +59,12 @@ def transformed(algorithm: Algorithm, transform: Transform) -> Algorithm:
             except StopIteration as end:
                 return {"inner": end.value, "own": own}
             tasks = [asked] if isinstance(asked, Task) else list(asked)
-            totals = yield [_wrapped(task, transform.public(own)) for task in tasks]
-            for i, total in enumerate(totals):
-                here = key(context.seed, context.round, count + i, "server", "decode")
-                totals[i], own = transform.decode(total, own, here)
+            public = transform.public(own)
+            totals = yield [_wrapped(task, public) if task.work in algorithm.works else task for task in tasks]
+            for i, task in enumerate(tasks):
+                if task.work in algorithm.works:
+                    here = key(context.seed, context.round, count + i, "server", "decode")
+                    totals[i], own = transform.decode(totals[i], own, here)
             answer, count = totals[0] if isinstance(asked, Task) else totals, count + len(tasks)
 
     return Algorithm(
@@ -63,7 +77,8 @@ def transformed(algorithm: Algorithm, transform: Transform) -> Algorithm:
 
 def _wrapped(task: Task, public: State) -> Task:
     note = np.frombuffer(frames.pack(public).bytes(), np.uint8)
-    return task._replace(payload=join(w=task.payload, t=Params({"public": note})), returns=task.returns or task.payload.spec)
+    returns = task.payload.spec if task.returns is None else task.returns
+    return task._replace(payload=join(w=task.payload, t=Params({"public": note})), returns=returns)
 
 
 def _encoding(work: Work, transform: Transform) -> Work:
