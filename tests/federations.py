@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from toys import JOB, make_sites
-
 from foedus import jobfile, launch
 from foedus.errors import FoedusError
 from foedus.loopback import Federation
 from foedus.remote import Run
+from toys import JOB, make_sites
 
 
 @contextmanager

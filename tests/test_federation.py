@@ -1,6 +1,7 @@
 """A real server and real agents on loopback: the same bits as the simulation, and sites that come and go."""
 
 import pytest
+
 from federations import kinds, simulated, started, submit, until
 from toys import calls
 
@@ -43,7 +44,7 @@ def kinds_of(result):
 
 
 def test_below_min_sites_a_run_pauses_and_goes_on_when_they_return(tmp_path):
-    with started(tmp_path, ["north", "south"], slow=0.2) as (made, sites):
+    with started(tmp_path, ["north", "south"], slow=0.2) as (made, _):
         run = submit(made, rounds=12, min_sites=2)
         until(lambda: len(kinds(run, "step")) >= 1)
         made.site("south", "pause")

@@ -6,25 +6,54 @@ import signal
 import time
 
 import pytest
-from federations import simulated, until
-from toys import JOB, calls, make_sites
 
+from federations import simulated, until
 from foedus.errors import FoedusError
 from foedus.loopback import Federation
+from toys import JOB, calls, make_sites
 
 pytestmark = pytest.mark.kills
 
 POINTS = {
-    "server": ["server.before-accept", "server.after-accept", "server.before-close", "server.after-close",
-               "server.before-total", "server.after-total", "store.before-commit:9", "store.after-commit:9",
-               "blob.before-fsync:2", "blob.after-fsync:3", "blob.after-rename:4"],
-    "run worker": ["run.after-round", "runworker.before-fold", "runworker.after-fold", "run.before-state", "run.after-state",
-                   "run.after-step"],
-    "agent": ["agent.before-work", "agent.after-work", "agent.before-pending", "agent.after-pending", "agent.mid-upload",
-              "agent.after-upload", "agent.after-receipt"],
-    "worker": ["worker.after-load", "worker.before-train", "worker.before-reply"],
-}  # fmt: skip
-LOSES_WORK = ("agent.before-work", "agent.after-work", "agent.before-pending", "worker.before-train", "worker.before-reply")
+    "server": [
+        "server.before-accept",
+        "server.after-accept",
+        "server.before-close",
+        "server.after-close",
+        "server.before-total",
+        "server.after-total",
+        "store.before-commit:9",
+        "store.after-commit:9",
+        "blob.before-fsync:2",
+        "blob.after-fsync:3",
+        "blob.after-rename:4",
+    ],
+    "run worker": [
+        "run.after-round",
+        "runworker.before-fold",
+        "runworker.after-fold",
+        "run.before-state",
+        "run.after-state",
+        "run.after-step",
+    ],
+    "agent": [
+        "agent.before-work",
+        "agent.after-work",
+        "agent.before-pending",
+        "agent.after-pending",
+        "agent.mid-upload",
+        "agent.after-upload",
+        "agent.after-receipt",
+    ],
+    "worker": ["worker.after-load", "worker.before-train", "worker.before-reply:2"],
+}
+LOSES_WORK = (
+    "agent.before-work",
+    "agent.after-work",
+    "agent.before-pending",
+    "worker.before-train",
+    "worker.before-reply",
+)
 
 
 @pytest.mark.parametrize("role", POINTS)

@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import Any
 
 _WHERE = {
-    "Algorithm Decline Deadline Fit Gather Origin Outcome SiteContext Sum Task Total Transform Update RoundContext": "core",
+    "Algorithm Decline Deadline Fit Gather Origin Outcome": "core",
+    "RoundContext SiteContext Sum Task Total Transform Update": "core",
     "Params digest": "params",
     "key": "keys",
     "Job": "job",
@@ -25,7 +26,7 @@ _WHERE = {
 _NAMES = {name: f"foedus.{module}" for names, module in _WHERE.items() for name in names.split()}
 _MODULES = ("partition", "torch", "numpy", "aggregators", "algorithms", "transforms")
 
-__all__ = [*sorted(_NAMES), "partition"]
+__all__ = list(_NAMES)
 
 
 def __getattr__(name: str) -> Any:

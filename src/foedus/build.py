@@ -21,9 +21,13 @@ LIBRARIES = ("torch", "sklearn", "xgboost", "jax", "lightgbm")
 def describe(threads: int = 1) -> dict[str, Any]:
     """Versions, CPU capability level, threads per worker and flags, with a short `hash` of them all."""
     found: dict[str, Any] = {
-        "foedus": installed("foedus"), "python": platform.python_version(), "numpy": np.__version__,
-        "machine": platform.machine(), "cpu": _cpu(), "threads": threads,
-    }  # fmt: skip
+        "foedus": installed("foedus"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "cpu": _cpu(),
+        "threads": threads,
+    }
     found |= {name: installed(name) for name in LIBRARIES if name in sys.modules}
     if "torch" in sys.modules:
         found |= _torch()
@@ -32,7 +36,9 @@ def describe(threads: int = 1) -> dict[str, Any]:
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """What tells two builds apart, as `cpu: AVX2 against AVX512`."""
-    return [f"{k}: {a.get(k)} against {b.get(k)}" for k in sorted((a.keys() | b.keys()) - {"hash"}) if a.get(k) != b.get(k)]
+    return [
+        f"{k}: {a.get(k)} against {b.get(k)}" for k in sorted((a.keys() | b.keys()) - {"hash"}) if a.get(k) != b.get(k)
+    ]
 
 
 def installed(name: str) -> str:
@@ -60,7 +66,7 @@ def _torch() -> dict[str, Any]:
 
 @contextmanager
 def exactly(threads: int = 1) -> Iterator[None]:
-    """Holds numpy's and torch's libraries to `threads` threads and torch to deterministic algorithms, inside the block."""
+    """Inside the block, numpy's and torch's libraries have `threads` threads, and torch is deterministic."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(threads):

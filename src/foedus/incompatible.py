@@ -20,21 +20,54 @@ class Row(NamedTuple):
 
 
 TABLE = (
-    Row("quorum", "cohort", lambda j: j.quorum is not None and isinstance(j.cohort, int) and j.late == "drop"
-        and j.quorum > times(j.over_select, j.cohort), "ask at least as many sites as the quorum needs: raise cohort or over_select"),
-    Row("quorum", "min_sites", lambda j: j.quorum is not None and j.quorum < j.min_sites,
-        "a round that closes at quorum updates cannot count min_sites: raise quorum or lower min_sites"),
-    Row("late='keep'", "quorum=None", lambda j: j.late == "keep" and j.quorum is None,
-        "late updates are kept only where a round may close without them: give quorum=K"),
-    Row("over_select", "quorum=None", lambda j: j.over_select > 1 and j.quorum is None,
-        "over-selection asks more sites than it needs: say how many it needs with quorum=K"),
-    Row("best", "evaluate=0", lambda j: j.best is not None and j.evaluate == 0,
-        "the best model is chosen by evaluation: let evaluate be 1 or more"),
-    Row("stop", "evaluate=0", lambda j: j.stop is not None and j.evaluate == 0 and "wall" not in j.stop.name,
-        "this stop rule reads a metric: let evaluate be 1 or more"),
-    Row("learner=None", "metrics", lambda j: j.learner is None and bool(j.metrics),
-        "metrics are measured by a learner: give one as the Job's second argument"),
-)  # fmt: skip
+    Row(
+        "quorum",
+        "cohort",
+        lambda j: (
+            j.quorum is not None
+            and isinstance(j.cohort, int)
+            and j.late == "drop"
+            and j.quorum > times(j.over_select, j.cohort)
+        ),
+        "ask at least as many sites as the quorum needs: raise cohort or over_select",
+    ),
+    Row(
+        "quorum",
+        "min_sites",
+        lambda j: j.quorum is not None and j.quorum < j.min_sites,
+        "a round that closes at quorum updates cannot count min_sites: raise quorum or lower min_sites",
+    ),
+    Row(
+        "late='keep'",
+        "quorum=None",
+        lambda j: j.late == "keep" and j.quorum is None,
+        "late updates are kept only where a round may close without them: give quorum=K",
+    ),
+    Row(
+        "over_select",
+        "quorum=None",
+        lambda j: j.over_select > 1 and j.quorum is None,
+        "over-selection asks more sites than it needs: say how many it needs with quorum=K",
+    ),
+    Row(
+        "best",
+        "evaluate=0",
+        lambda j: j.best is not None and j.evaluate == 0,
+        "the best model is chosen by evaluation: let evaluate be 1 or more",
+    ),
+    Row(
+        "stop",
+        "evaluate=0",
+        lambda j: j.stop is not None and j.evaluate == 0 and "wall" not in j.stop.name,
+        "this stop rule reads a metric: let evaluate be 1 or more",
+    ),
+    Row(
+        "learner=None",
+        "metrics",
+        lambda j: j.learner is None and bool(j.metrics),
+        "metrics are measured by a learner: give one as the Job's second argument",
+    ),
+)
 
 
 def check_parts(job: Any) -> None:

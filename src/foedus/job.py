@@ -80,8 +80,16 @@ class Job(Options):
         """The same Job with these arguments changed."""
         return dataclasses.replace(self, **changes)
 
-    def run(self, sites: Any = None, backend: str = "auto", seed: int = 0, rounds: int | None = None,
-            workers: int | None = None, exact: bool = False, replay: Any = None) -> Result:  # fmt: skip
+    def run(
+        self,
+        sites: Any = None,
+        backend: str = "auto",
+        seed: int = 0,
+        rounds: int | None = None,
+        workers: int | None = None,
+        exact: bool = False,
+        replay: Any = None,
+    ) -> Result:
         """Runs the Job on this machine and returns its Result.
 
         `sites`: a count, a mapping name -> folder, frame or Split, or `fd.Sites`. `replay`: a Result or RUN whose
@@ -105,10 +113,21 @@ class Job(Options):
     def plan(self, seed: int) -> Plan:
         """What the round loop needs."""
         return Plan(
-            self.algorithm, self.first(seed), self.table(), seed, self.rounds, self.cohort, self.over_select,
-            self.min_sites, self.quorum, self.late, self.deadline or Deadline(), self.evaluate if self.learner else 0,
-            self.best, self.stop,
-        )  # fmt: skip
+            self.algorithm,
+            self.first(seed),
+            self.table(),
+            seed,
+            self.rounds,
+            self.cohort,
+            self.over_select,
+            self.min_sites,
+            self.quorum,
+            self.late,
+            self.deadline or Deadline(),
+            self.evaluate if self.learner else 0,
+            self.best,
+            self.stop,
+        )
 
     def first(self, seed: int) -> Params:
         """The first global model: from `start` (a file, a Result, a mapping of arrays), else from the learner."""
@@ -152,7 +171,9 @@ def _check(job: Job) -> None:
 def _check_cohort(cohort: int | float | None) -> None:
     good = cohort is None or (cohort >= 1 if isinstance(cohort, int) else 0 < cohort <= 1)
     if isinstance(cohort, bool) or not good:
-        raise JobError(f"Job(cohort={cohort!r}): a whole number counts sites, a float in (0, 1] is a share, None is all")
+        raise JobError(
+            f"Job(cohort={cohort!r}): a whole number counts sites, a float in (0, 1] is a share, None is all"
+        )
 
 
 def _started(start: Any) -> Params:

@@ -40,7 +40,9 @@ def load(path: str | Path, options: Mapping[str, str] | None = None) -> Loaded:
         chosen = typed(made, chosen)
         made = _called(made, chosen, file)
     elif chosen:
-        raise JobError(f"{file.name} takes no options ({', '.join(chosen)}): define `def job({next(iter(chosen))}=…):` in it")
+        raise JobError(
+            f"{file.name} takes no options ({', '.join(chosen)}): define `def job({next(iter(chosen))}=…):` in it"
+        )
     if not isinstance(made, Job):
         raise JobError(f"{file.name} defines no Job: add `job = fd.Job(…)`, or `def job(…):` that returns one")
     return Loaded(made, getattr(module, "sites", None), file, chosen)

@@ -22,9 +22,19 @@ BACKENDS = ("auto", "local", "processes", "network")
 Told = Callable[[Mapping[str, Any]], None]
 
 
-def run(job: Job, sites: Any, *, backend: str = "auto", seed: int = 0, workers: int | None = None, exact: bool = False,
-        replay: Any = None, folder: Path | None = None, source: Mapping[str, Any] | None = None,
-        told: Told = lambda row: None) -> Result:  # fmt: skip
+def run(
+    job: Job,
+    sites: Any,
+    *,
+    backend: str = "auto",
+    seed: int = 0,
+    workers: int | None = None,
+    exact: bool = False,
+    replay: Any = None,
+    folder: Path | None = None,
+    source: Mapping[str, Any] | None = None,
+    told: Told = lambda row: None,
+) -> Result:
     """Runs `job` over `sites` and keeps the run in `folder` (a new one in FOEDUS_HOME/runs by default).
 
     A folder that holds an unfinished run of the same Job is resumed. `source` says how the Job was made, for `resume`.
@@ -38,8 +48,16 @@ def run(job: Job, sites: Any, *, backend: str = "auto", seed: int = 0, workers: 
         return loopback.run(job, data, seed=seed, folder=folder or runs.new_folder(job.name), source=known, told=told)
     with runs.opened(folder or runs.new_folder(job.name)) as (place, journal), build.exactly():
         began = time.monotonic()
-        about = {"job": job.digest, "seed": seed, "description": job.describe(), "backend": backend, "exact": True,
-                 "build": build.describe(), "source": dict(source or {}), "sites": sorted(data)}  # fmt: skip
+        about = {
+            "job": job.digest,
+            "seed": seed,
+            "description": job.describe(),
+            "backend": backend,
+            "exact": True,
+            "build": build.describe(),
+            "source": dict(source or {}),
+            "sites": sorted(data),
+        }
         _open(journal, about)
         script = runs.script_of(replay)
         with crew(backend, job, data, seed, workers) as hands:

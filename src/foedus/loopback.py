@@ -1,4 +1,4 @@
-"""A real federation on this machine for one run: a server and an agent per site, each a process with a folder and key of its own.
+"""A real federation on this machine for one run: a server and an agent per site, each with a folder and key of its own.
 The command line of server and sites is what is started; nothing is shared but the port."""
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,10 @@ class Federation:
     def await_sites(self, names: Iterable[str]) -> None:
         """Returns when all these sites are enrolled and reachable."""
         for name in names:
-            self._until(lambda: any(s["site"] == name and s["state"] == "reachable" for s in self.remote().sites()), name)  # noqa: B023
+            self._until(partial(self._reachable, name), name)
+
+    def _reachable(self, name: str) -> bool:
+        return any(site["site"] == name and site["state"] == "reachable" for site in self.remote().sites())
 
     def site_home(self, name: str) -> Path:
         return self.home / "homes" / name
@@ -101,21 +105,29 @@ class Federation:
         command = [sys.executable, "-m", "foedus", *arguments, "--home", str(home or self.home)]
         found = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
         if found.returncode:
-            raise FoedusError(f"foedus {' '.join(arguments[:2])}: {found.stderr.strip().splitlines()[-1:] or found.returncode}")
+            raise FoedusError(
+                f"foedus {' '.join(arguments[:2])}: {found.stderr.strip().splitlines()[-1:] or found.returncode}"
+            )
         return found.stdout
 
     def _start(self, name: str, *arguments: str) -> None:
         with (self.home / f"{name}.log").open("ab") as out:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, *arguments], env=environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                [sys.executable, *arguments],
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def _until(self, ready: Callable[[], bool], name: str) -> None:
         deadline = time.monotonic() + STARTED
         while not ready():
             if self.processes[name].poll() is not None or time.monotonic() > deadline:
-                raise FoedusError(f"{name} did not start: {self.log(name).strip().splitlines()[-1:] or 'it said nothing'}")
+                raise FoedusError(
+                    f"{name} did not start: {self.log(name).strip().splitlines()[-1:] or 'it said nothing'}"
+                )
             time.sleep(0.02)
 
 

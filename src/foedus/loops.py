@@ -29,7 +29,9 @@ class Loop:
         self.without_lr += lr is None
         progress()
 
-    def correct(self, grads: Mapping[str, Any], params: Mapping[str, Any], lr: float | None = None) -> Mapping[str, Any]:
+    def correct(
+        self, grads: Mapping[str, Any], params: Mapping[str, Any], lr: float | None = None
+    ) -> Mapping[str, Any]:
         """The gradients after the algorithm's correction; counts one step of size `lr`."""
         self.counted(lr)
         if self.correction is None:
@@ -49,8 +51,10 @@ def fitted(loop: Loop, params: Params, split: Any, returned: Any) -> Fit:
     A loop that ignored the algorithm's correction is an error, never silently FedAvg.
     """
     if loop.correction is not None and loop.steps == 0:
-        raise JobError("this algorithm corrects gradients, but the training loop never called ctx.correct(…): "
-                       "call it between backward() and step()")  # fmt: skip
+        raise JobError(
+            "this algorithm corrects gradients, but the training loop never called ctx.correct(…): "
+            "call it between backward() and step()"
+        )
     found, weight = returned if isinstance(returned, tuple) else (returned or {}, len(split.train))
     path = float("nan") if loop.without_lr else loop.path
     sums = {f"train_{name}": moments(np.array([float(value)])) * len(split.train) for name, value in found.items()}

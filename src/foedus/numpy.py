@@ -27,7 +27,7 @@ class NumpyLearner:
     model: a mapping of arrays, or a function of a numpy generator that makes one.
     gradient: (params, x, y) -> (losses, one an example; gradients of their mean, name -> array).
     predict: (params, x) -> outputs that metrics read (as `reads`: logits or probabilities).
-    train: one's own loop instead of the steps below, `train(params, split, ctx)`, changing the arrays of `params` in place.
+    train: one's own loop, `train(params, split, ctx)`, which changes the arrays of `params` in place.
 
     >>> def gradient(p, x, y):
     ...     error = x @ p["w"] - y
@@ -35,9 +35,19 @@ class NumpyLearner:
     >>> learner = NumpyLearner({"w": np.zeros(2)}, gradient, lambda p, x: x @ p["w"], lr=0.1, metrics=["rmse"])
     """
 
-    def __init__(self, model: Any, gradient: Callable[..., Any] | None = None, predict: Callable[..., Any] | None = None, *,
-                 lr: float = 0.1, epochs: int = 1, batch_size: int | None = 32, train: Callable[..., Any] | None = None,
-                 metrics: Sequence[Any] = (), reads: measures.Reads = "logits") -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: Any,
+        gradient: Callable[..., Any] | None = None,
+        predict: Callable[..., Any] | None = None,
+        *,
+        lr: float = 0.1,
+        epochs: int = 1,
+        batch_size: int | None = 32,
+        train: Callable[..., Any] | None = None,
+        metrics: Sequence[Any] = (),
+        reads: measures.Reads = "logits",
+    ) -> None:
         if gradient is None and train is None:
             raise JobError("a NumpyLearner needs gradient=… (and steps by itself) or train=… (your own loop)")
         self.model, self.gradient, self.predict, self.own = model, gradient, predict, train
@@ -78,7 +88,9 @@ class NumpyLearner:
         losses, grads = self.gradient(params, x, y)
         return np.broadcast_to(losses, len(x)), alike(grads, params.trainable())
 
-    def _own_loop(self, own: Callable[..., Any], params: Params, split: Split, key: Key, correct: Correct | None) -> Fit:
+    def _own_loop(
+        self, own: Callable[..., Any], params: Params, split: Split, key: Key, correct: Correct | None
+    ) -> Fit:
         here = params.copy()
         loop = Loop(key("order").numpy(), correct)
         returned = own(dict(here), split, loop)

@@ -20,7 +20,20 @@ Flats = Mapping[str, Array]
 
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(name)
-    for name in "float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool".split()
+    for name in [
+        "float64",
+        "float32",
+        "float16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint64",
+        "uint32",
+        "uint16",
+        "uint8",
+        "bool",
+    ]
 } | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 HALVES = ("float16", "bfloat16")
 
@@ -211,7 +224,9 @@ def digest(params: Mapping[str, Any]) -> str:
     for name in sorted(params):
         x = np.asarray(params[name])
         sha.update(json.dumps([name, x.dtype.name, list(x.shape)]).encode() + b"\n")
-        sha.update(np.ascontiguousarray(x.astype(x.dtype.newbyteorder("<"), copy=False)).reshape(-1).view(np.uint8).data)
+        sha.update(
+            np.ascontiguousarray(x.astype(x.dtype.newbyteorder("<"), copy=False)).reshape(-1).view(np.uint8).data
+        )
     return sha.hexdigest()
 
 

@@ -15,45 +15,31 @@ from foedus.errors import FoedusError, JobError
 from foedus.job import Job
 from foedus.result import Result
 from foedus.store.blobs import write_atomic
-from foedus.wire import bundle
-from foedus.wire.ed25519 import load_key, new_key, save_key
+from foedus.wire import bundle, submitter
+from foedus.wire.ed25519 import new_key
 from foedus.wire.http_client import Channel
-from foedus.wire.identity import Federation, enrol, read_token
+from foedus.wire.identity import enrol, read_token
 from foedus.wire.link import Link, Member, checked
-from foedus.wire.plain import plain, read
+from foedus.wire.plain import plain
 from foedus.wire.signing import sign_envelope
 
 Json = dict[str, Any]
 
 
-def identity(home: Path) -> Member:
-    """The submitter who logged in from this home."""
-    folder = home / "submitter"
-    try:
-        facts = json.loads((folder / "identity.json").read_bytes())
-    except FileNotFoundError:
-        raise FoedusError(f"nobody has logged in from {home}: `foedus login TOKEN`, or name the right --home") from None
-    return Member(read(Federation, facts["federation"]), facts["name"], load_key(folder / "key.pem"))
-
-
 def login(home: Path, token: str) -> str:
     """Enrols as a submitter with a one-time token; returns the name."""
-    found, key, folder = read_token(token), new_key(), home / "submitter"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    found, key = read_token(token), new_key()
     channel = Channel(found.federation.urls[0], found.federation.certificate.encode() or None)
     body = json.dumps({"entry": plain(enrol(found, key))}).encode()
-    save_key(folder / "key.pem", key)
     checked(channel.request("POST", "/v1/enrol", {}, body))
     channel.close()
-    facts = {"name": found.invitation.name, "federation": plain(found.federation)}
-    write_atomic(folder / "identity.json", json.dumps(facts, indent=2).encode())
+    submitter.save(home, found.invitation.name, key, found.federation)
     return found.invitation.name
 
 
 def connect(url: str | None = None, home: str | Path | None = None) -> Remote:
     """The federation that this home's submitter belongs to; `url` picks one of its addresses."""
-    return Remote(identity(homes.folder(home)), url or "", homes.folder(home))
+    return Remote(submitter.load(homes.folder(home)), url or "", homes.folder(home))
 
 
 class Remote:
@@ -63,20 +49,35 @@ class Remote:
         self.home, self.member = home, member
         self.link = Link(member, url)
 
-    def submit(self, job: Job | str | Path, options: Mapping[str, str] | None = None, *, seed: int = 0,
-               rounds: int | None = None, check: bool = False) -> Run:  # fmt: skip
+    def submit(
+        self,
+        job: Job | str | Path,
+        options: Mapping[str, str] | None = None,
+        *,
+        seed: int = 0,
+        rounds: int | None = None,
+        check: bool = False,
+    ) -> Run:
         """Starts a run of a job file (or of a Job that was built in one); see `Run.wait` for its Result."""
         loaded = jobfile.load(job, options) if not isinstance(job, Job) else jobfile.found(job)
         chosen = loaded.job if rounds is None else loaded.job.replace(rounds=rounds)
         data = bundle.pack(loaded.path.parent, loaded.path.name, files=chosen.files)
         digest = bundle.digest(data)
         body: Json = {
-            "name": chosen.name or loaded.path.parent.name.replace("_", "-"), "bundle": {"digest": digest, "size": len(data)},
-            "entry": loaded.path.name, "options": dict(loaded.options), "seed": seed, "datasets": list(chosen.datasets),
-            "schema": chosen.schema if isinstance(chosen.schema, dict) else None, "requires": list(chosen.requires),
-            "min_sites": chosen.min_sites, "rounds": chosen.rounds, "override_rounds": rounds, "privacy": "none",
+            "name": chosen.name or loaded.path.parent.name.replace("_", "-"),
+            "bundle": {"digest": digest, "size": len(data)},
+            "entry": loaded.path.name,
+            "options": dict(loaded.options),
+            "seed": seed,
+            "datasets": list(chosen.datasets),
+            "schema": chosen.schema if isinstance(chosen.schema, dict) else None,
+            "requires": list(chosen.requires),
+            "min_sites": chosen.min_sites,
+            "rounds": chosen.rounds,
+            "override_rounds": rounds,
+            "privacy": "none",
             "at": int(time.time() * 1e6),
-        }  # fmt: skip
+        }
         self._upload(digest, data)
         envelope = sign_envelope(self.member.key, "foedus/submission/1", body)
         return Run(self, self.link.call("POST", "/v1/runs", {"envelope": envelope})["run"])
@@ -129,7 +130,9 @@ class Run:
 
     def rows(self, after: int = 0, wait: float = 0.0) -> tuple[list[list[Any]], str, str]:
         """The journal's rows after one, the run's state and why it is so."""
-        found = self.remote.link.call("GET", f"/v1/runs/{self.id}/rows", query=f"after={after}&wait={wait:g}", timeout=wait + 30)
+        found = self.remote.link.call(
+            "GET", f"/v1/runs/{self.id}/rows", query=f"after={after}&wait={wait:g}", timeout=wait + 30
+        )
         return found["rows"], found["state"], found["why"]
 
     def watch(self, patience: float = 600.0) -> Iterator[tuple[str, Any]]:
@@ -169,7 +172,7 @@ class Run:
         return self.pull(folder)
 
     def pull(self, folder: Path | None = None) -> Result:
-        """Fetches journal and models into `folder`, by default this home's runs/ID, where every local verb finds them."""
+        """Fetches journal and models into `folder` (this home's runs/ID), where every local verb finds them."""
         from foedus import runs
 
         folder = folder or self.remote.home / "runs" / self.id

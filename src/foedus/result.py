@@ -60,8 +60,16 @@ class Result:
     def about(self) -> dict[str, Any]:
         """The result as plain data, without arrays: what `--json` prints."""
         return {
-            "run": self.run, "digest": self.digest, "exact": self.exact, "rounds": self.rounds,
-            "metrics": dict(self.metrics), "per_site": {s: dict(m) for s, m in self.per_site.items()},
-            "seconds": round(self.seconds, 3), "backend": self.backend, "reason": self.reason,
-            "best_round": self.best_round, "build": self.build.get("hash", ""), "folder": str(self.folder),
-        }  # fmt: skip
+            "run": self.run,
+            "digest": self.digest,
+            "exact": self.exact,
+            "rounds": self.rounds,
+            "metrics": dict(self.metrics),
+            "per_site": {s: dict(m) for s, m in self.per_site.items()},
+            "seconds": round(self.seconds, 3),
+            "backend": self.backend,
+            "reason": self.reason,
+            "best_round": self.best_round,
+            "build": self.build.get("hash", ""),
+            "folder": str(self.folder),
+        }

@@ -1,4 +1,4 @@
-"""The round loop: opens rounds, plays the algorithm's generator, evaluates, checkpoints, stops; resume is the ordinary path.
+"""The round loop: opens rounds, plays the algorithm, evaluates, checkpoints, stops; resume is the ordinary path.
 A Plan, a Runner and a Journal come in as values; nothing here knows where sites are."""
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Checkpoints:
         self.last, self.cost = time.monotonic(), 0.0
 
     def due(self) -> bool:
-        return self.folder is not None and (not self.lazy or time.monotonic() - self.last > max(1.0, CHECKPOINT_SHARE * self.cost))
+        return self.folder is not None and (
+            not self.lazy or time.monotonic() - self.last > max(1.0, CHECKPOINT_SHARE * self.cost)
+        )
 
     def write(self, round: int, frame: frames.Frame) -> str:
         """The name of the file, durable on return."""
@@ -90,8 +92,14 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
 
-def execute(plan: Plan, runner: Runner, journal: Journal, checkpoints: Checkpoints, script: Journal | None = None,
-            told: Callable[[Mapping[str, Any]], None] = lambda row: None) -> Ended:  # fmt: skip
+def execute(
+    plan: Plan,
+    runner: Runner,
+    journal: Journal,
+    checkpoints: Checkpoints,
+    script: Journal | None = None,
+    told: Callable[[Mapping[str, Any]], None] = lambda row: None,
+) -> Ended:
     """What the run ends with, from wherever its journal stands.
 
     `script` is the journal whose rosters, cohorts and counted sets are followed (by default this run's own, so that
@@ -253,8 +261,15 @@ def _improved(plan: Plan, here: Here, line: Mapping[str, Any]) -> Here:
     return here._replace(best=plan.algorithm.params(here.state), best_round=here.round)
 
 
-def _step(plan: Plan, here: Here, line: dict[str, Any], per_site: Mapping[str, Any], runner: Runner, journal: Journal,
-          checkpoints: Checkpoints) -> Here:  # fmt: skip
+def _step(
+    plan: Plan,
+    here: Here,
+    line: dict[str, Any],
+    per_site: Mapping[str, Any],
+    runner: Runner,
+    journal: Journal,
+    checkpoints: Checkpoints,
+) -> Here:
     state = frames.pack(here.state)
     known = journal.find("step", here.round)
     name = None
@@ -262,8 +277,15 @@ def _step(plan: Plan, here: Here, line: dict[str, Any], per_site: Mapping[str, A
         saved = {"state": here.state, "runner": runner.saved(), "best": here.best, "best_round": here.best_round}
         name = checkpoints.write(here.round, frames.pack(saved))
     metrics = {k: v for k, v in line.items() if k not in ("round", "seconds")}
-    journal.add("step", round=here.round, digest=state.digest(), seconds=line["seconds"], metrics=metrics,
-                per_site=per_site, checkpoint=name)  # fmt: skip
+    journal.add(
+        "step",
+        round=here.round,
+        digest=state.digest(),
+        seconds=line["seconds"],
+        metrics=metrics,
+        per_site=per_site,
+        checkpoint=name,
+    )
     point("run.after-step")
     if name is not None:
         checkpoints.sweep([name])

@@ -58,9 +58,18 @@ def finish(journal: Journal, folder: Path, ended: Ended, seconds: float) -> None
     """Saves the models, then writes the row that makes the run a finished one."""
     write_atomic(folder / "final.safetensors", frames.model(ended.params, {"run": folder.name}))
     if ended.best is not None:
-        write_atomic(folder / "best.safetensors", frames.model(ended.best, {"run": folder.name, "round": ended.best_round}))
-    journal.add("end", reason=ended.reason, rounds=len(ended.history), digest=digest(ended.params), seconds=seconds,
-                best_round=ended.best_round, history=[dict(line) for line in ended.history])  # fmt: skip
+        write_atomic(
+            folder / "best.safetensors", frames.model(ended.best, {"run": folder.name, "round": ended.best_round})
+        )
+    journal.add(
+        "end",
+        reason=ended.reason,
+        rounds=len(ended.history),
+        digest=digest(ended.params),
+        seconds=seconds,
+        best_round=ended.best_round,
+        history=[dict(line) for line in ended.history],
+    )
 
 
 def rows(folder: Path) -> list[Any]:
@@ -106,10 +115,19 @@ def result(run: str | Path, given: Any = None) -> Result:
             per_site.setdefault(site, {}).update(values)
     best = folder / "best.safetensors"
     return Result(
-        frames.read_model(folder / "final.safetensors"), end["history"], per_site, folder.name, folder, about["backend"],
-        about["exact"], end["reason"], end["seconds"], frames.read_model(best) if best.exists() else None,
-        end["best_round"], about["build"],
-    )  # fmt: skip
+        frames.read_model(folder / "final.safetensors"),
+        end["history"],
+        per_site,
+        folder.name,
+        folder,
+        about["backend"],
+        about["exact"],
+        end["reason"],
+        end["seconds"],
+        frames.read_model(best) if best.exists() else None,
+        end["best_round"],
+        about["build"],
+    )
 
 
 def script_of(replay: Any) -> Journal | None:
@@ -156,10 +174,10 @@ def import_rows(path: Path, run: str, found: list[list[Any]]) -> None:
     try:
         epoch = store.acquire(run, this_process(), LEASE)
         have = {row.seq for row in store.rows(run)}
-        for seq, now, kind, body, _ in found:  # the store's clock reads `now`
+        for seq, at, kind, body, _ in found:
+            now = at  # what the store's clock reads
             if seq not in have:
                 store.append(run, [(kind, body)], epoch)
         store.release(run, epoch)
     finally:
         store.close()
-

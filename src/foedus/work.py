@@ -41,8 +41,14 @@ class Order(NamedTuple):
 class Bench:
     """Performs works for sites with one learner, which it uses again and again; the last splits stay loaded."""
 
-    def __init__(self, works: Mapping[str, Work], learner: Learner | None, load: Callable[..., Any] | None,
-                 metrics: Sequence[Any], seed: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        works: Mapping[str, Work],
+        learner: Learner | None,
+        load: Callable[..., Any] | None,
+        metrics: Sequence[Any],
+        seed: int,
+    ) -> None:
         self.works = {EVALUATE: evaluation(learner, metrics), **works} if learner else dict(works)
         self.learner, self.load, self.metrics, self.seed = learner, load, metrics, seed
         self.splits: OrderedDict[str, Split] = OrderedDict()
@@ -50,7 +56,7 @@ class Bench:
     def perform(self, order: Order, local: Local, data: Any) -> tuple[Local, Update | Decline]:
         """The site's new local state and its Update or Decline.
 
-        Raises SiteError with site, stage, file and line when the Job's code raises, Refused when the update cannot be used.
+        Raises SiteError with site, stage, file and line when the Job's code raises, Refused for an update of no use.
         """
         split = self.split(order.site, data)
         train = self.learner.train if self.learner else _no_learner

@@ -1,4 +1,4 @@
-"""Updates in files on their way to a Total in a file: folded chunk by chunk, so that memory does not grow with the model.
+"""Updates in files become a Total in a file, chunk by chunk, so that memory does not grow with the model.
 Aggregators and the saved form come in; the bits are those of `folding`."""
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ CHUNK = 16 * BLOCK
 Counted = tuple[Origin, float, Params]
 
 
-def fold_files(aggregator: Any, spec: Spec, counted: Sequence[Counted], asked: int, outcomes: Sequence[Outcome], path: Path) -> None:
-    """Writes the Total of the counted updates to `path`, durable on return: {params, weight, count, metrics, outcomes}."""
+def fold_files(
+    aggregator: Any, spec: Spec, counted: Sequence[Counted], asked: int, outcomes: Sequence[Outcome], path: Path
+) -> None:
+    """Writes the Total of the counted updates to `path`, durable: {params, weight, count, metrics, outcomes}."""
     if isinstance(aggregator, Sum) and aggregator.bind is not None:
         aggregator = aggregator.bind(asked)
     weights = [aggregator.weigh(Update(p, w), o) if isinstance(aggregator, Sum) else w for o, w, p in counted]
@@ -43,8 +45,10 @@ def fold_files(aggregator: Any, spec: Spec, counted: Sequence[Counted], asked: i
     fsync_dir(path.parent)
 
 
-def _fill(out: Params, aggregator: Any, spec: Spec, counted: Sequence[Counted], weights: Sequence[float], weight: Fraction) -> None:
-    """Each group of the updates goes to its stretch of the Total's group (half-precision groups widen, in spec order)."""
+def _fill(
+    out: Params, aggregator: Any, spec: Spec, counted: Sequence[Counted], weights: Sequence[float], weight: Fraction
+) -> None:
+    """Each group of the updates goes to its stretch of the Total's group; half-precision groups widen."""
     if out.spec != spec:
         _fill_widened(out, aggregator, spec, counted, weights, weight)
         return
@@ -55,8 +59,9 @@ def _fill(out: Params, aggregator: Any, spec: Spec, counted: Sequence[Counted], 
             into[at : at + CHUNK] = _combined(aggregator, group, parts, counted, weights, weight)
 
 
-def _fill_widened(out: Params, aggregator: Any, spec: Spec, counted: Sequence[Counted], weights: Sequence[float],
-                  weight: Fraction) -> None:  # fmt: skip
+def _fill_widened(
+    out: Params, aggregator: Any, spec: Spec, counted: Sequence[Counted], weights: Sequence[float], weight: Fraction
+) -> None:
     totals = {
         group: _combined(aggregator, group, [p.flats[group] for _, _, p in counted], counted, weights, weight)
         for group in dict.fromkeys(leaf.group for leaf in spec)
@@ -66,13 +71,21 @@ def _fill_widened(out: Params, aggregator: Any, spec: Spec, counted: Sequence[Co
         x[...] = found[name]
 
 
-def _combined(aggregator: Any, group: str, rows: Sequence[Array], counted: Sequence[Counted], weights: Sequence[float],
-              weight: Fraction) -> Array:  # fmt: skip
+def _combined(
+    aggregator: Any,
+    group: str,
+    rows: Sequence[Array],
+    counted: Sequence[Counted],
+    weights: Sequence[float],
+    weight: Fraction,
+) -> Array:
     if kind(group) == "integer":
         return np.asarray(np.maximum.reduce(list(rows)))
     if isinstance(aggregator, Gather):
         order = sorted(range(len(rows)), key=lambda i: counted[i][0])
-        return gathered(aggregator, [counted[i][0] for i in order], [weights[i] for i in order], [rows[i] for i in order])
+        return gathered(
+            aggregator, [counted[i][0] for i in order], [weights[i] for i in order], [rows[i] for i in order]
+        )
     acc = None
     for row, w in zip(rows, weights, strict=True):
         acc = aggregator.fold(acc, {group: row}, w)

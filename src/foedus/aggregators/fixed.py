@@ -27,7 +27,7 @@ class Fixed(NamedTuple):
         return self.bound / (RING // asked)
 
     def error(self, asked: int, weight: float) -> float:
-        """The largest difference from the exact mean, for one coordinate, when `asked` sites weigh `weight` together."""
+        """The largest difference of a coordinate from the exact mean, when `asked` sites weigh `weight` together."""
         return asked * self.step(asked) / 2 * self.wmax / weight
 
 
@@ -64,8 +64,8 @@ def _bound(arithmetic: Fixed, asked: int, weigh: Callable[[Update, Origin], floa
         q = {group: quantise(x, step, weight / arithmetic.wmax) for group, x in part.items()}
         if acc is None:
             return {f"{part[group].dtype}|{group}": x for group, x in q.items()}
-        for name, total in acc.items():
-            total += q[name.partition("|")[2]]
+        for name in acc:
+            acc[name] += q[name.partition("|")[2]]
         return acc
 
     def merge(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
@@ -73,7 +73,9 @@ def _bound(arithmetic: Fixed, asked: int, weigh: Callable[[Update, Origin], floa
 
     def finish(acc: dict[str, Array], weight: Fraction) -> Slice:
         scale = float(Fraction(step) * Fraction(arithmetic.wmax) / weight)
-        return {g: (x * scale).astype(_result(dtype)) for name, x in acc.items() for dtype, _, g in [name.partition("|")]}
+        return {
+            g: (x * scale).astype(_result(dtype)) for name, x in acc.items() for dtype, _, g in [name.partition("|")]
+        }
 
     return Sum(fold, merge, finish, weigh, ring=(arithmetic, asked))
 

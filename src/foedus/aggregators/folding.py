@@ -45,7 +45,9 @@ def _named(params: Any, spec: Spec, site: str) -> Params:
     try:
         return Params(params, {leaf.name: leaf.kind for leaf in spec})
     except (FoedusError, AttributeError, TypeError, ValueError) as error:
-        raise Refused(site, CHECKING, f"its params are {type(params).__name__} ({error})", "return named arrays") from error
+        raise Refused(
+            site, CHECKING, f"its params are {type(params).__name__} ({error})", "return named arrays"
+        ) from error
 
 
 def _check_spec(sent: Spec, announced: Spec, site: str) -> None:
@@ -144,7 +146,9 @@ class Folding:
             raise FoedusError("no update was counted: there is no mean of nothing")
         spec = tuple(wide(leaf) for leaf in self.spec)
         flats = {**self.most, **self._floats()}
-        return Total(_regrouped(self.spec, spec, flats), float(self.weight()), self.count, metrics.add(self.sums), outcomes)
+        return Total(
+            _regrouped(self.spec, spec, flats), float(self.weight()), self.count, metrics.add(self.sums), outcomes
+        )
 
     def _floats(self) -> Slice:
         if isinstance(self.aggregator, Sum):
@@ -171,7 +175,9 @@ def combine(aggregator: Sum | Gather, updates: Mapping[str, Update]) -> dict[str
     >>> combine(mean(), {"north": one, "south": two})["w"].tolist()
     [4.0]
     """
-    plain = {s: u._replace(params=u.params if isinstance(u.params, Params) else Params(u.params)) for s, u in updates.items()}
+    plain = {
+        s: u._replace(params=u.params if isinstance(u.params, Params) else Params(u.params)) for s, u in updates.items()
+    }
     if not plain:
         raise FoedusError("no update to combine")
     folding = Folding(aggregator, plain[min(plain)].params.spec, len(plain))
@@ -188,7 +194,9 @@ def _regrouped(spec: Spec, wider: Spec, flats: Mapping[str, Array]) -> Params:
     groups: dict[str, list[Array]] = {}
     for leaf in wider:
         groups.setdefault(leaf.group, []).append(arrays[leaf.name].reshape(-1))
-    return Params.of(wider, {g: np.concatenate(xs).astype(DTYPES[g.partition(":")[0]], copy=False) for g, xs in groups.items()})
+    return Params.of(
+        wider, {g: np.concatenate(xs).astype(DTYPES[g.partition(":")[0]], copy=False) for g, xs in groups.items()}
+    )
 
 
 def _good(weight: Any) -> bool:
@@ -208,7 +216,9 @@ def _beyond(params: Params, site: str, error: exact.NotFinite | OutOfBound) -> R
     if isinstance(error, OutOfBound) and not error.group:
         return Refused(site, CHECKING, str(error))
     group = error.group if isinstance(error, OutOfBound) else "float64"  # exact has room for all others
-    peaks = {leaf.name: np.abs(params[leaf.name]).max(initial=0) for leaf in params.spec if leaf.group.startswith(group)}
+    peaks = {
+        leaf.name: np.abs(params[leaf.name]).max(initial=0) for leaf in params.spec if leaf.group.startswith(group)
+    }
     return Refused(site, CHECKING, f"array {max(peaks, key=lambda name: peaks[name])!r}: {error}")
 
 

@@ -39,7 +39,9 @@ def _weigh(discount: Callable[[int], float] | None) -> Callable[[Update, Origin]
     def weigh(update: Update, origin: Origin) -> float:
         weight = update.weight * discount(origin.age)
         if not 2.0**-64 <= weight <= 2.0**64:
-            raise JobError(f"the discount makes {weight} of weight {update.weight} at age {origin.age}: keep it positive")
+            raise JobError(
+                f"the discount makes {weight} of weight {update.weight} at age {origin.age}: keep it positive"
+            )
         return significant(weight)
 
     return weigh

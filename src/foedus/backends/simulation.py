@@ -45,8 +45,15 @@ class Flight(NamedTuple):
 class Simulation:
     """A Runner whose sites are `sites`; an update's travel takes a virtual time that its key gives."""
 
-    def __init__(self, crew: Crew, sites: Sequence[str], journal: Journal, seed: int, least: int = 1,
-                 script: Journal | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        crew: Crew,
+        sites: Sequence[str],
+        journal: Journal,
+        seed: int,
+        least: int = 1,
+        script: Journal | None = None,
+    ) -> None:
         self.crew, self.sites, self.journal, self.seed, self.least = crew, sites, journal, seed, least
         self.script = script  # another run's journal, whose counted sets are followed
         self.locals: dict[str, dict[str, Local]] = {}  # work -> site -> its own state
@@ -71,8 +78,12 @@ class Simulation:
     def _one(self, task: Task, round: int, number: int) -> Total:
         strangers = sorted(set(task.sites) - set(self.sites))
         if strangers:
-            raise JobError(f"task {task.work!r} of round {round} asks site {strangers[0]!r}, which is not here: give its data")
-        self.journal.add("task", round=round, task=number, work=task.work, asked=len(task.sites), digest=task_digest(task))
+            raise JobError(
+                f"task {task.work!r} of round {round} asks site {strangers[0]!r}, which is not here: give its data"
+            )
+        self.journal.add(
+            "task", round=round, task=number, work=task.work, asked=len(task.sites), digest=task_digest(task)
+        )
         point("local.after-task")
         assert task.aggregator is not None and task.returns is not None
         folding = Folding(task.aggregator, task.returns, len(task.sites))

@@ -8,8 +8,12 @@ import typer
 from foedus.cli import federation, remote, simulate, site
 
 app = typer.Typer(
-    name="foedus", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name="foedus",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Train and validate AI models on data that never leaves its owners.",
-)  # fmt: skip
+)
 for group in (simulate, federation, site, remote):
     group.add_to(app)

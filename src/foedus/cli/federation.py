@@ -14,7 +14,9 @@ Names = Annotated[list[str], typer.Argument(metavar="NAME...")]
 
 
 def add_to(app: typer.Typer) -> None:
-    federation = typer.Typer(no_args_is_help=True, help="Make a federation, invite to it, revoke.", rich_markup_mode=None)
+    federation = typer.Typer(
+        no_args_is_help=True, help="Make a federation, invite to it, revoke.", rich_markup_mode=None
+    )
     for verb in (create, invite, revoke, status):
         federation.command()(verb)
     server = typer.Typer(no_args_is_help=True, help="The federation's server.", rich_markup_mode=None)
@@ -28,7 +30,9 @@ def create(
     name: Annotated[str, typer.Argument(help="The federation's name.")] = "federation",
     host: Annotated[str, typer.Option(help="The name or address that sites reach the server by.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The one port of the server.")] = 8443,
-    url: Annotated[list[str] | None, typer.Option(help="Addresses for sites, where they differ from host and port.")] = None,
+    url: Annotated[
+        list[str] | None, typer.Option(help="Addresses for sites, where they differ from host and port.")
+    ] = None,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -37,14 +41,23 @@ def create(
     from foedus.server import owner
 
     place = owner.found(folder(home), name, host, port, tuple(url or ()))
-    found = {"federation": place.federation.name, "id": place.federation.id, "url": place.federation.urls[0],
-             "server": str(place.folder), "owner": str(place.folder.parent / "owner")}  # fmt: skip
+    found = {
+        "federation": place.federation.name,
+        "id": place.federation.id,
+        "url": place.federation.urls[0],
+        "server": str(place.folder),
+        "owner": str(place.folder.parent / "owner"),
+    }
     out(found, json)
 
 
-def invite(names: Names, submitter: Annotated[bool, typer.Option("--submitter", help="May submit jobs; holds no data.")] = False,
-           days: Annotated[int, typer.Option(help="How long the tokens are good for.")] = 7, home: HomeOption = None,
-           json: JsonOption = False) -> None:  # fmt: skip
+def invite(
+    names: Names,
+    submitter: Annotated[bool, typer.Option("--submitter", help="May submit jobs; holds no data.")] = False,
+    days: Annotated[int, typer.Option(help="How long the tokens are good for.")] = 7,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
     """Print a one-time token for each name. Hand it over in secret: who has it can join under that name."""
     from foedus.home import folder
     from foedus.server import owner
@@ -58,8 +71,12 @@ def invite(names: Names, submitter: Annotated[bool, typer.Option("--submitter", 
         print(token)
 
 
-def revoke(name: str, reason: Annotated[str, typer.Option(help="Why; the register keeps it.")] = "", home: HomeOption = None,
-           json: JsonOption = False) -> None:  # fmt: skip
+def revoke(
+    name: str,
+    reason: Annotated[str, typer.Option(help="Why; the register keeps it.")] = "",
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
     """Withdraw a site's or submitter's key; its connections end within a second."""
     from foedus.home import folder
     from foedus.server import owner
@@ -75,8 +92,11 @@ def status(home: HomeOption = None, json: JsonOption = False) -> None:
     out(connect(home=home).status(), json)
 
 
-def start(host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
-          port: Annotated[int | None, typer.Option(help="The port to listen on.")] = None, home: HomeOption = None) -> None:  # fmt: skip
+def start(
+    host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to listen on.")] = None,
+    home: HomeOption = None,
+) -> None:
     """Run the server in the foreground, until Ctrl-C."""
     import logging
 

@@ -80,8 +80,12 @@ def stop(run: RunArgument, home: HomeOption = None, json: JsonOption = False) ->
     _steer(run, "stop", home, json)
 
 
-def skip(run: RunArgument, site: Annotated[str, typer.Argument(help="The site to wait for no longer.")],
-         home: HomeOption = None, json: JsonOption = False) -> None:  # fmt: skip
+def skip(
+    run: RunArgument,
+    site: Annotated[str, typer.Argument(help="The site to wait for no longer.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
     """Wait no longer for a site in the open round."""
     _steer(run, "skip", home, json, site=site)
 

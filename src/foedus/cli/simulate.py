@@ -44,19 +44,36 @@ def run(
     with quiet():
         loaded = jobfile.load(job, pairs(options or [], "KEY=VALUE"))
         named = loaded.sites if given is None else given
-        source = {"file": str(loaded.path), "options": loaded.options, "rounds": rounds,
-                  "sites": _plain(named), "workers": workers}  # fmt: skip
+        source = {
+            "file": str(loaded.path),
+            "options": loaded.options,
+            "rounds": rounds,
+            "sites": _plain(named),
+            "workers": workers,
+        }
         chosen = loaded.job if rounds is None else loaded.job.replace(rounds=rounds)
         folder = kept.new_folder(chosen.name or loaded.path.parent.name, home)
         note(f"run {folder.name} on backend {launch.resolve(backend, exact)}")
         with Progress(chosen.rounds) as told:
-            result = launch.run(chosen, _paths(named), backend=backend, seed=seed, workers=workers, exact=exact,
-                                folder=folder, source=source, told=told)  # fmt: skip
+            result = launch.run(
+                chosen,
+                _paths(named),
+                backend=backend,
+                seed=seed,
+                workers=workers,
+                exact=exact,
+                folder=folder,
+                source=source,
+                told=told,
+            )
     out(result.about(), json)
 
 
-def resume(run: Annotated[str, typer.Argument(help="An id, a unique prefix or a path.")], home: HomeOption = None,
-           json: JsonOption = False) -> None:  # fmt: skip
+def resume(
+    run: Annotated[str, typer.Argument(help="An id, a unique prefix or a path.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
     """Go on with a run that was killed, interrupted or paused."""
     from foedus import launch
     from foedus.home import find_run
@@ -65,13 +82,24 @@ def resume(run: Annotated[str, typer.Argument(help="An id, a unique prefix or a 
     with quiet():
         about, chosen, named = _as_started(folder)
         with Progress(chosen.rounds) as told:
-            result = launch.run(chosen, named, backend=about["backend"], seed=about["seed"], folder=folder,
-                                workers=about["source"]["workers"], source=about["source"], told=told)  # fmt: skip
+            result = launch.run(
+                chosen,
+                named,
+                backend=about["backend"],
+                seed=about["seed"],
+                folder=folder,
+                workers=about["source"]["workers"],
+                source=about["source"],
+                told=told,
+            )
     out(result.about(), json)
 
 
-def verify(run: Annotated[str, typer.Argument(help="An id, a unique prefix or a path.")], home: HomeOption = None,
-           json: JsonOption = False) -> None:  # fmt: skip
+def verify(
+    run: Annotated[str, typer.Argument(help="An id, a unique prefix or a path.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
     """Check a run's journal, replay the run and compare the bits."""
     from foedus import launch
     from foedus.home import find_run

@@ -31,7 +31,9 @@ def serve(home: Path, host: str | None = None, port: int | None = None, ready: P
         signal.signal(number, lambda *_: done.set())
     with server, contextlib.closing(hub):
         hub.start()
-        logging.getLogger("foedus").info("federation %s on https://%s:%d", place.federation.name, place.host, server.port)
+        logging.getLogger("foedus").info(
+            "federation %s on https://%s:%d", place.federation.name, place.host, server.port
+        )
         if ready is not None:
             ready.write_text(str(server.port))
         done.wait()

@@ -105,8 +105,15 @@ class App:
         match request.method, request.path:
             case "GET", "/v1/federation":
                 facts = self.hub.place.federation
-                return answer({"id": facts.id, "name": facts.name, "owner": facts.owner, "version": VERSION,
-                               "foedus": installed("foedus")})  # fmt: skip
+                return answer(
+                    {
+                        "id": facts.id,
+                        "name": facts.name,
+                        "owner": facts.owner,
+                        "version": VERSION,
+                        "foedus": installed("foedus"),
+                    }
+                )
             case "POST", "/v1/nonce":
                 return answer({"nonce": self.hub.members.nonces.issue(str(parse(body_of(request))["keyid"]))})
             case "POST", "/v1/enrol":
@@ -281,7 +288,11 @@ class App:
 
     def ready(self, asked: Asked) -> Response:
         body = asked.json()
-        said: Json = {"ready": bool(body["ready"]), "why": str(body.get("why", ""))[:2000], "report": body.get("report") or {}}
+        said: Json = {
+            "ready": bool(body["ready"]),
+            "why": str(body.get("why", ""))[:2000],
+            "report": body.get("report") or {},
+        }
         with self.hub.news:
             host = self.hub.host(body["run"])
             before = host.answer(asked.name)
@@ -335,7 +346,9 @@ class App:
             while not (rows := self.hub.members.store.rows(host.run, after)) and time.monotonic() < until:
                 if host.over or not self._wait(asked, until):
                     break
-            return answer({"rows": [list(row) for row in rows[:2000]], "state": host.state, "why": host.why, "run": host.run})
+            return answer(
+                {"rows": [list(row) for row in rows[:2000]], "state": host.state, "why": host.why, "run": host.run}
+            )
 
     def steer(self, asked: Asked) -> Response:
         run, verb = asked.parts

@@ -162,7 +162,11 @@ class Hub:
         for run, host in self.hosts.items():
             if not host.over and run not in prepared:
                 body = {k: host.submission[k] for k in ("name", "bundle", "entry")}
-                body |= {"run": run, "submission": host.submission["envelope"], "submitter": host.submission["submitter"]}
+                body |= {
+                    "run": run,
+                    "submission": host.submission["envelope"],
+                    "submitter": host.submission["submitter"],
+                }
                 found.append(sign_envelope(self.key, "foedus/prepare/1", body))
         return found
 
@@ -173,8 +177,15 @@ class Hub:
             if host.over and run not in known and host.answer(site) is not None:
                 end = host.journal.find("end") or {}
                 models = end.get("models", {})
-                found.append({"run": run, "state": host.state, "digest": end.get("digest"), "final": models.get("final"),
-                              "best": models.get("best")})  # fmt: skip
+                found.append(
+                    {
+                        "run": run,
+                        "state": host.state,
+                        "digest": end.get("digest"),
+                        "final": models.get("final"),
+                        "best": models.get("best"),
+                    }
+                )
         return found
 
     def granted(self, digest: str, run: str, name: str, role: str) -> Path | None:
@@ -225,12 +236,24 @@ class Hub:
         for name in members.sites():
             seen = members.seen.get(name)
             ago = None if seen is None else round(now - seen, 1)
-            state = "left" if not members.accepting(name) else "reachable" if ago is not None and ago < 70 else "not reachable"
+            state = (
+                "left"
+                if not members.accepting(name)
+                else "reachable"
+                if ago is not None and ago < 70
+                else "not reachable"
+            )
             found.append({"site": name, "state": state, "seconds": ago})
         return found
 
     def figures(self) -> Json:
         states = [host.state for host in self.hosts.values()]
-        return {"federation": self.place.federation.name, "sites": len(self.members.sites()), "runs": len(states),
-                "running": states.count("running"), "up": round(time.time() - self.began, 1),
-                "free": self.blobs.free(), "epoch": self.members.register.pin.epoch}  # fmt: skip
+        return {
+            "federation": self.place.federation.name,
+            "sites": len(self.members.sites()),
+            "runs": len(states),
+            "running": states.count("running"),
+            "up": round(time.time() - self.began, 1),
+            "free": self.blobs.free(),
+            "epoch": self.members.register.pin.epoch,
+        }

@@ -111,14 +111,28 @@ class Host:
         mine, theirs = pair()
         with (self.scratch / "worker.log").open("ab") as out, theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "foedus.server.worker", str(theirs.fileno())], pass_fds=[theirs.fileno()],
-                env=scrubbed(self.scratch), cwd=self.scratch, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                [sys.executable, "-m", "foedus.server.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=scrubbed(self.scratch),
+                cwd=self.scratch,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         body = self.submission
-        mine.send({"run": self.run, "scratch": str(self.scratch), "bundle": str(self.scratch / "bundle"),
-                   "entry": body["entry"], "options": body["options"], "seed": body["seed"],
-                   "rounds": body.get("override_rounds"), "source": {"file": None}})  # fmt: skip
+        mine.send(
+            {
+                "run": self.run,
+                "scratch": str(self.scratch),
+                "bundle": str(self.scratch / "bundle"),
+                "entry": body["entry"],
+                "options": body["options"],
+                "seed": body["seed"],
+                "rounds": body.get("override_rounds"),
+                "source": {"file": None},
+            }
+        )
         return mine
 
     def _exit(self) -> str:
@@ -152,7 +166,9 @@ class Host:
         with self.context.news:
             while not (roster := self.ready()) or len(roster) < least or self._gathering():
                 if len(roster) < least and not self._gathering():
-                    self._set("paused", f"{len(roster)} of the {least} sites needed take part; it goes on when they return")
+                    self._set(
+                        "paused", f"{len(roster)} of the {least} sites needed take part; it goes on when they return"
+                    )
                 self._wait()
             self._set("running")
             return roster
@@ -240,7 +256,9 @@ class Host:
             task.again()
             self.context.news.notify_all()
             return
-        bad = [f"{o.site}: {o.status} ({o.why})" for o in task.desk.outcomes() if o.status not in ("counted", "dropped")]
+        bad = [
+            f"{o.site}: {o.status} ({o.why})" for o in task.desk.outcomes() if o.status not in ("counted", "dropped")
+        ]
         self._set("paused", f"round {task.round}, task {task.body['work']!r}: too few updates; {'; '.join(bad)}")
         self._wait()
 
@@ -275,9 +293,18 @@ class Host:
 
     def _accept(self, task: Open, delivery: Delivery) -> None:
         body = delivery.body
-        row = {"round": task.round, "task": task.number, "site": delivery.site, "attempt": body["attempt"],
-               "digest": body["digest"], "size": body["size"], "weight": body["weight"], "metrics": delivery.metrics,
-               "stateful": body["stateful"], "build": body.get("build", "")}  # fmt: skip
+        row = {
+            "round": task.round,
+            "task": task.number,
+            "site": delivery.site,
+            "attempt": body["attempt"],
+            "digest": body["digest"],
+            "size": body["size"],
+            "weight": body["weight"],
+            "metrics": delivery.metrics,
+            "stateful": body["stateful"],
+            "build": body.get("build", ""),
+        }
         point("server.before-accept")
         self.journal.add("accepted", **row)
         point("server.after-accept")
@@ -305,8 +332,18 @@ class Host:
         if done is not None:
             pipe.send({"task": task.number, "total": done["file"]})
             return
-        close = [{"site": c["site"], "round": c["round"], "task": c["task"], "age": task.round - c["round"],
-                  "weight": c["weight"], "metrics": self._metrics(c["metrics"])} for c in counted if c]  # fmt: skip
+        close = [
+            {
+                "site": c["site"],
+                "round": c["round"],
+                "task": c["task"],
+                "age": task.round - c["round"],
+                "weight": c["weight"],
+                "metrics": self._metrics(c["metrics"]),
+            }
+            for c in counted
+            if c
+        ]
         outcomes = [o[:3] for o in row["outcomes"]]
         fds = [os.open(self.context.blobs.path(c["digest"]), os.O_RDONLY) for c in counted if c]
         try:
@@ -347,10 +384,16 @@ class Host:
                 path.unlink(missing_ok=True)
 
     def _ended(self, message: Body) -> None:
-        models = {name: digest for name in ("final", "best") if (digest := file_digest(self.scratch / f"{name}.safetensors"))}
+        models = {
+            name: digest for name in ("final", "best") if (digest := file_digest(self.scratch / f"{name}.safetensors"))
+        }
         with self.context.news:
-            self.journal.add("end", **{k: v for k, v in message.items() if k != "do"}, models=models,
-                             seconds=round(time.monotonic() - self.began, 3))  # fmt: skip
+            self.journal.add(
+                "end",
+                **{k: v for k, v in message.items() if k != "do"},
+                models=models,
+                seconds=round(time.monotonic() - self.began, 3),
+            )
             self._set("finished", message["reason"])
 
     def _set(self, state: str, why: str = "") -> None:
@@ -405,13 +448,21 @@ class Host:
             body, base = task.body, self.book.bases.get((site, task.body["work"]))
             stall, total = body["deadline"] or (600.0, None)
             plain = {
-                "run": self.run, "round": task.round, "task": task.number, "attempt": task.attempts[site], "site": site,
-                "work": body["work"], "payload": {k: body["payload"][k] for k in ("digest", "size")},
-                "returns": body["returns"], "late": body["late"], "bundle": self.submission["bundle"]["digest"],
+                "run": self.run,
+                "round": task.round,
+                "task": task.number,
+                "attempt": task.attempts[site],
+                "site": site,
+                "work": body["work"],
+                "payload": {k: body["payload"][k] for k in ("digest", "size")},
+                "returns": body["returns"],
+                "late": body["late"],
+                "bundle": self.submission["bundle"]["digest"],
                 "deadline": {"stall": float(stall).hex(), "total": None if total is None else float(total).hex()},
-                "seed": self.submission["seed"], "base": base and {"round": base.round, "task": base.task},
+                "seed": self.submission["seed"],
+                "base": base and {"round": base.round, "task": base.task},
                 "verdicts": {},
-            }  # fmt: skip
+            }
             self.envelopes[cached] = sign_envelope(self.context.key, "foedus/task/1", plain)
         return self.envelopes[cached]
 
@@ -464,12 +515,21 @@ class Host:
         steps = self.journal.all("step")
         waiting = {f"{t.body['work']} {t.round}": t.desk.waiting() for t in self.book.open_tasks() if t.desk.waiting()}
         return {
-            "run": self.run, "name": self.submission.get("name"), "state": self.state, "why": self.why,
-            "rounds": len(steps), "of": self.submission.get("rounds"), "waiting": waiting,
-            "ready": {s: a.get("why", "") if not a.get("ready") else "ready" for s in self.context.members.sites()
-                      if (a := self.answer(s))},
-            "metrics": steps[-1]["metrics"] if steps else {}, "submitter": self.submission.get("submitter"),
-        }  # fmt: skip
+            "run": self.run,
+            "name": self.submission.get("name"),
+            "state": self.state,
+            "why": self.why,
+            "rounds": len(steps),
+            "of": self.submission.get("rounds"),
+            "waiting": waiting,
+            "ready": {
+                s: a.get("why", "") if not a.get("ready") else "ready"
+                for s in self.context.members.sites()
+                if (a := self.answer(s))
+            },
+            "metrics": steps[-1]["metrics"] if steps else {},
+            "submitter": self.submission.get("submitter"),
+        }
 
 
 def file_digest(path: Path) -> str | None:
@@ -482,8 +542,9 @@ def file_digest(path: Path) -> str | None:
 
 def scrubbed(scratch: Path) -> dict[str, str]:
     """An environment without secrets, proxies or threads; faults that a test asked for pass through."""
-    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LC_ALL", "TMPDIR") or k.startswith("FOEDUS_KILL")}
+    kept = {
+        k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LC_ALL", "TMPDIR") or k.startswith("FOEDUS_KILL")
+    }
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     code = str(Path(foedus.__file__).parents[1])
     return kept | threads | {"HOME": str(scratch), "PYTHONPATH": code, "PYTHONDONTWRITEBYTECODE": "1"}
-

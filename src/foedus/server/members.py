@@ -51,7 +51,9 @@ class Members:
             self.register.check_extends(pinned)
         return self.changes[pinned.epoch if pinned else 0 :]
 
-    def authenticate(self, target: Target, headers: Any, life: bool = True, renewing: bool = False) -> tuple[Claim, Member]:
+    def authenticate(
+        self, target: Target, headers: Any, life: bool = True, renewing: bool = False
+    ) -> tuple[Claim, Member]:
         """Whose request this is. Denied for a bad signature, a replay, an expired or revoked entry, or a clone."""
         now = int(time.time())
         admit = partial(self.register.admit, now=now, renewing=renewing)
@@ -66,7 +68,9 @@ class Members:
     def hello(self, name: str, presented: Life, claimed: int) -> None:
         """Takes in a new life of a site's agent; Denied if another agent uses the key."""
         if presented.number != claimed:
-            raise Denied(f"site {name!r} presents life {presented.number} and signs in life {claimed}; start its agent again")
+            raise Denied(
+                f"site {name!r} presents life {presented.number} and signs in life {claimed}; start its agent again"
+            )
         with self.lock:
             known = self.life(name)
             life = check_life(name, known, presented)
@@ -95,5 +99,3 @@ class Members:
     def away(self, name: str, since: float) -> float:
         """Seconds for which nothing was heard of a site, counted from `since` (monotonic) at the earliest."""
         return time.monotonic() - max(self.seen.get(name, 0.0), since)
-
-

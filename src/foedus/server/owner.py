@@ -7,13 +7,15 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from foedus.errors import FoedusError
 from foedus.server.place import Place, create, find
-from foedus.wire.ed25519 import load_key, new_key, save_key
+from foedus.wire import submitter
+from foedus.wire.ed25519 import load_key, new_key
 from foedus.wire.http_client import Channel
 from foedus.wire.identity import Revocation, enrol, invite, read_token, signed
-from foedus.wire.link import Link, Member, checked
+from foedus.wire.link import Link, checked
 from foedus.wire.plain import plain
 
 WEEK = 7 * 86_400
@@ -33,24 +35,28 @@ def found(home: Path, name: str, host: str, port: int, urls: tuple[str, ...]) ->
     members.add(enrol(token, key))
     store.release(REGISTER, members.epoch)
     store.close()
-    save_submitter(home, OWNER, key, place)
+    submitter.save(home, OWNER, key, place.federation)
     return place
 
 
-def invitations(home: Path, names: Sequence[str], role: str = "site", seconds: int = WEEK) -> dict[str, str]:
+def invitations(
+    home: Path, names: Sequence[str], role: Literal["site", "submitter"] = "site", seconds: int = WEEK
+) -> dict[str, str]:
     """name -> one-time token, made offline with the owner's key."""
     return {name: _invitation(home, name, role, seconds) for name in names}
 
 
-def _invitation(home: Path, name: str, role: str, seconds: int) -> str:
+def _invitation(home: Path, name: str, role: Literal["site", "submitter"], seconds: int) -> str:
     place = find(home, "owner")
-    return invite(load_key(home / "owner" / "owner.key"), place.federation, name, role, expires=int(time.time()) + seconds)  # type: ignore[arg-type]
+    return invite(
+        load_key(home / "owner" / "owner.key"), place.federation, name, role, expires=int(time.time()) + seconds
+    )
 
 
 def revoke(home: Path, name: str, reason: str) -> None:
     """Revokes a site's key at the running server, which cuts its connections."""
     place = find(home, "owner")
-    link = Link(submitter(home))
+    link = Link(submitter.load(home))
     changes = link.call("POST", "/v1/hello", {})["register"]["changes"]
     entries = [c["statement"] for c in changes if c["statement"].get("invitation", {}).get("name") == name]
     if not entries:
@@ -61,22 +67,3 @@ def revoke(home: Path, name: str, reason: str) -> None:
     checked(channel.request("POST", "/v1/revoke", {}, json.dumps({"revocation": plain(statement)}).encode()))
     channel.close()
     link.close()
-
-
-def save_submitter(home: Path, name: str, key: object, place: Place) -> None:
-    """Keeps a submitter's identity in `submitter/`."""
-    from foedus.store.blobs import write_atomic
-
-    folder = home / "submitter"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    save_key(folder / "key.pem", key)  # type: ignore[arg-type]
-    facts = {"name": name, "federation": plain(place.federation)}
-    write_atomic(folder / "identity.json", json.dumps(facts, indent=2).encode())
-
-
-def submitter(home: Path) -> Member:
-    """The submitter who logged in from this home."""
-    from foedus.remote import identity
-
-    return identity(home)

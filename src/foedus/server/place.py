@@ -20,7 +20,7 @@ PORT = 8443
 
 
 class Place(NamedTuple):
-    """A server's folder and what it holds: `federation.json`, `server.key`, `tls.pem`, `tls.key`, `state.db`, `blobs`."""
+    """A server's folder: `federation.json`, `server.key`, `tls.pem`, `tls.key`, `state.db`, `blobs`, `runs`."""
 
     folder: Path
     federation: Federation

@@ -155,9 +155,11 @@ class Book:
         """What closing this Task now would journal."""
         outcomes = task.desk.outcomes()
         return {
-            "round": task.round, "task": task.number, "counted": [list(o[:3]) for o in task.desk.counted()],
+            "round": task.round,
+            "task": task.number,
+            "counted": [list(o[:3]) for o in task.desk.counted()],
             "outcomes": [[o.site, o.status, o.why, o.weight] for o in outcomes],
-        }  # fmt: skip
+        }
 
     def open_tasks(self) -> list[Open]:
         return list(self.live.values())

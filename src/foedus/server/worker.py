@@ -1,5 +1,5 @@
 """The run worker: alone runs a Job's rounds, folds and stop rules, in a process without keys, network or database.
-Everything it knows comes over one pipe and from read-only descriptors; everything it decides goes back over the pipe."""
+What it knows comes over one pipe and from read-only descriptors; what it decides goes back over the pipe."""
 
 from __future__ import annotations
 
@@ -51,16 +51,30 @@ def run(pipe: Pipe, order: Mapping[str, Any]) -> dict[str, Any]:
     job = jobfile.load(Path(order["bundle"]) / order["entry"], order["options"]).job
     job = job if order.get("rounds") is None else job.replace(rounds=order["rounds"])
     journal = Journal(PipeLog(pipe))
-    journal.add("open", job=job.digest, seed=order["seed"], description=job.describe(), backend="network", exact=True,
-                build=build.describe(), source=order["source"], sites=[])  # fmt: skip
+    journal.add(
+        "open",
+        job=job.digest,
+        seed=order["seed"],
+        description=job.describe(),
+        backend="network",
+        exact=True,
+        build=build.describe(),
+        source=order["source"],
+        sites=[],
+    )
     runner = Remote(pipe, scratch, job.min_sites)
     ended = execute(job.plan(order["seed"]), runner, journal, Checkpoints(scratch, lazy=False))
     about = {"run": order["run"], "rounds": len(ended.history)}
     write_atomic(scratch / "final.safetensors", frames.model(ended.params, about))
     if ended.best is not None:
         write_atomic(scratch / "best.safetensors", frames.model(ended.best, about | {"round": ended.best_round}))
-    return {"reason": ended.reason, "rounds": len(ended.history), "digest": digest(ended.params),
-            "best_round": ended.best_round, "history": [dict(line) for line in ended.history]}  # fmt: skip
+    return {
+        "reason": ended.reason,
+        "rounds": len(ended.history),
+        "digest": digest(ended.params),
+        "best_round": ended.best_round,
+        "history": [dict(line) for line in ended.history],
+    }
 
 
 class PipeLog:
@@ -114,11 +128,17 @@ class Remote:
         put(self.scratch / name, frame)
         deadline = None if task.deadline is None else list(task.deadline)
         return {
-            "work": task.work, "payload": {"digest": frame.digest(), "size": frame.size, "file": name},
-            "sites": list(task.sites), "quorum": task.quorum, "late": task.late, "busy": task.busy,
-            "deadline": deadline, "returns": [list(leaf) for leaf in task.returns or ()], "digest": task_digest(task),
+            "work": task.work,
+            "payload": {"digest": frame.digest(), "size": frame.size, "file": name},
+            "sites": list(task.sites),
+            "quorum": task.quorum,
+            "late": task.late,
+            "busy": task.busy,
+            "deadline": deadline,
+            "returns": [list(leaf) for leaf in task.returns or ()],
+            "digest": task_digest(task),
             "least": min(self.least, len(task.sites)),
-        }  # fmt: skip
+        }
 
     def _closed(self, message: Mapping[str, Any], task: Task, round: int, fds: Sequence[int]) -> Total:
         point("runworker.before-fold")
@@ -126,7 +146,9 @@ class Remote:
         counted = [(Origin(c["site"], c["round"], c["task"], c["age"]), c) for c in message["close"]]
         metrics = {origin.site: sums_of(c["metrics"]) for origin, c in counted}
         weights = {origin.site: float.fromhex(c["weight"]) for origin, c in counted}
-        outcomes = [Outcome(s, status, why, weights.get(s, 0.0), metrics.get(s, {})) for s, status, why in message["outcomes"]]
+        outcomes = [
+            Outcome(s, status, why, weights.get(s, 0.0), metrics.get(s, {})) for s, status, why in message["outcomes"]
+        ]
         updates = [(origin, weights[origin.site], mapped(fd)) for (origin, _), fd in zip(counted, fds, strict=True)]
         fold_files(task.aggregator, task.returns or (), updates, len(task.sites), outcomes, self.scratch / name)
         point("runworker.after-fold")

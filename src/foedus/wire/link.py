@@ -46,21 +46,33 @@ class Link:
         self.channel = Channel(url or member.federation.urls[0], ca, timeout)
         self.nonce, self.counter = "", 0
 
-    def call(self, method: str, path: str, body: Json | None = None, query: str = "", timeout: float | None = None) -> Json:
+    def call(
+        self, method: str, path: str, body: Json | None = None, query: str = "", timeout: float | None = None
+    ) -> Json:
         """The answer's body. Denied, WireError or FoedusError, in the server's words, for any status but 2xx."""
         data = b"" if body is None else json.dumps(body).encode()
         digest = hashlib.sha256(data).hexdigest()
-        reply = self._signed(Target(method, path, query), digest, len(data),
-                             lambda headers, target: self.channel.request(method, target, headers, data, timeout))  # fmt: skip
+        reply = self._signed(
+            Target(method, path, query),
+            digest,
+            len(data),
+            lambda headers, target: self.channel.request(method, target, headers, data, timeout),
+        )
         return checked(reply).body
 
-    def upload(self, path: str, file: Path, offset: int, digest: str, progress: Callable[[int], object] | None = None) -> Answer:
+    def upload(
+        self, path: str, file: Path, offset: int, digest: str, progress: Callable[[int], object] | None = None
+    ) -> Answer:
         """Sends a file from `offset` on; `digest` is of all of it. The answer may be an error of the server's."""
         size = file.stat().st_size
         part = FilePart(file, offset, size - offset)
         span = {"Content-Range": f"bytes {offset}-{size - 1}/{size}"} if offset else {}
-        reply = self._signed(Target("PUT", path), digest, part.length,
-                             lambda headers, target: self.channel.upload("PUT", target, headers | span, part, progress))  # fmt: skip
+        reply = self._signed(
+            Target("PUT", path),
+            digest,
+            part.length,
+            lambda headers, target: self.channel.upload("PUT", target, headers | span, part, progress),
+        )
         return answered(reply)
 
     def download(self, path: str, query: str, into: Path, limit: int) -> None:
@@ -68,8 +80,12 @@ class Link:
         offset = into.stat().st_size if into.exists() else 0
         if offset >= limit:
             return
-        reply = self._signed(Target("GET", path, query), EMPTY, 0,
-                             lambda headers, target: self.channel.download(target, headers, into, offset, limit))  # fmt: skip
+        reply = self._signed(
+            Target("GET", path, query),
+            EMPTY,
+            0,
+            lambda headers, target: self.channel.download(target, headers, into, offset, limit),
+        )
         if reply.status not in (200, 206):
             checked(reply)
 

@@ -37,7 +37,7 @@ class Pipe:
                 raise WireError("the other process is gone") from error
 
     def receive(self) -> tuple[Any, list[int]]:
-        """The next message and its descriptors (the caller closes them). Raises WireError when the other end is gone."""
+        """The next message and its descriptors (the caller closes them). WireError when the other end is gone."""
         head = self._exactly(12)
         size, count = int.from_bytes(head[:8], "little"), int.from_bytes(head[8:], "little")
         if size > MOST_BYTES:

@@ -31,7 +31,9 @@ class Table:
 
 def load(site):
     rows = np.loadtxt(site.data / "rows.csv", delimiter=",")
-    return fd.Split(train=Table(site.data, rows[:40]), valid=Table(site.data, rows[40:50]), test=Table(site.data, rows[50:]))
+    return fd.Split(
+        train=Table(site.data, rows[:40]), valid=Table(site.data, rows[40:50]), test=Table(site.data, rows[50:])
+    )
 
 
 def fit(params, split, ctx):
