@@ -1,5 +1,5 @@
 """A federation's server for tests of a site: the protocol over the real HTTP server, decisions left to the test.
-Everything is in memory except uploads and blobs; `server.drop_all()` forgets nonces as a restart would."""
+Everything is in memory except uploads and blobs; `restart` forgets what a real one would."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SEED = 7
 
 
 class FakeServer:
-    """`updates`, `declines`, `ready`, `receipts` hold what sites said; `asked` counts requests, `taken` bytes of uploads."""
+    """`updates`, `declines`, `ready` hold what sites said; `asked` counts requests, `taken` bytes of uploads."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.news = folder, threading.Condition()
@@ -41,7 +41,9 @@ class FakeServer:
         self.nonces, self.key, self.owner, self.author = Nonces(), new_key(), new_key(), new_key()
         self.http = Server(self._answer, tls=server_context(folder / "tls.pem", folder / "tls.key")).start()
         url = f"https://127.0.0.1:{self.http.port}"
-        self.federation = new_federation("test", (url,), public_text(self.owner), public_text(self.key), certificate.decode())
+        self.federation = new_federation(
+            "test", (url,), public_text(self.owner), public_text(self.key), certificate.decode()
+        )
         self.register, self.changes = Register(self.federation.id, self.federation.owner), list[Json]()
         self.lives: dict[str, Life] = {}
         self.offers, self.tasks, self.verdicts = dict[str, Json](), dict[str, Json](), dict[str, str]()
@@ -82,10 +84,10 @@ class FakeServer:
 
     def task(self, run: str, payload: Params, round: int = 0, site: str = "north", **changes: Any) -> str:
         """Offers a Task; its TASKID."""
-        returns = [list(leaf) for leaf in payload.spec]
-        body = {"run": run, "round": round, "task": 0, "attempt": 0, "site": site, "work": "train", "returns": returns,
-                "payload": self.put(frames.pack(payload).bytes()), "late": "drop", "bundle": self.bundle, "seed": SEED,
-                "deadline": {"stall": float(60).hex(), "total": None}, "base": None, "verdicts": {}} | changes  # fmt: skip
+        place = {"run": run, "round": round, "task": 0, "attempt": 0, "site": site}
+        what = {"work": "train", "returns": [list(leaf) for leaf in payload.spec], "bundle": self.bundle, "seed": SEED}
+        rules = {"late": "drop", "deadline": {"stall": float(60).hex(), "total": None}, "base": None, "verdicts": {}}
+        body = place | what | rules | {"payload": self.put(frames.pack(payload).bytes())} | changes
         text = "/".join(str(body[k]) for k in ("run", "round", "task", "attempt"))
         with self.told():
             self.tasks[text] = sign_envelope(self.key, "foedus/task/1", body)
@@ -107,7 +109,9 @@ class FakeServer:
     def until(self, ready: Callable[[], Any], seconds: float = 20.0) -> Any:
         """What `ready` returns as soon as it is true; AssertionError after a while."""
         with self.news:
-            assert self.news.wait_for(ready, seconds), f"nothing came: {[*self.declines.values()][-1:]} {dict(self.asked)}"
+            assert self.news.wait_for(ready, seconds), (
+                f"nothing came: {[*self.declines.values()][-1:]} {dict(self.asked)}"
+            )
             return ready()
 
     def params(self, text: str) -> Any:
@@ -140,7 +144,9 @@ class FakeServer:
             self.add(read(Entry, parse(request.body.read())["entry"]))
             return _json({})
         target = Target(request.method, request.path, request.query)
-        claim = verify_request(lambda name: self.register.admit(name, 0).entry.public, self.federation.id, target, request.headers)
+        claim = verify_request(
+            lambda name: self.register.admit(name, 0).entry.public, self.federation.id, target, request.headers
+        )
         self.nonces.accept(claim.keyid, claim.nonce, claim.counter)
         if request.path != "/v1/hello":
             check_alive(claim.keyid, self.lives.get(claim.keyid), claim.life)

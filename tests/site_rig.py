@@ -1,4 +1,4 @@
-"""A site in a folder of its own for tests: its agent in a real process, a job whose calls are counted outside of foedus."""
+"""A site for tests: its agent in a real process, and a job whose calls are counted in files outside of foedus."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fake_server import FakeServer
 
 import foedus
+from fake_server import FakeServer
 from foedus.params import Params
 from foedus.site import bindings
 from foedus.site.bindings import Binding
@@ -134,7 +134,17 @@ class Rig:
         if kill:
             self.kills += 1
             env |= {"FOEDUS_KILL": kill, "FOEDUS_KILL_ONCE": str(self.data / f"kill{self.kills}")}
-        command = [sys.executable, "-m", "foedus.site", "--home", str(self.home), "--name", "north", "--wait", str(wait)]
+        command = [
+            sys.executable,
+            "-m",
+            "foedus.site",
+            "--home",
+            str(self.home),
+            "--name",
+            "north",
+            "--wait",
+            str(wait),
+        ]
         with (self.home / "stderr.txt").open("ab") as err:
             agent = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=err, stderr=err)
         self.agents.append(agent)

@@ -114,7 +114,7 @@ class Job(Options):
         """What the round loop needs."""
         return Plan(
             self.algorithm,
-            self.first(seed),
+            partial(self.first, seed),
             self.table(),
             seed,
             self.rounds,

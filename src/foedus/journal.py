@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 
 from foedus.core import Origin, Task
 from foedus.errors import JournalError
-from foedus.params import digest
 
 Body = Mapping[str, Any]
 
@@ -134,10 +133,10 @@ def _place(body: Body) -> Place:
     return Place(body.get("round", -1), body.get("task", -1), body.get("site", ""), body.get("attempt", 0))
 
 
-def task_digest(task: Task) -> str:
-    """SHA-256 of what a Task asks: work, payload, sites, closing rule and announced returns."""
+def task_digest(task: Task, payload: str) -> str:
+    """SHA-256 of what a Task asks: work, payload (its digest), sites, closing rule and announced returns."""
     returns = [list(leaf) for leaf in (task.returns if task.returns is not None else task.payload.spec)]
-    asked = [task.work, digest(task.payload), list(task.sites), task.quorum, task.late, task.busy, returns]
+    asked = [task.work, payload, list(task.sites), task.quorum, task.late, task.busy, returns]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 

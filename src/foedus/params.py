@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
@@ -36,6 +38,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     ]
 } | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 HALVES = ("float16", "bfloat16")
+LARGE = 8 << 20  # bytes
+scratch: Path | None = None  # a run worker sets it: its memory then does not grow with the model
 
 
 class Leaf(NamedTuple):
@@ -134,15 +138,17 @@ class Params(Mapping[str, Array]):
         return Params.of(self.spec, flats)
 
     def __sub__(self, other: Params) -> Params:
-        return self.map(lambda a, b: a - b, other, kinds=("trainable", "buffer"))
+        return self.map(lambda a, b: np.subtract(a, b, out=room(a)), other, kinds=("trainable", "buffer"))
 
     def __add__(self, other: Params) -> Params:
         _same(self.spec, other.spec)
-        flats = {g: other.flats[g] if kind(g) == "integer" else x + other.flats[g] for g, x in self.flats.items()}
+        flats = {g: other.flats[g] if kind(g) == "integer" else np.add(x, other.flats[g], out=room(x)) for g, x in self.flats.items()}
         return Params.of(self.spec, flats)
 
     def __rmul__(self, scale: float) -> Params:
-        return self.map(lambda x: x * x.dtype.type(scale), kinds=("trainable", "buffer"))
+        if scale == 1:
+            return self
+        return self.map(lambda x: np.multiply(x, x.dtype.type(scale), out=room(x)), kinds=("trainable", "buffer"))
 
     def zeros(self) -> Params:
         """Zeros of the same names, shapes and dtypes."""
@@ -195,6 +201,14 @@ def join(**parts: Params) -> Params:
     tagged = [p.tagged(tag) for tag, p in parts.items()]
     spec = tuple(leaf for p in tagged for leaf in p.spec)
     return Params.of(spec, {g: _joined([p.flats[g] for p in tagged if g in p.flats]) for g in _groups(spec)})
+
+
+def room(like: Array) -> Array:
+    """An array like this one, to be filled: memory, or for a large one a file in `scratch` where that is set."""
+    if scratch is None or like.nbytes < LARGE:
+        return np.empty_like(like)
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        return np.memmap(file, like.dtype, "w+", shape=like.shape).view(np.ndarray)
 
 
 def kind(group: str) -> Kind:

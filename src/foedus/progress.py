@@ -11,7 +11,7 @@ tell: Callable[[int], object] | None = None  # set by the worker
 
 
 def progress(n: int = 1) -> None:
-    """Says that work advanced by `n` steps; a worker that says nothing and uses no CPU time is stopped after a while."""
+    """Says that work advanced by `n` steps; a worker that says nothing and uses no CPU time is stopped in the end."""
     if tell is not None:
         tell(n)
 

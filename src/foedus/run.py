@@ -30,7 +30,7 @@ class Plan(NamedTuple):
     """All that the loop needs of a Job."""
 
     algorithm: Algorithm
-    start: Params
+    start: Callable[[], Params]
     metrics: Mapping[str, Metric]
     seed: int = 0
     rounds: int | None = None
@@ -86,6 +86,11 @@ class Checkpoints:
         self.cost = self.last - began
         return name
 
+    def read(self, name: str) -> Any:
+        """What a checkpoint holds, memory-mapped; it stays readable when the file is swept."""
+        assert self.folder is not None
+        return frames.read(self.folder / name)
+
     def sweep(self, keep: Sequence[str]) -> None:
         for path in self.folder.glob("state-*.safetensors") if self.folder else ():
             if path.name not in keep:
@@ -117,10 +122,13 @@ def execute(
 def _restore(plan: Plan, runner: Runner, journal: Journal, checkpoints: Checkpoints) -> Here:
     steps = sorted((row for row in journal.all("step") if row["checkpoint"]), key=lambda row: row["round"])
     if not steps or checkpoints.folder is None:
-        state = frames.pack(plan.algorithm.init(plan.start))
-        return Here(frames.unpack(state.bytes()))
+        state = frames.pack(plan.algorithm.init(plan.start()))
+        if checkpoints.lazy or checkpoints.folder is None:
+            return Here(frames.unpack(state.bytes()))
+        write_atomic(checkpoints.folder / "start.safetensors", state)
+        return Here(checkpoints.read("start.safetensors"))
     last = steps[-1]["round"]
-    saved = frames.read(checkpoints.folder / steps[-1]["checkpoint"])
+    saved = checkpoints.read(steps[-1]["checkpoint"])
     runner.restore(saved["runner"])
     history = tuple(_line(journal.find("step", r)) for r in range(last + 1))
     return Here(saved["state"], last + 1, history, saved["best"], saved["best_round"])
@@ -287,10 +295,11 @@ def _step(
         checkpoint=name,
     )
     point("run.after-step")
+    row = journal.find("step", here.round)
+    saved_state = checkpoints.read(name)["state"] if name else frames.unpack(state.bytes())
     if name is not None:
         checkpoints.sweep([name])
-    row = journal.find("step", here.round)
-    return here._replace(state=frames.unpack(state.bytes()), round=here.round + 1, history=(*here.history, _line(row)))
+    return here._replace(state=saved_state, round=here.round + 1, history=(*here.history, _line(row)))
 
 
 def _line(row: Mapping[str, Any] | None) -> Mapping[str, Any]:

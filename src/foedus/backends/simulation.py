@@ -13,6 +13,7 @@ from foedus.errors import JobError, Refused
 from foedus.faults import point
 from foedus.journal import Journal, task_digest
 from foedus.keys import key
+from foedus.params import digest as params_digest
 from foedus.settle import Desk, Rule, pause
 from foedus.work import Order
 
@@ -82,7 +83,7 @@ class Simulation:
                 f"task {task.work!r} of round {round} asks site {strangers[0]!r}, which is not here: give its data"
             )
         self.journal.add(
-            "task", round=round, task=number, work=task.work, asked=len(task.sites), digest=task_digest(task)
+            "task", round=round, task=number, work=task.work, asked=len(task.sites), digest=task_digest(task, params_digest(task.payload))
         )
         point("local.after-task")
         assert task.aggregator is not None and task.returns is not None

@@ -21,9 +21,8 @@ NameOption = Annotated[str | None, typer.Option("--name", help="The site, where 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 CodeArgument = Annotated[str, typer.Argument(metavar="RUN|BUNDLE", help="A run or a bundle's hash, or how it begins.")]
 DataOption = Annotated[list[str] | None, typer.Option("--data", metavar="NAME=PATH", help="A dataset; repeat it.")]
-AdapterOption = Annotated[
-    list[str] | None, typer.Option("--adapter", metavar="NAME=FILE", help="A *.py with def adapt(path, name); repeat it.")
-]
+_ADAPTER = "A *.py of this site with def adapt(path, name); repeat it."
+AdapterOption = Annotated[list[str] | None, typer.Option("--adapter", metavar="NAME=FILE", help=_ADAPTER)]
 LEAVING = 15.0
 
 
@@ -51,28 +50,29 @@ def join(
     json: JsonOption = False,
 ) -> None:
     """Make this site's key, enrol it in the federation, and start its agent in the foreground."""
-    from foedus.site import agent
+    from foedus.site import service
     from foedus.site.joining import enrol_site
     from foedus.wire.ed25519 import fingerprint, public_text
 
     place = enrol_site(token, _bindings(data, adapter), trust or (), home, name)
     federation, key = place.federation(), fingerprint(public_text(place.key()))
     note(f"site {place.name} has joined {federation.name}; its key never leaves {place.folder}")
-    out({"site": place.name, "federation": federation.name, "key": key, "folder": str(place.folder)}, json, [f"key {key}"])
+    found = {"site": place.name, "federation": federation.name, "key": key, "folder": str(place.folder)}
+    out(found, json, [f"key {key}"])
     sys.stdout.flush()
     if start:
-        agent.start(place)
+        service.start(place)
 
 
 def start(home: HomeOption = None, name: NameOption = None, json: JsonOption = False) -> None:
     """Start this site's agent in the foreground; Ctrl-C stops it, and nothing is lost."""
-    from foedus.site import agent
+    from foedus.site import service
 
     place = _place(home, name)
     if json:
         out({"site": place.name, "folder": str(place.folder)}, json)
         sys.stdout.flush()
-    agent.start(place)
+    service.start(place)
 
 
 def status(home: HomeOption = None, name: NameOption = None, json: JsonOption = False) -> None:
@@ -101,7 +101,7 @@ def leave(home: HomeOption = None, name: NameOption = None, json: JsonOption = F
     until = time.monotonic() + LEAVING
     while running and place.agent() is not None:
         if time.monotonic() > until:
-            raise FoedusError(f"site {place.name!r}: its agent (process {place.agent()}) does not stop; stop it by hand")
+            raise FoedusError(f"site {place.name!r}: its agent, process {place.agent()}, does not stop; end it by hand")
         time.sleep(0.1)
 
 
@@ -160,10 +160,10 @@ def _place(home: Path | None, name: str | None) -> Place:
 
 
 def _wish(home: Path | None, name: str | None, json: bool, said: str, **wishes: Any) -> None:
-    from foedus.site import agent
+    from foedus.site import service
 
     place = _place(home, name)
-    told = agent.say(place, **wishes)
+    told = service.say(place, **wishes)
     note(f"site {place.name} {said}" + ("" if told else "; the server is away and will be told at the next start"))
     out({"site": place.name, "state": said, "told": told}, json, [])
 

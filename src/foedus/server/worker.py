@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from foedus import build, frames, jobfile
+from foedus import build, frames, jobfile, params
 from foedus.aggregators.chunks import fold_files
 from foedus.aggregators.folding import check_finite
 from foedus.core import Origin, Outcome, RoundContext, State, Task, Total
@@ -47,7 +47,7 @@ def main(fd: int) -> None:
 
 def run(pipe: Pipe, order: Mapping[str, Any]) -> dict[str, Any]:
     """What the run ended with; its models are in the scratch folder."""
-    scratch = Path(order["scratch"])
+    scratch = params.scratch = Path(order["scratch"])
     job = jobfile.load(Path(order["bundle"]) / order["entry"], order["options"]).job
     job = job if order.get("rounds") is None else job.replace(rounds=order["rounds"])
     journal = Journal(PipeLog(pipe))
@@ -126,17 +126,18 @@ class Remote:
         frame = frames.pack(task.payload)
         name = f"payload-{round}-{number}.safetensors"
         put(self.scratch / name, frame)
+        digest_of_file = frame.digest()
         deadline = None if task.deadline is None else list(task.deadline)
         return {
             "work": task.work,
-            "payload": {"digest": frame.digest(), "size": frame.size, "file": name},
+            "payload": {"digest": digest_of_file, "size": frame.size, "file": name},
             "sites": list(task.sites),
             "quorum": task.quorum,
             "late": task.late,
             "busy": task.busy,
             "deadline": deadline,
             "returns": [list(leaf) for leaf in task.returns or ()],
-            "digest": task_digest(task),
+            "digest": task_digest(task, digest_of_file),
             "least": min(self.least, len(task.sites)),
         }
 
@@ -159,10 +160,10 @@ class Remote:
 def _checked(order: Mapping[str, Any], task: Task, fds: Sequence[int]) -> dict[str, Any]:
     """Whether an update that arrived can be counted."""
     try:
-        params = mapped(fds[0])
-        if not isinstance(params, Params) or params.spec != tuple(task.returns or ()):
+        found = mapped(fds[0])
+        if not isinstance(found, Params) or found.spec != tuple(task.returns or ()):
             raise Refused(order["site"], "checking its update", "its arrays are not those that the Task announced")
-        check_finite(params, order["site"])
+        check_finite(found, order["site"])
     except FoedusError as error:
         return {"checked": False, "why": str(error)}
     return {"checked": True, "why": ""}

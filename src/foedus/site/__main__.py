@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from foedus.errors import FoedusError
-from foedus.site.agent import WAIT, start
+from foedus.site.agent import WAIT
 from foedus.site.place import find
+from foedus.site.service import start
 
 
 def main() -> None:

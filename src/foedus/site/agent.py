@@ -4,15 +4,13 @@ Runs, trust and the link come in; no Job is ever imported here."""
 from __future__ import annotations
 
 import logging
-import logging.handlers
 import signal
-import sys
 import threading
 import time
 from typing import Any, final
 
 from foedus import build
-from foedus.errors import Denied, FoedusError, WireError
+from foedus.errors import Denied, WireError
 from foedus.site import bindings, policy
 from foedus.site.link import Answered, Away, Identity, Line, pauses
 from foedus.site.orders import read_ending, read_offer, read_order, verdicts
@@ -28,7 +26,6 @@ WAIT = 55.0  # seconds that a poll may take
 SPARE = 20.0
 BEAT = 10.0
 TICK = 1.0
-MOST_LOG = 5 << 20
 FORBIDDEN = 403
 DAY = 86_400.0
 Json = dict[str, Any]
@@ -38,8 +35,8 @@ Json = dict[str, Any]
 class Agent:
     """One life of a site's agent, from hello to SIGTERM. `wait` is how long its polls may take, in seconds."""
 
-    def __init__(self, place: Place, wait: float = WAIT) -> None:
-        self.place, self.wait, self.log = place, wait, _log(place)
+    def __init__(self, place: Place, log: logging.Logger, wait: float = WAIT) -> None:
+        self.place, self.log, self.wait = place, log, wait
         self.federation = place.federation()
         self.life = place.new_life()
         self.who = Identity(self.federation, place.name, place.key(), self.life.number)
@@ -55,7 +52,7 @@ class Agent:
 
     def run(self) -> None:
         """Works until it is stopped. Raises Denied when the server does not let this site in any more."""
-        self.log.info("site %s of federation %s: agent started, life %d", self.place.name, self.federation.name, self.life.number)
+        self.log.info("site %s of %s: agent started, life %d", self.place.name, self.federation.name, self.life.number)
         for run in self._kept_runs():
             self._run(run)
         keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
@@ -97,7 +94,7 @@ class Agent:
                 if self._take(reply):
                     idle = pauses()
                 elif time.monotonic() - began < min(TICK, self.wait):
-                    self.stopping.wait(next(idle) / 4)  # an answer at once that said nothing new: do not ask in a circle
+                    self.stopping.wait(next(idle) / 4)  # an answer at once with nothing new: do not ask in a circle
                 waits = pauses()
                 stale = time.monotonic() - self.greeted > DAY or reply.get("epoch", 0) > self.roll.pin.epoch
                 if stale or self.line.renewed:
@@ -171,7 +168,7 @@ class Agent:
             if self.stopping.is_set():
                 return
             try:
-                self._greet()
+                self.greet()
                 return
             except Away as error:
                 self._away(error)
@@ -181,7 +178,8 @@ class Agent:
                 self.log.warning("hello: %s", error)
             self.stopping.wait(pause)
 
-    def _greet(self) -> None:
+    def greet(self) -> None:
+        """Says hello, takes in the register, tells whether this site takes part. Raises Away, Answered or Denied."""
         names = [binding.name for binding in bindings.every(self.place.store)]
         body = {"life": plain(self.life), "before": self.life.previous, "pinned": plain(self.roll.pin),
                 "build": build.describe(), "version": VERSION, "datasets": names}  # fmt: skip
@@ -231,7 +229,7 @@ class Agent:
             self.log.warning("the server is away, trying on: %s", error)
             self.reachable, self.since = False, time.time()
 
-    # ---- the keeper: heartbeats, the owner's wishes, what people are shown ---------------------------------------------
+    # ---- the keeper: heartbeats, the owner's wishes, what people are shown ---------------------------------------
     def _keep(self) -> None:
         beat = 0.0
         shown: Json = {}
@@ -276,50 +274,7 @@ class Agent:
             signal.pthread_kill(self.main, signal.SIGTERM)
 
     def _status(self) -> Json:
-        working = [{"task": str(a.at), "progress": a.count} for r in [*self.runs.values()] if (a := r.now) is not None]
-        return {"connected": bool(self.reachable), "since": round(self.since), "url": self.line.channel.url, "working": working}
-
-
-def start(place: Place, wait: float = WAIT) -> None:
-    """Runs the agent of this folder in the foreground until SIGTERM, Ctrl-C or its owner's word. FoedusError."""
-    signal.signal(signal.SIGTERM, _stop)
-    with place.alone():
-        if not place.wish()["accepting"] and place.wish()["stop"]:
-            place.change(accepting=True, why="", stop=False)  # who starts again after leaving wants to take part
-        agent = Agent(place, wait)
-        try:
-            agent.run()
-        except (KeyboardInterrupt, SystemExit):
-            agent.stop()
-
-
-def _stop(*_: object) -> None:
-    raise SystemExit(0)
-
-
-def say(place: Place, **wishes: Any) -> bool:
-    """Whether the server was told of the wishes, by a short life of its own where no agent is at work."""
-    place.change(**wishes)
-    if place.agent() is not None:
-        return True
-    try:
-        with place.alone():
-            Agent(place)._greet()
-        return True
-    except (FoedusError, OSError):
-        return False
-
-
-def _log(place: Place) -> logging.Logger:
-    log = logging.getLogger(f"foedus.site.{place.name}")
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    for old in log.handlers[:]:
-        log.removeHandler(old)
-    form = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
-    file = logging.handlers.RotatingFileHandler(place.folder / "agent.log", maxBytes=MOST_LOG, backupCount=1)
-    for handler in (file, logging.StreamHandler(sys.stderr)):
-        handler.setFormatter(form)
-        log.addHandler(handler)
-    return log
-
+        now = [activity for run in [*self.runs.values()] if (activity := run.now) is not None]
+        working = [{"task": str(activity.at), "progress": activity.count} for activity in now]
+        link = {"connected": bool(self.reachable), "since": round(self.since), "url": self.line.channel.url}
+        return link | {"working": working}

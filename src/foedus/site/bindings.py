@@ -1,4 +1,4 @@
-"""Which local data stands behind a dataset's name, and which packages are here: what a Job asks of a site besides consent.
+"""Which local data stands behind a dataset's name, and which packages are here: what a Job needs besides consent.
 Names and paths come in; no data is read."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Binding(NamedTuple):
 def check(binding: Binding) -> Binding:
     """The binding with absolute paths. Raises FoedusError for a bad name or a path that is not there."""
     if not NAME.fullmatch(binding.name):
-        raise FoedusError(f"dataset {binding.name!r}: a name has 1 to 63 of a-z 0-9 . _ -, for example heart=/srv/heart")
+        raise FoedusError(f"dataset {binding.name!r}: a name has 1 to 63 of a-z 0-9 . _ -, as in heart=/srv/heart")
     for path in filter(None, binding[1:]):
         if not Path(path).expanduser().exists():
             raise FoedusError(f"dataset {binding.name!r}: there is nothing at {path}; check the path")
@@ -45,8 +45,9 @@ def add(store: Store, binding: Binding) -> Binding:
 
 
 def remove(store: Store, name: str) -> None:
+    """Unbinds a dataset; its data stays where it is."""
     if store.get(TABLE, name) is None:
-        raise FoedusError(f"no dataset {name!r} is bound here; bound: {', '.join(b.name for b in every(store)) or 'none'}")
+        raise FoedusError(f"no dataset {name!r} is bound here; bound: {_listed(every(store))}")
     store.delete(TABLE, name)
 
 
@@ -61,16 +62,19 @@ def chosen(store: Store, wanted: Sequence[str]) -> list[Binding]:
     Raises FoedusError with the line that mends it.
     """
     bound = {binding.name: binding for binding in every(store)}
-    known = ", ".join(bound) or "none"
+    known = _listed(bound.values())
+    if odd := [name for name in wanted if name not in bound]:
+        raise FoedusError(f"no data is bound to {odd[0]!r} (bound: {known}): foedus site data add {odd[0]}=PATH")
     if wanted:
-        missing = [name for name in wanted if name not in bound]
-        if missing:
-            raise FoedusError(f"no data is bound to {missing[0]!r} (bound: {known}): foedus site data add {missing[0]}=PATH")
         return [bound[name] for name in wanted]
     if len(bound) != 1:
         remedy = "name one with Job(datasets=[…])" if bound else "bind some with: foedus site data add NAME=PATH"
         raise FoedusError(f"the Job names no dataset and this site has {len(bound)} (bound: {known}): {remedy}")
     return list(bound.values())
+
+
+def _listed(found: Iterable[Binding]) -> str:
+    return ", ".join(binding.name for binding in found) or "none"
 
 
 def missing(requires: Iterable[str]) -> list[str]:

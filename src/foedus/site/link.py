@@ -1,4 +1,4 @@
-"""A site's connections to its server: every request signed, a fresh nonce where one is needed, patience where it is away.
+"""A site's connections to its server: every request signed, a fresh nonce where one is needed, patience.
 The HTTP client and the site's identity come in; JSON and files go both ways."""
 
 from __future__ import annotations
@@ -69,21 +69,30 @@ class Line:
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout: float | None = None) -> Json:
         """The answer to a JSON request."""
         data = json.dumps(body).encode() if body is not None else b""
-        return _json(self._signed(Target(method, path), hashlib.sha256(data).hexdigest(), len(data), lambda headers: self.channel.request(
-            method, path, headers, data, timeout or self.timeout)))  # fmt: skip
+        target, digest, patience = Target(method, path), hashlib.sha256(data).hexdigest(), timeout or self.timeout
+
+        def send(headers: Json) -> Reply:
+            return self.channel.request(method, path, headers, data, patience)
+
+        return _json(self._signed(target, digest, len(data), send))
 
     def upload(self, path: str, part: FilePart, total: int, digest: str, told: Progress) -> Json:
         """The answer to the rest of a file; `digest` is that of the whole."""
         last = part.offset + part.length - 1
         place = {"content-range": f"bytes {part.offset}-{last}/{total}"}
-        return _json(self._signed(Target("PUT", path), digest, part.length, lambda headers: self.channel.upload(
-            "PUT", path, headers | place, part, told)))  # fmt: skip
+
+        def send(headers: Json) -> Reply:
+            return self.channel.upload("PUT", path, headers | place, part, told)
+
+        return _json(self._signed(Target("PUT", path), digest, part.length, send))
 
     def download(self, path: str, query: str, into: Path, offset: int, limit: int, sink: Sink) -> None:
         """Writes the blob's bytes from `offset` on; after Away, what came is there and was shown to `sink`."""
-        asked = f"{path}?{query}"
-        self._signed(Target("GET", path, query), EMPTY, 0, lambda headers: self.channel.download(
-            asked, headers, into, offset, limit, sink))  # fmt: skip
+
+        def send(headers: Json) -> Reply:
+            return self.channel.download(f"{path}?{query}", headers, into, offset, limit, sink)
+
+        self._signed(Target("GET", path, query), EMPTY, 0, send)
 
     def patient(self, action: Callable[[], T], gone: Event) -> T:
         """What `action` returns, tried again for as long as the server is away. Stopped once `gone` is set."""

@@ -98,9 +98,10 @@ def read_order(envelope: Any, server: str, site: str) -> Order:
     try:
         at = At(_run(body["run"]), _count(body["round"]), _count(body["task"]), _count(body["attempt"]))
         base = body["base"] and (_count(body["base"]["round"]), _count(body["base"]["task"]))
+        stall, told = number(body["deadline"]["stall"]), verdicts(body["verdicts"])
         return Order(
-            at, _text(body["work"]), _blob(body["payload"]), spec_of(body["returns"]), number(body["deadline"]["stall"]),
-            _digest(body["bundle"]), _integer(body["seed"]), base or None, verdicts(body["verdicts"]),
+            at, _text(body["work"]), _blob(body["payload"]), spec_of(body["returns"]), stall, _digest(body["bundle"]),
+            _integer(body["seed"]), base or None, told,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"a task of run {body.get('run')!r} is malformed ({type(error).__name__} {error})") from error

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from foedus import home
 from foedus.errors import FoedusError
-from foedus.store.blobs import make_folder, write_atomic
+from foedus.files import make_folder, write_atomic
 from foedus.store.sqlite import SqliteStore
 from foedus.wire.ed25519 import load_key, new_key, save_key
 from foedus.wire.freshness import Life, next_life

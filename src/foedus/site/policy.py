@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, get_type_hints
 from foedus.errors import Denied
 from foedus.metrics import plain
 
-Names = tuple[str, ...] | None  # None: all
+Some = tuple[str, ...]
+Names = Some | None  # None: all
 Hours = tuple[int, int] | None
 _HOURS = re.compile(r"([01]?[0-9]|2[0-4])-([01]?[0-9]|2[0-4])")
 
@@ -21,8 +22,8 @@ _HOURS = re.compile(r"([01]?[0-9]|2[0-4])-([01]?[0-9]|2[0-4])")
 class Policy(NamedTuple):
     """The rules of one site, all of them with a default that lets only approved code in."""
 
-    trust: tuple[str, ...] = ()
-    approved: tuple[str, ...] = ()
+    trust: Some = ()
+    approved: Some = ()
     datasets: Names = None
     metrics: Names = None
     least_examples: int = 1
@@ -32,21 +33,25 @@ class Policy(NamedTuple):
     def dataset(self, names: Iterable[str]) -> str:
         """Whether these datasets may be used."""
         odd = [name for name in names if self.datasets is not None and name not in self.datasets]
-        return f"the site's policy does not allow the dataset {odd[0]!r}: add it to `datasets` in policy.toml" if odd else ""
+        return f"the site's policy does not allow the dataset {odd[0]!r}: see `datasets` in policy.toml" if odd else ""
 
     def examples(self, count: int) -> str:
         """Whether so many training examples may take part."""
         if count >= self.least_examples:
             return ""
-        return f"{count} training examples, and the site's policy wants at least {self.least_examples} (`least_examples`)"
+        return f"{count} training examples, and the site's policy wants {self.least_examples} (`least_examples`)"
 
     def update(self, size: int, metrics: Collection[str]) -> str:
         """Whether an update of that size with these metrics may leave the site."""
-        if size > self.most_update_bytes:
-            return f"an update of {size} bytes, and the site's policy allows {self.most_update_bytes} (`most_update_bytes`)"
-        allowed = self.metrics
-        odd = [m for m in metrics if allowed is not None and m not in allowed and plain(m.removeprefix("train_")) not in allowed]
-        return f"the site's policy does not let the metric {odd[0]!r} out: add it to `metrics` in policy.toml" if odd else ""
+        most = self.most_update_bytes
+        if size > most:
+            return f"an update of {size} bytes, and the site's policy allows {most} (`most_update_bytes`)"
+        odd = [name for name in metrics if not self._lets_out(name)]
+        return f"the site's policy does not let the metric {odd[0]!r} out: see `metrics` in policy.toml" if odd else ""
+
+    def _lets_out(self, metric: str) -> bool:
+        """`auc` allows `test_auc` and `train_auc`, too."""
+        return self.metrics is None or not {metric, plain(metric.removeprefix("train_"))}.isdisjoint(self.metrics)
 
     def awake(self, now: time.struct_time) -> bool:
         """Whether the site works at this hour of its own clock; (20, 6) is from 20:00 to 5:59."""
@@ -80,15 +85,15 @@ def _value(key: str, value: Any) -> Any:
     hints = get_type_hints(Policy)
     if key not in hints:
         raise ValueError(f"there is no rule {key!r}; the rules are {', '.join(hints)}")
-    if hints[key] is int and type(value) is int and value >= 0:
+    kind = hints[key]
+    if kind is int and type(value) is int and value >= 0:
         return value
-    if key == "hours" and isinstance(value, str) and (found := _HOURS.fullmatch(value)):
+    if kind == Hours and isinstance(value, str) and (found := _HOURS.fullmatch(value)):
         return int(found[1]), int(found[2])
-    if hints[key] is Names or hints[key] == Names or key in ("trust", "approved"):
-        if value == "all" and key in ("datasets", "metrics"):
-            return None
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
+    if kind == Names and value == "all":
+        return None
+    if kind in (Names, Some) and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
     raise ValueError(f"{key} = {value!r} is not of its kind; the file's own comments show each")
 
 

@@ -24,9 +24,9 @@ def describe(place: Place) -> Json:
     store, federation, wish = place.store, place.federation(), place.wish()
     return {
         "site": place.name, "federation": federation.name, "urls": list(federation.urls), "folder": str(place.folder),
-        "key": fingerprint(public_text(place.key())), "agent": place.agent(), **place.shown(),
+        "key": fingerprint(public_text(place.key())), "agent": place.agent(), **place.shown(), "policy": _policy(place),
         "state": "takes part" if wish["accepting"] else str(wish["why"]),
-        "data": {b.name: {"path": b.path, "adapter": b.adapter} for b in bindings.every(store)}, "policy": _policy(place),
+        "data": {b.name: {"path": b.path, "adapter": b.adapter} for b in bindings.every(store)},
         "runs": [_run(run, body) for run, body in store.items(RUNS)], "ended": [run for run, _ in store.items(ENDED)],
         "pending": [text for text, _ in store.items(PENDING)],
         "approved": [name for name, _ in store.items(APPROVED)], "refused": [name for name, _ in store.items(REFUSED)],
@@ -35,10 +35,11 @@ def describe(place: Place) -> Json:
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """The same for people."""
-    agent = f"agent {found['agent']}" if found["agent"] else "no agent at work: foedus site start"
-    seconds = round(time.time() - found["since"]) if "since" in found else 0
-    link = f", {'connected' if found.get('connected') else 'the server is away'} for {seconds} s" if found["agent"] else ""
-    made = [f"site {found['site']} of {found['federation']}: {found['state']}; {agent}{link}", f"key {found['key']}"]
+    agent = "no agent at work: foedus site start"
+    if "since" in found:
+        link, seconds = "connected" if found["connected"] else "the server is away", round(time.time() - found["since"])
+        agent = f"agent {found['agent']}, {link} for {seconds} s"
+    made = [f"site {found['site']} of {found['federation']}: {found['state']}; {agent}", f"key {found['key']}"]
     made += [f"data {name}: {body['path']}" for name, body in found["data"].items()] or ["no data is bound"]
     made += [f"run {r['run']} of {r['submitter']}: {r['why'] or 'ready'}" for r in found["runs"]]
     made += [f"at work: {w['task']}, progress {w['progress']}" for w in found.get("working", ())]
@@ -69,9 +70,13 @@ def code_lines(found: Mapping[str, Any], yes: bool) -> list[str]:
 
 
 def _run(run: str, body: Mapping[str, Any]) -> Json:
-    offer = body["offer"]
-    return {"run": run, "name": offer["name"], "bundle": offer["bundle"][0], "submitter": body["submitter"], "why": body["why"],
-            "datasets": offer["datasets"], "options": offer["options"]}  # fmt: skip
+    shown = {name: body["offer"][name] for name in ("name", "datasets", "options")}
+    return shown | {
+        "run": run,
+        "bundle": body["offer"]["bundle"][0],
+        "submitter": body["submitter"],
+        "why": body["why"],
+    }
 
 
 def _policy(place: Place) -> Any:

@@ -1,4 +1,4 @@
-"""One run at a site, in a thread of its own: it is prepared for, does Tasks one at a time, and is cleared away at its end.
+"""One run at a site, in a thread of its own: it is prepared for, does Tasks one at a time, and is cleared away.
 Tasks, policy and the worker's host come in; the agent's main thread hands over what the server said."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from foedus.site.workerhost import WorkerHost
 from foedus.wire.bundle import MOST_BYTES, unpack
 
 RUNS, ENDED = "runs", "ended"
-ARCHIVE, SOURCE = "bundle.zip", "source"  # in the run's folder: what was signed, and the same for the owner to read
+ARCHIVE, SOURCE = "bundle.zip", "source"  # what was signed, and the same for the owner to read
 LOADING = 600.0  # seconds without progress in which the data must be loaded
 Json = dict[str, Any]
 
@@ -45,7 +45,7 @@ class NotReady(FoedusError):
 
 @final
 class SiteRun:
-    """`prepared`, `have` and `pending` say what the next poll is to tell of this run; all else is queued for its thread."""
+    """`prepared`, `have` and `pending` are what the next poll tells of this run; all else is queued for its thread."""
 
     def __init__(self, context: Context, run: str) -> None:
         self.context, self.run = context, run
@@ -93,7 +93,8 @@ class SiteRun:
     def verdicts(self, found: Mapping[str, Verdict]) -> bool:
         """Whether any of these verdicts says something new."""
         known = {str(p.at): p.at for p in self.shelf.pending()}
-        new = {t: v for t, v in found.items() if t in known and v != "unknown" and t not in self.settling and t not in self.held}
+        idle = known.keys() - self.settling - self.held.keys()
+        new = {text: verdict for text, verdict in found.items() if text in idle and verdict != "unknown"}
         for text, verdict in new.items():
             activity = Activity(known[text])
             if verdict == "send":
@@ -249,7 +250,8 @@ class SiteRun:
             bound = bindings.chosen(place.store, offer.datasets)
             loading = {"entry": offer.entry, "options": offer.options, "seed": offer.seed, "site": place.name,
                        "data": [list(binding) for binding in bound], "many": len(bound) > 1}  # fmt: skip
-            self.worker = WorkerHost(self.folder, self.folder / ARCHIVE, place.folder / "logs" / f"{self.run}.log", loading)
+            log = place.folder / "logs" / f"{self.run}.log"
+            self.worker = WorkerHost(self.folder, self.folder / ARCHIVE, log, loading)
         return self.worker
 
     def _retire(self) -> None:
@@ -264,9 +266,8 @@ class SiteRun:
         body = self.context.place.store.get(RUNS, self.run)
         if body is None:
             return None, False
-        offer = Offer(**body["offer"])
-        offer = offer._replace(bundle=Blob(*offer.bundle), datasets=tuple(offer.datasets), requires=tuple(offer.requires))
-        return offer, not body["why"]
+        lists = {name: tuple(body["offer"][name]) for name in ("datasets", "requires")}
+        return Offer(**body["offer"] | lists | {"bundle": Blob(*body["offer"]["bundle"])}), not body["why"]
 
     def _remember(self, why: str) -> None:
         assert self.offer is not None

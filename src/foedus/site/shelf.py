@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from foedus.faults import point
+from foedus.files import fsync_dir
 from foedus.site.orders import At, Blob, Verdict
 from foedus.store import Store
-from foedus.store.blobs import fsync_dir
 
 PENDING, BASE = "pending", "base"
 Json = dict[str, Any]
@@ -78,7 +78,7 @@ class Shelf:
         point("agent.after-pending")
 
     def adopt(self, at: At) -> Pending | None:
-        """The update that this Task's earlier attempt computed and the server never had, now as that of this attempt."""
+        """The update of an earlier attempt at this Task, which the server never had, as that of this attempt."""
         older = [p for p in self.pending() if p.at[:3] == at[:3] and p.at.attempt < at.attempt]
         if not older:
             return None

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, final
 import numpy as np
 
 from foedus import frames
-from foedus.aggregators.folding import check
+from foedus.aggregators.folding import CHECKING, check
 from foedus.core import Update
 from foedus.errors import FoedusError, Refused
 from foedus.faults import point
@@ -180,16 +180,17 @@ class Tasks:
 
 
 def checked(path: Path, weight: float, order: Order, site: str) -> Blob:
-    """Digest and size of an update's file that holds exactly what the Task announced, all of it finite. Raises Refused."""
-    params = frames.read(path)
+    """Digest and size of an update's file that holds what the Task announced, all of it finite. Raises Refused."""
+    params, looked = frames.read(path), "look into the worker's log"
     if not isinstance(params, Params):
-        raise Refused(site, "checking its update", "the file holds no Params", "look into the worker's log")
+        raise Refused(site, CHECKING, "the file holds no Params", looked)
     if check(Update(params, weight), order.returns, site).params is not params:
-        raise Refused(site, "checking its update", "its arrays are in another order than announced", "look into the worker's log")
+        raise Refused(site, CHECKING, "its arrays are in another order than announced", looked)
     for name, x in params.items():
         if kind(x.dtype.name) == "trainable" and not _finite(x.reshape(-1)):
-            why = f"array {name!r} holds NaN or Inf"
-            raise Refused(site, "checking its update", why, "lower the learning rate or clip gradients")
+            raise Refused(
+                site, CHECKING, f"array {name!r} holds NaN or Inf", "lower the learning rate or clip gradients"
+            )
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return Blob(hashlib.sha256(data).hexdigest(), len(data))
 

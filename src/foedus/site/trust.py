@@ -63,9 +63,9 @@ class Roll:
 
 
 def consent(store: Store, policy: Policy, code: Code) -> str:
-    """"" if the site's owner lets this code run here, else why not and the remedy."""
+    """ "" if the site's owner lets this code run here, else why not and the remedy."""
     if store.get(REFUSED, code.bundle):
-        return f"the site's owner refused this code; `foedus site approve {code.bundle[:SHOWN]}` there would take that back"
+        return f"the site's owner refused this code: foedus site approve {code.bundle[:SHOWN]} would take that back"
     if code.bundle in policy.approved or store.get(APPROVED, code.bundle):
         return ""
     if code.submitter in policy.trust:

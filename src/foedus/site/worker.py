@@ -1,4 +1,4 @@
-"""The site's worker: alone imports a Job, loads the site's data and trains, in a process without key, network or policy.
+"""The site's worker: alone imports a Job, loads the data and trains, in a process without key, network or policy.
 Its agent asks over one pipe; files that it writes are checked there before anything leaves."""
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def packed(metrics: Metrics) -> Json:
 
 
 def _end_with_agent(fd: int) -> None:
-    """Ends this process and all that it started once the agent's end of the pipe is closed, whatever the Job is doing."""
+    """Ends this process and all that it started once the agent's end of the pipe is closed, whatever the Job does."""
     poll = select.poll()
     poll.register(fd, select.POLLHUP)
     while not any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll()):

@@ -54,7 +54,7 @@ class WorkerHost:
         self.report: Json = {}
 
     def work(self, message: Json, activity: Activity, stall: float) -> Json:
-        """The worker's answer. A worker that died or stalled is replaced once. Raises Died, Stalled, Raised, Stopped."""
+        """The worker's answer; one that died or stalled is replaced once. Raises Died, Stalled, Raised, Stopped."""
         try:
             return self._once(message, activity, stall)
         except (Died, Stalled):
@@ -98,7 +98,7 @@ class WorkerHost:
         for old in (code, scratch):
             shutil.rmtree(old, ignore_errors=True)
         scratch.mkdir(parents=True)
-        unpack(self.bundle.read_bytes(), code)  # anew each time: what the last worker changed there is not what was approved
+        unpack(self.bundle.read_bytes(), code)  # anew each time: the last worker may have changed what was approved
         self.log.parent.mkdir(exist_ok=True)
         self.pipe, theirs = pair()
         with theirs, self.log.open("ab") as out:
@@ -151,8 +151,9 @@ class WorkerHost:
         except subprocess.TimeoutExpired:
             code = None
         self.kill()
-        how = why if code is None else f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
-        return f"worker died: {how}; its log ends: {last_line(self.log) or 'empty'}"
+        if code is not None:
+            why = f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.strsignal(-code)})"
+        return f"worker died: {why}; its log ends: {last_line(self.log) or 'empty'}"
 
 
 @final

@@ -57,7 +57,8 @@ def pack(folder: str | os.PathLike[str], entry: str, files: Sequence[str] = (), 
         what = f"{MANIFEST}, a name that bundles keep for themselves" if MANIFEST in names else f"{len(names)} files"
         raise JobError(f"the bundle of {root} would hold {what}: put the job into a folder of its own")
     if (size := sum(path.stat().st_size for path in found)) > MOST_BYTES:
-        raise JobError(f"the bundle of {root} would hold {size >> 20} MB, at most {MOST_BYTES >> 20} are sent: sites have the data")
+        most = f"at most {MOST_BYTES >> 20} MB are sent: data stays at the sites"
+        raise JobError(f"the bundle of {root} would hold {size >> 20} MB, {most}")
     contents = {name: path.read_bytes() for name, path in names.items()}
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     manifest = canonical(plain(Manifest(FORMAT, PROTOCOL, entry, tuple(requires), hashes)))
@@ -107,7 +108,8 @@ def _sources(root: Path) -> Iterator[Path]:
 
 
 def _left_out(folder: Path) -> bool:
-    return folder.name.startswith(".") or folder.name in LEFT_OUT or (folder / "pyvenv.cfg").exists() or folder.is_symlink()
+    named = folder.name.startswith(".") or folder.name in LEFT_OUT
+    return named or folder.is_symlink() or (folder / "pyvenv.cfg").exists()
 
 
 def _declared(root: Path, text: str) -> list[Path]:
