@@ -36,7 +36,9 @@ lint:  ## run ruff, mypy and the linter of the layers
 
 bench:  ## measure, and write to benchmarks/results/
 	@$(SETUP)
-	@$(BIN)/python benchmarks/run.py
+	@mkdir -p benchmarks/results
+	@for file in benchmarks/*.py; do name=$$(basename $$file .py); echo "… $$name"; \
+	$(BIN)/python $$file > benchmarks/results/$$name.json || exit 1; done
 
 dist:  ## build a wheel into dist/ and try it outside this folder
 	@$(SETUP)

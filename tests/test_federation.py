@@ -3,7 +3,9 @@
 import pytest
 
 from federations import kinds, simulated, started, submit, until
-from toys import calls
+from toys import JOB, calls
+
+from foedus import jobfile, launch, runs
 
 pytestmark = pytest.mark.processes
 
@@ -38,8 +40,6 @@ def test_a_site_joins_late_one_leaves_and_one_crashes_and_returns(tmp_path):
 
 
 def kinds_of(result):
-    from foedus import runs
-
     return runs.journal(result.folder).events
 
 
@@ -63,3 +63,16 @@ def test_a_job_that_raises_at_one_site_names_file_and_line_and_the_others_go_on(
         told = [row for row in kinds(run, "declined") if row["site"] == "south"]
     assert result.rounds == 2
     assert not told or "job.py" in told[0]["why"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"quorum": 2}, {"quorum": 2, "late": "keep"}], ids=["over-selected", "asynchronous"]
+)
+def test_what_the_world_decided_replays_to_the_same_bits(options, tmp_path):
+    with started(tmp_path, ["north", "south", "east"], slow=0.4) as (made, sites):
+        result = submit(made, rounds=5, **options).wait()
+    loaded = jobfile.load(JOB, {"rounds": "5"} | {k: str(v) for k, v in options.items()})
+    again = launch.run(loaded.job, sites, replay=result, folder=tmp_path / "replay")
+    counted = [len(row["counted"]) for row in runs.journal(result.folder).all("close") if row["task"] == 0]
+    assert counted == [2] * 5
+    assert again.digest == result.digest
