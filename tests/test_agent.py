@@ -18,6 +18,8 @@ import pytest
 from fake_server import FakeServer
 from foedus.params import Params
 from foedus.wire.bundle import pack
+from foedus.wire.ed25519 import new_key
+from foedus.wire.identity import enrol, read_token
 from site_rig import SMALL, Rig
 
 pytestmark = pytest.mark.processes
@@ -140,12 +142,12 @@ def test_the_job_is_imported_in_the_worker_alone_which_has_no_secrets(fresh: Rig
 
 
 def test_an_idle_agent_asks_once_for_each_wait_and_hears_at_once_of_news(fresh: Rig) -> None:
-    fresh.start(wait=1.0)
+    fresh.start(wait=0.5)
     fresh.server.until(lambda: fresh.server.asked["poll"] >= 1)
     before = fresh.server.asked.copy()
-    time.sleep(4.0)
+    time.sleep(3.0)
     found = fresh.server.asked - before
-    assert set(found) == {"poll"} and 3 <= found["poll"] <= 5, found  # with 55 s that is 1.1 a minute
+    assert set(found) == {"poll"} and 4 <= found["poll"] <= 7, found  # 6 waits of 0.5 s; with 55 s it is 1.1 a minute
     fresh.submit()
     began = time.monotonic()
     fresh.server.until(lambda: fresh.server.asked["ready"])
@@ -266,6 +268,31 @@ def test_pause_return_and_leave_are_told_to_the_server_and_leaving_ends_the_agen
 def test_leaving_without_an_agent_tells_the_server_too(fresh: Rig) -> None:
     assert cli(fresh, "leave")["told"] is True
     assert fresh.server.accepting == [{"accepting": False, "why": "left"}]
+
+
+def test_a_submitter_who_came_after_the_site_is_known_when_his_run_arrives(fresh: Rig) -> None:
+    fresh.trust = ("alice", "bob")
+    fresh.rule("")
+    fresh.start()
+    fresh.server.until(lambda: fresh.server.asked["poll"])
+    bob = new_key()
+    fresh.server.add(enrol(read_token(fresh.server.token("bob", "submitter")), bob))
+    fresh.server.author = bob
+    fresh.submit()
+    assert fresh.server.until(lambda: fresh.server.ready.get(fresh.run)) == [fresh.server.ready[fresh.run][0]]
+    assert fresh.server.ready[fresh.run][0]["ready"], fresh.server.ready
+
+
+def test_a_change_that_does_not_concern_a_run_leaves_its_worker_and_its_answer_alone(rig: Rig) -> None:
+    rig.submit()
+    rig.server.until(lambda: rig.server.ready.get(rig.run))
+    cli(rig, "refuse", rig.server.bundle[:10])
+    rig.server.until(lambda: rig.server.ready[rig.run][1:])
+    cli(rig, "approve", rig.run)
+    rig.server.until(lambda: rig.server.ready[rig.run][2:])
+    assert [answer["ready"] for answer in rig.server.ready[rig.run]] == [True, False, True]
+    assert len(rig.lines("loaded.txt")) == 1
+    rig.place.store.delete("approved", rig.server.bundle)
 
 
 # ---- data and packages ----------------------------------------------------------------------------------------------

@@ -76,3 +76,12 @@ def test_what_the_world_decided_replays_to_the_same_bits(options, tmp_path):
     counted = [len(row["counted"]) for row in runs.journal(result.folder).all("close") if row["task"] == 0]
     assert counted == [2] * 5
     assert again.digest == result.digest
+
+
+def test_submit_check_says_what_is_missing_before_anything_trains(tmp_path):
+    with started(tmp_path, ["north", "south"]) as (made, sites):
+        (sites["south"] / "rows.csv").unlink()
+        north, south = made.remote().check(JOB)
+    assert north["ready"] and north["approval"] == "given" and north["rows"]["train"] == 40
+    assert not south["ready"] and "rows.csv" in south["why"]
+    assert calls(sites) == {"north": 0, "south": 0}

@@ -56,9 +56,18 @@ class Remote:
         *,
         seed: int = 0,
         rounds: int | None = None,
-        check: bool = False,
     ) -> Run:
         """Starts a run of a job file (or of a Job that was built in one); see `Run.wait` for its Result."""
+        return self._submitted(job, options, seed, rounds)
+
+    def _submitted(
+        self,
+        job: Job | str | Path,
+        options: Mapping[str, str] | None = None,
+        seed: int = 0,
+        rounds: int | None = None,
+        check: bool = False,
+    ) -> Run:
         loaded = jobfile.load(job, options) if not isinstance(job, Job) else jobfile.found(job)
         chosen = loaded.job if rounds is None else loaded.job.replace(rounds=rounds)
         data = bundle.pack(loaded.path.parent, loaded.path.name, files=chosen.files)
@@ -76,11 +85,31 @@ class Remote:
             "rounds": chosen.rounds,
             "override_rounds": rounds,
             "privacy": "none",
+            "check": check,
             "at": int(time.time() * 1e6),
         }
         self._upload(digest, data)
         envelope = sign_envelope(self.member.key, "foedus/submission/1", body)
         return Run(self, self.link.call("POST", "/v1/runs", {"envelope": envelope})["run"])
+
+    def check(
+        self, job: Job | str | Path, options: Mapping[str, str] | None = None, patience: float = 30.0
+    ) -> list[Json]:
+        """One row a site: reachable, dataset, schema, rows, packages, approval, and `why` it is not ready.
+
+        The sites load their data as for a run; nothing is trained. A site that says nothing for `patience` seconds is
+        not waited for.
+        """
+        run, until = self._submitted(job, options, check=True), time.monotonic() + patience
+        try:
+            while True:
+                sites, answers = self.sites(), run.status()["answers"]
+                missing = [s["site"] for s in sites if s["state"] == "reachable" and s["site"] not in answers]
+                if not missing or time.monotonic() > until:
+                    return [_checked(site, answers.get(site["site"])) for site in sites]
+                time.sleep(0.2)
+        finally:
+            run.steer("stop")
 
     def _upload(self, digest: str, data: bytes) -> None:
         file = self.home / "submitter" / f"{digest[:16]}.zip"
@@ -113,6 +142,18 @@ class Remote:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _checked(site: Json, answer: Json | None) -> Json:
+    """A site's row of the table that `check` returns."""
+    report, why = (answer or {}).get("report", {}), (answer or {}).get("why", "")
+    return {
+        "site": site["site"],
+        "reachable": site["state"],
+        "ready": bool(answer and answer["ready"]),
+        "why": why if answer else "it did not answer",
+        **{name: report.get(name) for name in ("dataset", "schema", "rows", "packages", "approval")},
+    }
 
 
 class Run:

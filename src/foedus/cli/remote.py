@@ -34,13 +34,19 @@ def submit(
     seed: Annotated[int, typer.Option(help="Names all randomness of the run.")] = 0,
     rounds: Annotated[int | None, typer.Option(help="Rounds, in place of the Job's.")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until the run is over.")] = True,
+    check: Annotated[bool, typer.Option("--check", help="Ask the sites whether they could; train nothing.")] = False,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Run a job on the real federation; it goes on if this command ends."""
     from foedus.remote import connect
 
-    run = connect(home=home).submit(job, pairs(options or [], "KEY=VALUE"), seed=seed, rounds=rounds)
+    remote = connect(home=home)
+    if check:
+        rows = remote.check(job, pairs(options or [], "KEY=VALUE"))
+        out({"sites": rows}, json, table(rows))
+        raise typer.Exit(0 if rows and all(row["ready"] for row in rows) else 4)
+    run = remote.submit(job, pairs(options or [], "KEY=VALUE"), seed=seed, rounds=rounds)
     note(f"run {run.id}")
     if not wait:
         out({"run": run.id}, json)
@@ -103,6 +109,17 @@ def sites(home: HomeOption = None, json: JsonOption = False) -> None:
 
     found = connect(home=home).sites()
     out({"sites": found}, json, [f"{s['site']:20} {s['state']}" for s in found])
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """One line a site, and under it why it could not."""
+    names = ("site", "reachable", "dataset", "schema", "rows", "packages", "approval")
+    cells = [[str(row.get(name) or "-") for name in names] for row in rows]
+    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+    lines = [
+        "  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in [names, *cells]
+    ]
+    return lines + [f"{row['site']}: {row['why']}" for row in rows if row["why"]]
 
 
 def _steer(run: str, verb: str, home: Path | None, json: bool, **body: Any) -> None:

@@ -23,6 +23,7 @@ from foedus.wire.bundle import unpack
 from foedus.wire.signing import sign_envelope
 
 log = logging.getLogger(__name__)
+CHECKING = "checking"
 Json = dict[str, Any]
 
 
@@ -64,6 +65,8 @@ class Hub:
                 host = self._open(run)
                 if host.journal.find("end"):
                     host.state = "finished"
+                elif host.submission.get("check"):
+                    host.state = "stopped"
                 elif stopped := self.store.get("stopped", run):
                     host.state, host.why = stopped["state"], stopped["why"]
                 else:
@@ -111,7 +114,10 @@ class Hub:
                 host.journal.add("submitted", **body, submitter=submitter, envelope=envelope)
                 self.store.put("submission", digest, {"run": run})
             host.submission = dict(host.journal.find("submitted") or {})
-            self._serve(host)
+            if body.get("check"):
+                host.state = CHECKING  # sites prepare and answer; nothing is trained
+            else:
+                self._serve(host)
             self.told()
             return run
 
@@ -146,7 +152,7 @@ class Hub:
             elif verb == "stop":
                 host.stop()
                 self.store.put("stopped", host.run, {"state": "stopped", "why": f"by {who}"})
-            elif host.over and host.state != "finished":
+            elif host.over and host.state != "finished" and not host.submission.get("check"):
                 self.store.delete("stopped", host.run)
                 again = self._open(host.run)
                 again.event("resumed", f"by {who}")

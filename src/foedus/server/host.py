@@ -522,11 +522,7 @@ class Host:
             "rounds": len(steps),
             "of": self.submission.get("rounds"),
             "waiting": waiting,
-            "ready": {
-                s: a.get("why", "") if not a.get("ready") else "ready"
-                for s in self.context.members.sites()
-                if (a := self.answer(s))
-            },
+            "answers": {site: a for site in self.context.members.sites() if (a := self.answer(site))},
             "metrics": steps[-1]["metrics"] if steps else {},
             "submitter": self.submission.get("submitter"),
         }

@@ -91,19 +91,19 @@ class Agent:
                 began = time.monotonic()
                 reply = self.line.ask("POST", "/v1/poll", self._poll(), self.wait + SPARE)
                 self._reached()
+                stale = time.monotonic() - self.greeted > DAY or reply.get("epoch", 0) > self.roll.pin.epoch
+                if stale or self.line.renewed:
+                    self._greet_patiently()  # before what is new is looked at: it may be by somebody new
                 if self._take(reply):
                     idle = pauses()
                 elif time.monotonic() - began < min(TICK, self.wait):
                     self.stopping.wait(next(idle) / 4)  # an answer at once with nothing new: do not ask in a circle
                 waits = pauses()
-                stale = time.monotonic() - self.greeted > DAY or reply.get("epoch", 0) > self.roll.pin.epoch
-                if stale or self.line.renewed:
-                    self._greet_patiently()
             except Away as error:
                 self._away(error)
                 self.stopping.wait(next(waits))
                 self._greet_patiently()
-            except (Answered, WireError) as error:
+            except (Answered, WireError, TypeError, ValueError) as error:
                 self.log.warning("poll: %s", error)
                 self.stopping.wait(next(waits))
                 self._greet_patiently()

@@ -82,9 +82,9 @@ class Place:
         return OPEN | (self.store.get("about", "wish") or {})
 
     def change(self, **wishes: Any) -> None:
-        """Changes what the owner wants (`accepting`, `why`, `stop`), or only tells the agent to look at its tables."""
+        """Changes what the owner wants (`accepting`, `why`, `stop`); without any, has the agent look at its tables."""
         with self.store.transaction():
-            self.store.put("about", "wish", self.wish() | wishes | {"change": secrets.token_hex(8)})
+            self.store.put("about", "wish", self.wish() | (wishes or {"change": secrets.token_hex(8)}))
 
     # ---- one agent at a time -----------------------------------------------------------------------------------------
     @contextmanager

@@ -54,6 +54,7 @@ class SiteRun:
         self.shelf.sweep()
         self.tasks = Tasks(context.who, self.shelf, self.folder / "payloads", context.log)
         self.offer, self.prepared = self._remembered()
+        self.answered: Json = {}
         self.worker: WorkerHost | None = None
         self.queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self.held: dict[str, Activity] = {}  # Tasks and uploads that are queued or under way
@@ -205,11 +206,13 @@ class SiteRun:
             if isinstance(error, Stopped):
                 raise
             why = str(error)
-        log, line = self.context.log, self.tasks.line
-        log.info("run %s: %s", self.run, f"not ready: {why}" if why else f"ready, {report.get('rows')} rows")
-        self._remember(why)
-        answer = {"run": self.run, "ready": not why, "why": why, "report": report}
-        line.patient(lambda: line.ask("POST", "/v1/ready", answer), self.leaving)
+        answer, line = {"run": self.run, "ready": not why, "why": why, "report": report}, self.tasks.line
+        if answer != self.answered:
+            said = f"not ready: {why}" if why else f"ready, {report.get('rows')} rows"
+            self.context.log.info("run %s: %s", self.run, said)
+            line.patient(lambda: line.ask("POST", "/v1/ready", answer), self.leaving)
+            self.answered = answer
+        self._remember(why)  # after the answer: who dies in between is asked again
 
     def _ready(self, report: Json) -> None:
         """Fills in the report for the submitter. Raises FoedusError for whatever is missing."""
@@ -227,7 +230,6 @@ class SiteRun:
             raise NotReady(why)
         if lacking:
             raise NotReady(f"packages are missing: {report['packages']}")
-        self._retire()
         report |= self._host().ready(Activity(At(self.run, -1, -1, 0), self.leaving), LOADING)
         if why := rules.examples(report.get("rows", {}).get("train", 0)):
             raise NotReady(why)
@@ -246,16 +248,16 @@ class SiteRun:
     def _host(self) -> WorkerHost:
         offer, place = self.offer, self.context.place
         assert offer is not None
-        if self.worker is None:
-            bound = bindings.chosen(place.store, offer.datasets)
-            loading = {"entry": offer.entry, "options": offer.options, "seed": offer.seed, "site": place.name,
-                       "data": [list(binding) for binding in bound], "many": len(bound) > 1}  # fmt: skip
+        bound = bindings.chosen(place.store, offer.datasets)
+        loading = {"entry": offer.entry, "options": offer.options, "seed": offer.seed, "site": place.name,
+                   "data": [list(binding) for binding in bound], "many": len(bound) > 1}  # fmt: skip
+        if self.worker is None or self.worker.loading != loading:
+            self._retire()
             log = place.folder / "logs" / f"{self.run}.log"
             self.worker = WorkerHost(self.folder, self.folder / ARCHIVE, log, loading)
         return self.worker
 
     def _retire(self) -> None:
-        """Ends the worker, so that the next one sees what the owner changed."""
         if self.worker is not None:
             self.worker.kill()
             self.worker = None

@@ -139,7 +139,7 @@ class WorkerHost:
     def _look(self, watch: _Watch) -> None:
         if watch.activity.gone.is_set():
             raise Stopped("the Task is not wanted any more")
-        if self.log.stat().st_size > MOST_LOG:
+        if self.log.exists() and self.log.stat().st_size > MOST_LOG:
             os.truncate(self.log, 0)
         watch.look()
 
@@ -200,6 +200,8 @@ def scrubbed(scratch: Path) -> dict[str, str]:
 
 def last_line(log: Path) -> str:
     """The last line of a file that is not blank, shortened."""
+    if not log.exists():
+        return ""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 4096))
         lines = file.read().decode("utf-8", "replace").split("\n")
