@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import resource
 import signal
 import sys
 import threading
@@ -22,6 +23,8 @@ from foedus.wire.http_server import Server
 def serve(home: Path, host: str | None = None, port: int | None = None, ready: Path | None = None) -> None:
     """Runs the server of this home until SIGTERM or SIGINT; `ready` names a file that is written once it answers."""
     place = find(home)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection a site, and the usual limit is 1024
     hub = Hub(place)
     tls = server_context(place.folder / "tls.pem", place.folder / "tls.key")
     server = Server(App(hub), host or place.host, place.port if port is None else port, tls)

@@ -20,7 +20,7 @@ from foedus.server.host import Delivery
 from foedus.server.tasks import read_task_id
 from foedus.store.blobs import Part
 from foedus.wire.freshness import Life, UnknownNonce
-from foedus.wire.http_connection import Truncated
+from foedus.wire.http_connection import TooLarge, Truncated
 from foedus.wire.http_server import Request, Response, ranged
 from foedus.wire.identity import Entry, Renewal, Revocation
 from foedus.wire.plain import parse, plain, read
@@ -93,7 +93,7 @@ class App:
             return answer({"error": str(error), "nonce": "unknown"}, 401)
         except Denied as error:
             return answer({"error": str(error)}, 403)
-        except Truncated:
+        except (Truncated, TooLarge):
             raise
         except (WireError, KeyError, TypeError, ValueError) as error:
             text = str(error) if isinstance(error, WireError) else f"malformed request: {type(error).__name__} {error}"

@@ -12,13 +12,14 @@ from typing import Any, final
 from foedus import build
 from foedus.errors import Denied, WireError
 from foedus.site import bindings, policy
-from foedus.site.link import Answered, Away, Identity, Line, pauses
+from foedus.site.link import Answered, Away, Line, pauses
 from foedus.site.orders import read_ending, read_offer, read_order, verdicts
 from foedus.site.place import Place
 from foedus.site.runs import ENDED, RUNS, Context, SiteRun
 from foedus.site.shelf import PENDING
 from foedus.site.trust import Roll
 from foedus.wire.identity import renew
+from foedus.wire.link import Member
 from foedus.wire.plain import plain
 
 VERSION = 1
@@ -39,7 +40,7 @@ class Agent:
         self.place, self.log, self.wait = place, log, wait
         self.federation = place.federation()
         self.life = place.new_life()
-        self.who = Identity(self.federation, place.name, place.key(), self.life.number)
+        self.who = Member(self.federation, place.name, place.key(), self.life.number)
         self.roll = Roll(place.store, self.federation)
         self.line, self.side = Line(self.who), Line(self.who)
         self.runs: dict[str, SiteRun] = {}

@@ -9,14 +9,13 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from threading import Event
-from typing import Any, NamedTuple, TypeVar, final
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typing import Any, TypeVar, final
 
 from foedus.errors import FoedusError, WireError
 from foedus.wire.http_client import Channel, Reply
 from foedus.wire.http_connection import NOTHING, FilePart, Progress, Sink, TooLarge
 from foedus.wire.identity import Federation
+from foedus.wire.link import Member
 from foedus.wire.plain import parse
 from foedus.wire.signing import Claim, Target, sign_request
 
@@ -47,20 +46,11 @@ class Stopped(FoedusError):
     """Nobody wants the answer any more."""
 
 
-class Identity(NamedTuple):
-    """Who asks, and whom."""
-
-    federation: Federation
-    name: str
-    key: Ed25519PrivateKey
-    life: int
-
-
 @final
 class Line:
     """One connection under a nonce of its own, for one thread at a time. Raises Away or Answered."""
 
-    def __init__(self, who: Identity, timeout: float = 60.0) -> None:
+    def __init__(self, who: Member, timeout: float = 60.0) -> None:
         self.who, self.timeout = who, timeout
         self.turn, self.nonce, self.counter = 0, "", 0
         self.channel = self._channel()

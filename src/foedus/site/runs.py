@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, final
 
 from foedus.errors import FoedusError
 from foedus.site import bindings, policy
-from foedus.site.link import Answered, Identity, Stopped
+from foedus.site.link import Answered, Stopped
 from foedus.site.orders import Activity, At, Blob, Ending, Offer, Order, Verdict
 from foedus.site.place import Place
 from foedus.site.shelf import Shelf
@@ -23,6 +23,7 @@ from foedus.site.transfer import fetch, holds
 from foedus.site.trust import Code, Roll, consent
 from foedus.site.workerhost import WorkerHost
 from foedus.wire.bundle import MOST_BYTES, unpack
+from foedus.wire.link import Member
 
 RUNS, ENDED = "runs", "ended"
 ARCHIVE, SOURCE = "bundle.zip", "source"  # what was signed, and the same for the owner to read
@@ -34,7 +35,7 @@ class Context(NamedTuple):
     """What all runs of an agent share."""
 
     place: Place
-    who: Identity
+    who: Member
     roll: Roll
     log: logging.Logger
 

@@ -18,12 +18,13 @@ from foedus.core import Update
 from foedus.errors import FoedusError, Refused
 from foedus.faults import point
 from foedus.params import DTYPES, Params, kind
-from foedus.site.link import Answered, Identity, Line, Stopped
+from foedus.site.link import Answered, Line, Stopped
 from foedus.site.orders import Activity, At, Blob, Order, Verdict
 from foedus.site.policy import Policy
 from foedus.site.shelf import Pending, Shelf
 from foedus.site.transfer import fetch, holds, upload
 from foedus.site.workerhost import Died, Raised, Stalled, WorkerHost
+from foedus.wire.link import Member
 from foedus.wire.signing import sign_envelope
 
 RECEIPT = 180.0  # seconds that the server may take to check an update
@@ -52,7 +53,7 @@ class Done(NamedTuple):
 class Tasks:
     """Does one run's Tasks, one after another, in one thread."""
 
-    def __init__(self, who: Identity, shelf: Shelf, payloads: Path, log: logging.Logger) -> None:
+    def __init__(self, who: Member, shelf: Shelf, payloads: Path, log: logging.Logger) -> None:
         self.who, self.shelf, self.payloads, self.log = who, shelf, payloads, log
         self.line = Line(who)
         self.checked: set[str] = set()  # payloads whose bytes this process has hashed

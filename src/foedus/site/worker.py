@@ -66,12 +66,12 @@ class Teller:
     """Passes progress on, not more often than the agent needs."""
 
     def __init__(self, pipe: Pipe) -> None:
-        self.pipe, self.count, self.due = pipe, 0, 0.0
+        self.pipe, self.count, self.due, self.pid = pipe, 0, 0.0, os.getpid()
 
     def __call__(self, n: int) -> None:
         self.count += n
         now = time.monotonic()
-        if now >= self.due:
+        if now >= self.due and os.getpid() == self.pid:  # a forked loader of data would write between our messages
             self.pipe.send({"progress": self.count})
             self.count, self.due = 0, now + TELL_EVERY
 

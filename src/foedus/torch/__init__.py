@@ -1,0 +1,15 @@
+"""Learners in PyTorch: declared in one call, or one's own training loop with a line for the algorithm's correction.
+The one public name is TorchLearner; torch comes in here and is an extra."""
+
+from __future__ import annotations
+
+from foedus.errors import Missing
+
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise Missing("torch", "torch") from error
+
+from foedus.torch.learner import TorchLearner
+
+__all__ = ["TorchLearner"]

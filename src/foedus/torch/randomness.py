@@ -1,0 +1,42 @@
+"""The global generators of torch, numpy and Python, seeded by a key for a while and given back as they were.
+Only keys and torch may come in."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+
+from foedus.keys import Key
+
+
+@contextmanager
+def named(key: Key, device: torch.device, everything: bool = False) -> Iterator[None]:
+    """Seeds torch's global generators by `key` inside the block; `everything` also does Python's and numpy's."""
+    with ExitStack() as stack:
+        for generator in _generators(device):
+            stack.callback(generator.set_state, generator.get_state())
+        reseed(key, device)
+        if everything:
+            stack.callback(random.setstate, random.getstate())
+            stack.callback(np.random.set_state, np.random.get_state())
+            random.seed(key.digest())
+            np.random.seed(key.number() % 2**32)
+        yield
+
+
+def reseed(key: Key, device: torch.device) -> None:
+    """Seeds torch's global generators by `key`, for good: call it inside of `named` only."""
+    for generator in _generators(device):
+        generator.manual_seed(key.number())
+
+
+def _generators(device: torch.device) -> list[torch.Generator]:
+    if device.type == "cuda":
+        return [torch.default_generator, torch.cuda.default_generators[device.index]]
+    if device.type == "mps":
+        return [torch.default_generator, torch.mps._get_default_mps_generator()]
+    return [torch.default_generator]
