@@ -1,0 +1,119 @@
+"""Batches of a site's examples as tensors: (x, y) pairs in one gather, datasets one example after another.
+Only torch, numpy and the data room may come in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from foedus.data import Pairs
+from foedus.errors import JobError
+from foedus.params import Array
+from foedus.torch.arrays import BFLOAT16
+
+GATHERED = 1 << 23  # bytes gathered at once
+MEASURED = 1024  # examples measured at once, at most
+MEASURED_BYTES = 1 << 24  # and their inputs
+
+
+class Batch(NamedTuple):
+    """Inputs (a tensor, or several in a tuple or mapping), targets, and how many examples they are."""
+
+    x: Any
+    y: Any
+    count: int
+
+
+class Feed(NamedTuple):
+    """Where batches go: floats become the model's dtype, whole targets int64, all on the device."""
+
+    device: torch.device
+    dtype: torch.dtype
+    collate: Callable[[list[Any]], Any] | None = None
+
+    def batches(self, data: Any, rows: Array, size: int) -> Iterator[Batch]:
+        """The examples `rows` of `data`, `size` at a time; what is left at the end is a smaller batch."""
+        if not isinstance(data, Pairs):
+            for part in _cut(rows, size):
+                yield self.batch(self._collated([data[int(i)] for i in part]), len(part))
+            return
+        for part in _cut(rows, size * max(1, GATHERED // (size * _row_bytes(data)))):
+            x, y, _ = self.batch(data[part], len(part))
+            yield from map(Batch, x.split(size), y.split(size), (len(few) for few in _cut(part, size)))
+
+    def batch(self, pair: Any, count: int) -> Batch:
+        """(inputs…, target) as a Batch."""
+        if not isinstance(pair, (tuple, list)) or len(pair) < 2:
+            raise JobError(f"an example is {type(pair).__name__}: a dataset gives (input, target); see collate=…")
+        *inputs, target = pair
+        x = inputs[0] if len(inputs) == 1 else tuple(inputs)
+        return Batch(_each(x, self._input), _each(target, self._target), count)
+
+    def _collated(self, examples: list[Any]) -> Any:
+        return (self.collate or default_collate)(examples)
+
+    def _input(self, x: Any) -> Tensor:
+        x = tensor(x)
+        return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype)
+
+    def _target(self, y: Any) -> Tensor:
+        y = tensor(y)
+        whole = y.dtype if y.dtype == torch.bool else torch.int64
+        return y.to(self.device, self.dtype if y.is_floating_point() else whole)
+
+
+def tensor(x: Any) -> Tensor:
+    """`x` as a tensor in torch's own (aligned) memory."""
+    if isinstance(x, Tensor):
+        return x
+    x = np.asarray(x)
+    x = x.astype(np.float32 if x.dtype == BFLOAT16 else x.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(x).clone()
+
+
+def outputs(model: nn.Module, x: Any) -> Any:
+    """What the model makes of a batch's inputs: several are arguments, a mapping's are named arguments."""
+    if isinstance(x, Mapping):
+        return model(**x)
+    return model(*x) if isinstance(x, tuple) else model(x)
+
+
+def order(examples: int, size: int, generator: np.random.Generator, drop_last: bool) -> Iterator[Array]:
+    """One epoch after the other, without end: all examples in an order that the generator draws."""
+    used = examples // size * size if drop_last and examples >= size else examples
+    while True:
+        yield generator.permutation(examples)[:used]
+
+
+def measured_at_once(data: Any) -> int:
+    """How many examples of `data` are measured at once."""
+    return max(1, min(MEASURED, MEASURED_BYTES // _row_bytes(data)))
+
+
+def _row_bytes(data: Any) -> int:
+    return max(1, sum(_bytes(part) for part in (data[:1] if isinstance(data, Pairs) else data[0])))
+
+
+def _bytes(x: Any) -> int:
+    if isinstance(x, Mapping):
+        return sum(map(_bytes, x.values()))
+    if isinstance(x, (tuple, list)):
+        return sum(map(_bytes, x))
+    return int(getattr(x, "nbytes", 8))
+
+
+def _each(x: Any, f: Callable[[Any], Tensor]) -> Any:
+    if isinstance(x, Mapping):
+        return {name: _each(part, f) for name, part in x.items()}
+    if isinstance(x, (tuple, list)):
+        return tuple(_each(part, f) for part in x)
+    return f(x)
+
+
+def _cut(rows: Array, size: int) -> Iterator[Array]:
+    return (rows[at : at + size] for at in range(0, len(rows), size))
