@@ -1,4 +1,4 @@
-"""Deployed rounds over TLS on loopback: seconds a round, delivery of a Task, and private memory of server and run worker.
+"""Deployed rounds over TLS on loopback: seconds a round, delivery of a Task, private memory of the server.
 
 `python benchmarks/rounds.py [MB …]` prints JSON; the reference of the same run is in transfer.py.
 """

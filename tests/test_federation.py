@@ -3,9 +3,8 @@
 import pytest
 
 from federations import kinds, simulated, started, submit, until
-from toys import JOB, calls
-
 from foedus import jobfile, launch, runs
+from toys import JOB, calls
 
 pytestmark = pytest.mark.processes
 

@@ -1,5 +1,6 @@
 """The server's requests in one process: who may ask what, and what a stranger, a copy or a revoked site hears."""
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -132,10 +133,8 @@ def test_a_revoked_site_loses_its_open_poll_within_a_second(rig):
     ended = []
 
     def poll():
-        try:
+        with contextlib.suppress(FoedusError):
             link.call("POST", "/v1/poll", {"wait": 30})
-        except FoedusError:
-            pass
         ended.append(time.monotonic())
 
     thread = threading.Thread(target=poll)
@@ -218,8 +217,20 @@ def submitted(rig):
     digest, link = hashlib.sha256(data).hexdigest(), rig.owner_link()
     (rig.home / "bundle.zip").write_bytes(data)
     assert link.upload(f"/v1/bundles/{digest}", rig.home / "bundle.zip", 0, digest).status == 200
-    body = {"name": "j", "bundle": {"digest": digest, "size": len(data)}, "entry": "job.py", "options": {}, "seed": 0,
-            "datasets": [], "schema": None, "requires": [], "min_sites": 1, "rounds": 1, "privacy": "none", "check": True}  # fmt: skip
+    body = {
+        "name": "j",
+        "bundle": {"digest": digest, "size": len(data)},
+        "entry": "job.py",
+        "options": {},
+        "seed": 0,
+        "datasets": [],
+        "schema": None,
+        "requires": [],
+        "min_sites": 1,
+        "rounds": 1,
+        "privacy": "none",
+        "check": True,
+    }
     envelope = sign_envelope(link.member.key, "foedus/submission/1", body)
     first = link.call("POST", "/v1/runs", {"envelope": envelope})["run"]
     assert link.call("POST", "/v1/runs", {"envelope": envelope})["run"] == first  # a retry starts no second run

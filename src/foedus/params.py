@@ -142,7 +142,10 @@ class Params(Mapping[str, Array]):
 
     def __add__(self, other: Params) -> Params:
         _same(self.spec, other.spec)
-        flats = {g: other.flats[g] if kind(g) == "integer" else np.add(x, other.flats[g], out=room(x)) for g, x in self.flats.items()}
+        flats = {
+            g: other.flats[g] if kind(g) == "integer" else np.add(x, other.flats[g], out=room(x))
+            for g, x in self.flats.items()
+        }
         return Params.of(self.spec, flats)
 
     def __rmul__(self, scale: float) -> Params:

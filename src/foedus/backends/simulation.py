@@ -83,7 +83,12 @@ class Simulation:
                 f"task {task.work!r} of round {round} asks site {strangers[0]!r}, which is not here: give its data"
             )
         self.journal.add(
-            "task", round=round, task=number, work=task.work, asked=len(task.sites), digest=task_digest(task, params_digest(task.payload))
+            "task",
+            round=round,
+            task=number,
+            work=task.work,
+            asked=len(task.sites),
+            digest=task_digest(task, params_digest(task.payload)),
         )
         point("local.after-task")
         assert task.aggregator is not None and task.returns is not None

@@ -66,12 +66,14 @@ def found(model: nn.Module) -> tuple[list[Place], list[Place]]:
 
     Raises JobError for what cannot travel.
     """
-    kept = model.state_dict(keep_vars=True)
-    every = list({id(place.tensor): place for place in reversed(list(_places(model)))}.values())[::-1]
-    named = {place.name for place in _places(model)}
-    for name in (*(n for n in kept if n not in named), *(p.name for p in every if not _travels(p.tensor))):
-        raise JobError(f"the model's {name!r} cannot travel: initialise it (lazy modules, by a forward call), or keep it out of state_dict")
-    return [p for p in every if p.name in kept], [p for p in every if p.name not in kept]
+    kept, every = model.state_dict(keep_vars=True), list(_places(model))
+    first = list({id(place.tensor): place for place in reversed(every)}.values())[::-1]
+    sent, rest = [p for p in first if p.name in kept], [p for p in first if p.name not in kept]
+    strange = [*(kept.keys() - {p.name for p in every}), *(p.name for p in sent if not _travels(p.tensor))]
+    if strange:
+        remedy = "give lazy modules their sizes, and keep what is no plain array out of state_dict"
+        raise JobError(f"the model's {min(strange)!r} cannot be sent: {remedy}")
+    return sent, rest
 
 
 def snapshot(model: nn.Module) -> Params:
@@ -101,9 +103,10 @@ def as_array(x: Tensor) -> Array:
 
 
 def torch_dtype(dtype: Any) -> torch.dtype:
-    """torch's dtype of that name."""
+    """torch's dtype of that name. Raises JobError where there is none."""
     made = getattr(torch, np.dtype(dtype).name, None)
-    assert isinstance(made, torch.dtype)
+    if not isinstance(made, torch.dtype):
+        raise JobError(f"torch has no dtype {dtype}: give numbers, as float32 or int64")
     return made
 
 
@@ -121,7 +124,8 @@ def _travels(x: Tensor) -> bool:
 
 
 def _copied(into: Array, x: Array) -> Array:
-    np.copyto(into, x)
+    if into is not x:
+        np.copyto(into, x)
     return into
 
 

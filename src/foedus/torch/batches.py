@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from foedus.data import Pairs
 from foedus.errors import JobError
 from foedus.params import Array
-from foedus.torch.arrays import BFLOAT16
+from foedus.torch.arrays import as_array, torch_dtype
 
 GATHERED = 1 << 23  # bytes gathered at once
 MEASURED = 1024  # examples measured at once, at most
@@ -72,8 +72,9 @@ def tensor(x: Any) -> Tensor:
     if isinstance(x, Tensor):
         return x
     x = np.asarray(x)
-    x = x.astype(np.float32 if x.dtype == BFLOAT16 else x.dtype.newbyteorder("="), order="C")
-    return torch.from_numpy(x).clone()
+    made = torch.empty(x.shape, dtype=torch_dtype(x.dtype))
+    as_array(made)[...] = x
+    return made
 
 
 def outputs(model: nn.Module, x: Any) -> Any:
@@ -96,7 +97,7 @@ def measured_at_once(data: Any) -> int:
 
 
 def _row_bytes(data: Any) -> int:
-    return max(1, sum(_bytes(part) for part in (data[:1] if isinstance(data, Pairs) else data[0])))
+    return max(1, _bytes(data[:1] if isinstance(data, Pairs) else data[0]))
 
 
 def _bytes(x: Any) -> int:

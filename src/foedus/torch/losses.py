@@ -1,0 +1,67 @@
+"""A loss for training is one number a batch; for measuring it is one number an example. Here one becomes the other.
+Only torch may come in."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foedus.errors import JobError
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def checked(loss: Any) -> Loss:
+    """The loss itself. Raises JobError for a class in its place."""
+    if isinstance(loss, type) or not callable(loss):
+        remedy = f"write loss={loss.__name__}()" if isinstance(loss, type) else "give a function or module of (outputs, targets)"
+        raise JobError(f"loss={loss!r} is no loss: {remedy}")
+    return loss  # type: ignore[no-any-return]
+
+
+def per_example(loss: Loss) -> Loss:
+    """(outputs, targets) -> (n,) losses: those of `reduction="none"`, averaged over all but the first axis.
+
+    A loss that knows no `reduction` gives its mean over the batch to every example.
+    """
+    each = _unreduced(loss)
+
+    def losses(outputs: Any, targets: Any) -> Tensor:
+        found, n = each(outputs, targets), len(targets)
+        if found.ndim and len(found) == n:
+            return found.reshape(n, -1).double().mean(1)
+        return found.double().mean().expand(n)
+
+    return losses
+
+
+def natural(outputs: Any, targets: Any) -> Tensor:
+    """(n,) losses where none was given, of logits: cross-entropy of classes, squared error of floats."""
+    n = len(targets)
+    if targets.is_floating_point():
+        return F.mse_loss(outputs.reshape(targets.shape), targets, reduction="none").reshape(n, -1).double().mean(1)
+    if outputs.ndim == 1 or outputs.shape[1] == 1:
+        found = F.binary_cross_entropy_with_logits(outputs.reshape(n, -1), targets.reshape(n, -1).to(outputs.dtype), reduction="none")
+    else:
+        found = F.cross_entropy(outputs, targets, reduction="none")
+    return found.reshape(n, -1).double().mean(1)
+
+
+def _unreduced(loss: Loss) -> Loss:
+    if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
+        each = copy.copy(loss)
+        each.reduction = "none"
+        return each
+    try:
+        known = inspect.signature(loss).parameters
+    except (TypeError, ValueError):
+        return loss
+    if "reduction" not in known:
+        return loss
+    return lambda outputs, targets: loss(outputs, targets, reduction="none")  # type: ignore[call-arg]
