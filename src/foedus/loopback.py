@@ -3,6 +3,7 @@ The command line of server and sites is what is started; nothing is shared but t
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from typing import Any
 import foedus
 from foedus.data import Split, save_split
 from foedus.errors import FoedusError, JobError
+from foedus.files import write_atomic
 from foedus.job import Job
 from foedus.remote import Remote, connect
 from foedus.result import Result
@@ -147,6 +149,8 @@ def run(job: Job, data: Mapping[str, Any], *, seed: int, folder: Path, source: M
     file = source.get("file")
     if not file:
         raise JobError("the backend 'network' sends code as files: put the Job into job.py and run that file")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "source.json", json.dumps({"workers": None, "sites": None, **source}, default=str).encode())
     with federation(folder / "federation") as made:
         made.start_server()
         datasets = list(job.datasets) or ["data"]

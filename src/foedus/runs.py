@@ -3,6 +3,7 @@ Stores and the journal come in; nothing here starts a run."""
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -142,7 +143,8 @@ def about(folder: Path) -> Mapping[str, Any]:
     found = journal(folder).find("open")
     if found is None:
         raise FoedusError(f"run {folder.name} was killed before its first row: run the job again")
-    return found
+    source = folder / "source.json"  # of a loopback federation: its server never heard where the job file is
+    return {**found, "source": json.loads(source.read_bytes())} if source.exists() else found
 
 
 def listed(given: Any = None) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import difflib
 import math
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,49 +99,148 @@ def _toml(path: Path) -> dict[str, Any]:
 
 def _dataset(table: Any, where: str) -> Dataset:
     found = _table(table, where, Dataset._fields)
-    columns = _table(found.get("columns", {}), f"{where}.columns", None)
-    images = {key: _image(found[key], f"{where}.{key}") for key in ("image", "mask") if key in found}
+    columns = _table(found.get("columns", {}), f"{where}.columns")
     rules = {_name(name, f"{where}.columns"): _column(rule, f"{where}.columns.{name}") for name, rule in columns.items()}
-    least = _value(found.get("least_rows", 1), f"{where}.least_rows", _count)
+    images = {key: _image(found[key], f"{where}.{key}") for key in ("image", "mask") if key in found}
     if not rules and "image" not in images:
         raise JobError(f"{where}: it says nothing of the data; add a table `columns` or `image`")
-    if rules and "mask" in images:
-        raise JobError(f"{where}: `columns` and `mask` both describe the targets of an image; keep one of them")
-    return Dataset(rules, least_rows=least, **images)
+    if "mask" in images and (rules or "image" not in images):
+        raise JobError(f"{where}: `mask` is the target of an `image`, in place of `columns`; state image and mask only")
+    return Dataset(rules, **images, **_values(found, where, ("least_rows",)))
 
 
 def _column(table: Any, where: str) -> Column:
-    kind = _table(table, where, None).get("type")
-    if kind not in TYPES:
-        raise JobError(f"{where}: type = {kind!r}; every column has a type: {_list(TYPES)}")
-    for key in table.keys() & (Column._fields - frozenset(TYPES[kind])):
-        raise JobError(f"{where}: `{key}` does not go with type = {kind!r}, whose keys are {_list(TYPES[kind])}")
-    found = _table(table, where, TYPES[kind])
-    column = Column(**{key: _value(value, f"{where}.{key}", _READERS[key]) for key, value in found.items()})
+    kind = _table(table, where).get("type")
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise JobError(f"{where}: type = {kind!r}; every column has one, out of {', '.join(TYPES)}")
+    stray = [key for key in Column._fields if key in table and key not in TYPES[kind]]
+    if stray:
+        raise JobError(f"{where}: {stray[0]!r} does not go with type = {kind!r}; its keys: {', '.join(TYPES[kind])}")
+    column = Column(kind, **_values(_table(table, where, TYPES[kind]), where, TYPES[kind][1:]))
     if kind == "code" and not column.codes:
-        raise JobError(f"{where}: a code needs its list; add for example codes = [0, 1]")
-    return _ordered(column, where)
+        raise JobError(f"{where}: a code needs its list, for example codes = [0, 1]")
+    _check_range(column, where)
+    return column
 
 
 def _image(table: Any, where: str) -> Image:
     found = _table(table, where, Image._fields)
     if "shape" not in found:
-        raise JobError(f"{where}: `shape` is missing; give one image's, for example shape = [1, 64, 64]")
-    return _ordered(
-        Image(**{key: _value(value, f"{where}.{key}", _READERS[key]) for key, value in found.items()}), where
-    )
+        raise JobError(f"{where}: 'shape' is missing; give that of one example, such as shape = [1, 64, 64]")
+    image = Image(**_values(found, where, Image._fields))
+    _check_range(image, where)
+    return image
 
 
-def _ordered[R: Column | Image](rule: R, where: str) -> R:
-    return rule
+def _check_range(rule: Column | Image, where: str) -> None:
+    if rule.min > rule.max:
+        raise JobError(f"{where}: min = {rule.min:g} is above max = {rule.max:g}, so no value would fit")
 
 
-def _table(table: Any, where: str, known: Iterable[str] | None) -> Mapping[str, Any]:
-    """The table, whose keys are all known (None: they are names)."""
+def _table(table: Any, where: str, known: Sequence[str] | None = None) -> Mapping[str, Any]:
+    """The table, all of whose keys are known (None: they are names)."""
     if not isinstance(table, Mapping):
-        raise JobError(f"{where} = {table!r}: this is a table of its own; write [{where.removeprefix('schema ')}]")
-    for key in table if known is not None else ():
+        raise JobError(f"{where} is {table!r}: make it a table, [{where.removeprefix('schema ')}]")
+    for key in table if known else ():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
-            raise JobError(f"{where}: unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"keys: {_list(known)}"))
+            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
+            raise JobError(f"{where}: unknown key {key!r}; {hint}")
     return table
+
+
+def _name(name: Any, where: str) -> str:
+    if not isinstance(name, str) or not name.strip() or is_number(name):
+        raise JobError(f"{where}: {name!r} is no name; use text that is not a number, so that a header can be told from data")
+    return name
+
+
+def is_number(text: str) -> bool:
+    """Whether the text reads as a number, NaN and infinities among them."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _values(table: Mapping[str, Any], where: str, keys: Iterable[str]) -> dict[str, Any]:
+    """The values of those keys that are there, each read as its kind."""
+    found = {}
+    for key in keys:
+        if key in table:
+            try:
+                found[key] = _READERS[key](table[key])
+            except ValueError as error:
+                raise JobError(f"{where}: {key} = {table[key]!r} is not {error}") from None
+    return found
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text")
+    return value
+
+
+def _number(value: Any) -> float:
+    """A finite number; signed bodies hold it as the text of `float.hex`."""
+    if isinstance(value, str) and value.lstrip("-").startswith("0x"):
+        value = float.fromhex(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("a finite number")
+    return float(value)
+
+
+def _share(value: Any) -> float:
+    try:
+        share = _number(value)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError("a share from 0 to 1 (0.3 is 30 %)")
+    return share
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError("a whole number of at least 1")
+    return value
+
+
+def _codes(value: Any) -> tuple[int | str, ...]:
+    codes = tuple(value) if isinstance(value, list | tuple) else ()
+    kinds = {type(code) for code in codes}
+    small = kinds == {int} and max(map(abs, codes)) < MOST_EXACT
+    if not (small or kinds == {str}) or len(set(codes)) < len(codes):
+        raise ValueError("a list of whole numbers, or of texts, each of them once")
+    return codes
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    shape = tuple(value) if isinstance(value, list | tuple) else ()
+    if not shape or not all(type(n) is int and (n > 0 or n == -1) for n in shape):
+        raise ValueError("a list of lengths, such as [1, 64, 64] (-1: any length)")
+    return shape
+
+
+def _dtype(value: Any) -> str:
+    if value not in DTYPES:
+        raise ValueError(f"a dtype out of {', '.join(DTYPES)}")
+    return str(value)
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "unit": _text, "min": _number, "max": _number, "missing": _share, "codes": _codes, "least_each": _count,
+    "least_rows": _count, "shape": _shape, "dtype": _dtype,
+}  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Column | Image | Dataset):
+        usual = value._field_defaults
+        return {key: _plain(held) for key, held in value._asdict().items() if key not in usual or held != usual[key]}
+    if isinstance(value, Mapping):
+        return {key: _plain(held) for key, held in value.items()}
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < MOST_EXACT else value.hex()
+    return list(value) if isinstance(value, tuple) else value

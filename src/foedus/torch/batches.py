@@ -77,7 +77,7 @@ def tensor(x: Any) -> Tensor:
     return made
 
 
-def outputs(model: nn.Module, x: Any) -> Any:
+def forward(model: nn.Module, x: Any) -> Any:
     """What the model makes of a batch's inputs: several are arguments, a mapping's are named arguments."""
     if isinstance(x, Mapping):
         return model(**x)
