@@ -1,10 +1,15 @@
 """A real server and real agents on loopback: the same bits as the simulation, and sites that come and go."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from federations import kinds, simulated, started, submit, until
-from foedus import jobfile, launch, runs
-from toys import JOB, calls
+from foedus import frames, jobfile, launch, runs
+from foedus.params import digest
+from toys import JOB, calls, make_sites
 
 pytestmark = pytest.mark.processes
 
@@ -84,3 +89,40 @@ def test_submit_check_says_what_is_missing_before_anything_trains(tmp_path):
     assert north["ready"] and north["approval"] == "given" and north["rows"]["train"] == 40
     assert not south["ready"] and "rows.csv" in south["why"]
     assert calls(sites) == {"north": 0, "south": 0}
+
+
+def test_after_a_run_updates_are_gone_and_every_site_has_the_model(tmp_path):
+    with started(tmp_path, ["north", "south"]) as (made, _):
+        result = submit(made, rounds=3).wait()
+        blobs = [path for path in (made.home / "server" / "blobs").rglob("*") if path.is_file()]
+        kept = {name: made.site_home(name) / "sites" / name / "models" / result.run for name in ("north", "south")}
+        until(lambda: all((folder / "final.safetensors").exists() for folder in kept.values()))
+        models = [digest(frames.read_model(folder / "final.safetensors")) for folder in kept.values()]
+    assert len(blobs) == 1  # the bundle
+    assert models == [result.digest] * 2
+    rows = runs.journal(result.folder).all("accepted")
+    assert all(row["digest"] and row["size"] and "params" not in row for row in rows)
+
+
+def test_run_with_backend_network_is_one_command(tmp_path):
+    sites = make_sites(tmp_path / "data", ["north", "south"])
+    given = [text for name, path in sites.items() for text in ("--site", f"{name}={path}")]
+    command = [
+        sys.executable,
+        "-m",
+        "foedus",
+        "run",
+        str(JOB),
+        "rounds=2",
+        "--json",
+        "--home",
+        str(tmp_path / "home"),
+        *given,
+    ]
+    told = [
+        json.loads(subprocess.run([*command, "--backend", backend], capture_output=True, check=True).stdout)
+        for backend in ("network", "local")
+    ]
+    assert told[0]["backend"] == "network" and told[0]["digest"] == told[1]["digest"]
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False)
+    assert left.stdout == b"", "a process of the federation is still there"

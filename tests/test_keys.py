@@ -1,0 +1,106 @@
+"""Named randomness: the same names give the same numbers everywhere, other names give others."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from enum import IntEnum
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foedus.keys import Key, key
+
+NAMES = st.one_of(st.integers(), st.text())
+
+
+def test_a_key_is_the_sha_256_of_its_names_as_json() -> None:
+    text = b'[0, 3, 1, "north", "train"]'
+    assert key(0, 3, 1, "north", "train").digest() == hashlib.sha256(text).digest()
+
+
+def test_names_may_be_added_one_after_another() -> None:
+    assert key(0)(3)(1, "north")("train") == key(0, 3, 1, "north", "train")
+
+
+def test_numbers_of_numpy_and_of_python_are_one_name_and_strings_another() -> None:
+    assert key(np.int64(3), np.uint8(7)) == key(3, 7)
+    assert key(np.array(3)).digest() == key(3).digest()
+    assert key(3).digest() != key("3").digest()
+    assert key(np.str_("a")).digest() == key("a").digest()
+
+
+def test_an_enumeration_is_its_number() -> None:
+    class Task(IntEnum):
+        TRAIN = 1
+
+    assert key(Task.TRAIN) == key(1)
+
+
+@pytest.mark.parametrize("name", [1.0, None, True, np.False_, b"a", ("a",), np.array([1, 2])])
+def test_what_is_neither_string_nor_whole_number_is_no_name(name: object) -> None:
+    with pytest.raises(TypeError):
+        key(0, name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (key(1, 23), key(12, 3)),
+        (key(0, "a", "b"), key(0, "ab")),
+        (key(0, "a,b"), key(0, "a", "b")),
+        (key(0, 'a", "b'), key(0, "a", "b")),
+        (key(0, ""), key(0)),
+        (key(-1), key(1)),
+    ],
+)
+def test_names_do_not_run_into_one_another(one: Key, other: Key) -> None:
+    assert one.digest() != other.digest()
+
+
+@pytest.mark.properties
+@given(st.lists(NAMES, min_size=1, max_size=5), st.lists(NAMES, min_size=1, max_size=5))
+def test_two_keys_are_equal_only_if_their_names_are(one: list[int | str], other: list[int | str]) -> None:
+    same = [(type(n), n) for n in one] == [(type(n), n) for n in other]
+    assert (key(*one).digest() == key(*other).digest()) == same  # type: ignore[arg-type]
+
+
+def test_generators_repeat_whoever_draws_first() -> None:
+    first, second = key(0, "north").numpy().normal(size=4), key(0, "south").numpy().normal(size=4)
+    again = [key(0, "south").numpy().normal(size=4), key(0, "north").numpy().normal(size=4)]
+    assert (again[0] == second).all() and (again[1] == first).all() and (first != second).all()
+
+
+def test_torch_generators_repeat() -> None:
+    import torch
+
+    one, two = (torch.rand(4, generator=key(0, "north").torch()) for _ in range(2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, torch.rand(4, generator=key(0, "south").torch()))
+
+
+def test_numbers_fit_every_library() -> None:
+    found = [key(0, i).number() for i in range(1000)]
+    assert all(0 <= n < 2**63 for n in found) and len(set(found)) == 1000
+    assert max(found) > 2**62  # the high bits are used
+
+
+def test_draws_of_neighbouring_keys_are_not_alike() -> None:
+    draws = np.array([key(0, i).numpy().uniform() for i in range(2000)])
+    assert abs(draws.mean() - 0.5) < 0.03  # 4.6 standard errors
+    assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.1
+
+
+@pytest.mark.processes
+def test_a_key_is_the_same_in_every_process() -> None:
+    code = "from foedus.keys import key; print(key(1, 'a').number(), key(1, 'a').numpy().integers(2**62))"
+    runs = [
+        subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": "src"},
+                       capture_output=True, text=True, check=True).stdout
+        for seed in ("0", "77")
+    ]  # fmt: skip
+    assert runs[0] == runs[1] == f"{key(1, 'a').number()} {key(1, 'a').numpy().integers(2**62)}\n"
