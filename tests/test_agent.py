@@ -368,6 +368,17 @@ def test_an_update_with_nan_or_of_other_arrays_is_refused_at_the_site_and_never_
     assert not {task, other} & (rig.server.updates.keys() | rig.server.taken.keys())
 
 
+def test_code_that_a_worker_changed_at_the_site_is_not_run_again(rig: Rig) -> None:
+    rig.submit(options={"mode": "die once"})
+    rig.server.until(lambda: rig.server.ready.get(rig.run))
+    archive = rig.place.folder / "work" / rig.run / "bundle.zip"
+    archive.write_bytes(pack(rig.job, "job.py", requires=["other"]))
+    task = rig.task()
+    decline = rig.server.until(lambda: rig.server.declines.get(task))
+    assert decline["reason"] == "starting the worker: the bundle was changed at this site; restart its agent"
+    assert len(rig.lines("loaded.txt")) == 1
+
+
 def test_a_worker_that_dies_once_is_replaced_and_its_task_computed_again(rig: Rig) -> None:
     rig.submit(options={"mode": "die once"})
     task = rig.task()

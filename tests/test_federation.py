@@ -94,7 +94,8 @@ def test_submit_check_says_what_is_missing_before_anything_trains(tmp_path):
 def test_after_a_run_updates_are_gone_and_every_site_has_the_model(tmp_path):
     with started(tmp_path, ["north", "south"]) as (made, _):
         result = submit(made, rounds=3).wait()
-        blobs = [path for path in (made.home / "server" / "blobs").rglob("*") if path.is_file()]
+        server = made.home / "server"
+        blobs = [path for room in ("blobs", "updates") for path in (server / room).rglob("*") if path.is_file()]
         kept = {name: made.site_home(name) / "sites" / name / "models" / result.run for name in ("north", "south")}
         until(lambda: all((folder / "final.safetensors").exists() for folder in kept.values()))
         models = [digest(frames.read_model(folder / "final.safetensors")) for folder in kept.values()]

@@ -98,9 +98,8 @@ def test_draws_of_neighbouring_keys_are_not_alike() -> None:
 @pytest.mark.processes
 def test_a_key_is_the_same_in_every_process() -> None:
     code = "from foedus.keys import key; print(key(1, 'a').number(), key(1, 'a').numpy().integers(2**62))"
-    runs = [
-        subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": "src"},
-                       capture_output=True, text=True, check=True).stdout
-        for seed in ("0", "77")
-    ]  # fmt: skip
+    runs = []
+    for seed in ("0", "77"):
+        env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        runs.append(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout)
     assert runs[0] == runs[1] == f"{key(1, 'a').number()} {key(1, 'a').numpy().integers(2**62)}\n"

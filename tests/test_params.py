@@ -103,7 +103,7 @@ def test_the_trainable_part_is_the_same_memory() -> None:
 )
 def test_params_that_do_not_match_do_not_add(other: dict[str, Any]) -> None:
     p = Params({"w": np.zeros(2, np.float32)})
-    with pytest.raises(FoedusError, match="do not match.*'[wv]'"):
+    with pytest.raises(FoedusError, match=r"do not match.*'[wv]'"):
         p + Params(other)
     with pytest.raises(FoedusError, match="do not match"):
         p - Params(other)

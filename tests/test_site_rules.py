@@ -254,10 +254,10 @@ def test_joining_checks_everything_before_the_token_is_used_up(tmp_path: Path) -
 
 
 def test_progress_is_told_where_somebody_listens_and_does_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    fd.progress()
+    fd.progress()  # type: ignore[operator]
     told: list[int] = []
     monkeypatch.setattr(module, "tell", told.append)
-    fd.progress()
-    fd.progress(3)
+    fd.progress()  # type: ignore[operator]
+    fd.progress(3)  # type: ignore[operator]
     module.progress(2)
     assert told == [1, 3, 2]

@@ -17,10 +17,9 @@ PARTS = {"train": 8, "valid": 8, "test": 40}  # patients, one slice of each
 CORE, RIM, OEDEMA = 1, 2, 3
 
 
-# A scanner and the lesions of its patients. Pairs are for T1c and FLAIR, signals relative to white matter, lengths in mm;
+# A scanner and the lesions of its patients: pairs are for T1c and FLAIR, signals relative to white matter, in mm;
 # `spots` in white matter, on average, are no tumour; `share` of the patients have a lesion.
-FIELDS = "gamma grey fluid bias noise blur rim oedema radius spread where spot spots share"
-Hospital = namedtuple("Hospital", FIELDS)
+Hospital = namedtuple("Hospital", "gamma grey fluid bias noise blur rim oedema radius spread where spot spots share")
 HOSPITALS = {
     "A": Hospital((1, 1), 1.25, 0.15, 0.15, 0.03, (0.8, 0.8), 1.3, 1.6, (7, 16), (8, 18), (-28, 25), 22, 0, 0.8),
     "B": Hospital((0.75, 0.8), 1.1, 0.3, 0.25, 0.045, (1.8, 1.4), 1.2, 1.55, (8, 15), (6, 16), (28, -45), 16, 0, 0.8),
@@ -96,15 +95,14 @@ def lesion(anatomy, off, radius, h, rng):
     far = np.hypot(along * stretch, across / stretch).reshape(SIZE, SIZE) + 0.13 * radius * smooth(rng, 5)
     tumour = (far < radius) & (anatomy["gm"] + anatomy["wm"] > 0.3)
     core = tumour & (far < radius - np.clip(radius / 2, 1.5, rim))
-    oedema = (far < radius + rng.uniform(*h.spread)) & (anatomy["wm"] > 0.5)
+    oedema = (far < radius + rng.uniform(*h.spread)) & (gaussian_filter(anatomy["wm"], 2 / PIXEL) > 0.5)
     return np.select([core, tumour, oedema], [CORE, RIM, OEDEMA], 0).astype(np.uint8)
 
 
 def signals(anatomy, truth, h, rng):
     """T1c and FLAIR without a scanner's faults, white matter being about 1."""
     grey, white = anatomy["gm"], anatomy["wm"]
-    fluid = np.clip(anatomy["head"] - grey - white, 0, 1)
-    t1c, flair = anatomy["t1"] / 0.8, h.grey * grey + white + h.fluid * fluid
+    t1c, flair = anatomy["t1"] / 0.8, h.grey * grey + white + h.fluid * np.clip(anatomy["head"] - grey - white, 0, 1)
     for _ in range(rng.poisson(h.spots)):
         (x,), (y,) = drawn(np.indices(white.shape), white, rng)[:, 0]
         flair[x : x + 2, y : y + rng.integers(1, 3)] = h.oedema
@@ -117,7 +115,9 @@ def signals(anatomy, truth, h, rng):
 def scanned(image, head, h, rng):
     """What this hospital's scanner makes of it, with mean 0 and standard deviation 1 in the head."""
     for channel, (gamma, blur) in enumerate(zip(h.gamma, h.blur, strict=True)):
-        x = gaussian_filter(np.clip(image[channel], 0, None) ** gamma, blur / PIXEL) * np.exp(h.bias * smooth(rng, 40))
+        field = smooth(rng, 40)
+        x = gaussian_filter(np.clip(image[channel], 0, None) ** gamma, blur / PIXEL)
+        x *= 1 + h.bias * field / abs(field).max()
         x = np.hypot(x + h.noise * rng.standard_normal(x.shape), h.noise * rng.standard_normal(x.shape))
         image[channel] = (x - x[head].mean()) / x[head].std()
     return image.astype(np.float32)
@@ -131,3 +131,9 @@ def write(folder, seed=0, hospitals="ABCDE", parts=PARTS):
             image, truth = patient(hospital, fd.key(seed, "patient", hospital, part, n))
             np.savez(Path(folder, hospital, f"{part}-{n:02}.npz"), image=image, truth=truth)
     return {hospital: Path(folder, hospital) for hospital in hospitals}
+
+
+def read(folder, part):
+    """The slices of a part in this folder and the folders in it: images (n, 2, 64, 64), truths (n, 64, 64)."""
+    files = [np.load(path) for path in sorted(folder.rglob(f"{part}-*.npz"))]
+    return np.stack([file["image"] for file in files]), np.stack([file["truth"] for file in files]).astype(np.int64)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foedus.errors import WireError
+from foedus.errors import FoedusError, WireError
 from foedus.params import DTYPES, HALVES, Array, Leaf, Params, kind
 
 VERSION = 1
@@ -94,6 +94,13 @@ def read_model(path: str | os.PathLike[str]) -> Params:
     Raises WireError for a file that cannot be read.
     """
     view = _mapped(path)
+    try:
+        return _model(view)
+    except FoedusError as error:
+        raise WireError(f"{path}: {error}") from error
+
+
+def _model(view: memoryview) -> Params:
     header, notes, start = _parsed(view)
     raw = np.frombuffer(view, np.uint8, offset=start)
     found = {name: _entry(name, info, raw.size) for name, info in header.items()}
@@ -104,7 +111,7 @@ def read_model(path: str | os.PathLike[str]) -> Params:
         arrays = {name: _flat(raw, *found[name][::2], found[name].end).reshape(found[name].shape) for name in kinds}
         return Params(arrays, {name: kind for name, kind in kinds.items() if kind})
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise WireError(f"{path}: its description does not fit its arrays ({error}): it is damaged") from error
+        raise WireError(f"its description does not fit its arrays ({error}): it is damaged") from error
 
 
 def _framed(meta: Mapping[str, Any], blocks: list[tuple[str, Array, list[tuple[str, Leaf]]]]) -> Frame:
@@ -160,7 +167,11 @@ def unpack(data: bytes | bytearray | memoryview | mmap.mmap) -> Any:
 
 def read(path: str | os.PathLike[str]) -> Any:
     """The tree in a file, memory-mapped: arrays are loaded as they are touched. Raises WireError."""
-    return unpack(_mapped(path))
+    view = _mapped(path)
+    try:
+        return unpack(view)
+    except WireError as error:
+        raise WireError(f"{path}: {error}") from error
 
 
 def _mapped(path: str | os.PathLike[str]) -> memoryview:

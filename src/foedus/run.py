@@ -21,9 +21,10 @@ from foedus.keys import key
 from foedus.metrics import Metric
 from foedus.params import Params
 from foedus.stop import Stop
-from foedus.work import EVALUATE, values
+from foedus.work import EVALUATE, certainty, values, worst
 
 CHECKPOINT_SHARE = 20  # a checkpoint may take a twentieth of the time since the last one
+SLOW = 0.005  # seconds a site: in such a round the intervals cost nothing that is felt
 
 
 class Plan(NamedTuple):
@@ -149,14 +150,14 @@ def _round(plan: Plan, here: Here, runner: Runner, journal: Journal, checkpoints
     began = time.monotonic()
     context = _open(plan, here, runner, journal, script)
     state, totals = _play(plan, here.state, context, runner)
-    line: dict[str, Any] = {"round": here.round}
-    per_site: dict[str, dict[str, Any]] = {}
-    _measure(plan, totals, line, per_site)
     if _evaluates(plan, here.round):
-        _measure(plan, _evaluate(plan, state, context, len(totals), runner), line, per_site)
-    line["seconds"] = round(time.monotonic() - began, 6)
+        totals = [*totals, *_evaluate(plan, state, context, len(totals), runner)]
+    metrics, per_site = _measured(plan, totals)
+    line = {"round": here.round, **metrics, "seconds": round(time.monotonic() - began, 6)}
+    ends = _reason(plan, here._replace(round=here.round + 1, history=(*here.history, line)), script) is not None
+    facts = _facts(plan, totals, per_site, ends or line["seconds"] > SLOW * len(per_site))
     here = _improved(plan, here._replace(state=state), line)
-    return _step(plan, here, line, per_site, runner, journal, checkpoints)
+    return _step(plan, here, line, facts, runner, journal, checkpoints)
 
 
 def _open(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Journal) -> RoundContext:
@@ -236,19 +237,29 @@ def _last_words(plan: Plan, here: Here, runner: Runner, journal: Journal, script
     if not plan.evaluate or not here.round or _evaluates(plan, here.round - 1):
         return here
     context = _open(plan, here, runner, journal, script)
-    line, per_site = dict(here.history[-1]), dict[str, dict[str, Any]]()
-    _measure(plan, _evaluate(plan, here.state, context, 0, runner), line, per_site)
-    journal.add("step", round=here.round, digest="", seconds=0.0, metrics=line, per_site=per_site, checkpoint=None)
+    totals = _evaluate(plan, here.state, context, 0, runner)
+    metrics, per_site = _measured(plan, totals)
+    line, facts = {**here.history[-1], **metrics}, _facts(plan, totals, per_site, True)
+    journal.add("step", round=here.round, digest="", seconds=0.0, metrics=line, checkpoint=None, **facts)
     last = _improved(plan, here._replace(round=here.round - 1), line)
     return last._replace(round=here.round, history=(*here.history[:-1], line))
 
 
-def _measure(plan: Plan, totals: Sequence[Total], line: dict[str, Any], per_site: dict[str, dict[str, Any]]) -> None:
+def _measured(plan: Plan, totals: Sequence[Total]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The pooled metrics, and those of each site."""
+    pooled, per_site = dict[str, Any](), dict[str, dict[str, Any]]()
     for total in totals:
         for outcome in total.outcomes:
             if outcome.metrics:
                 per_site.setdefault(outcome.site, {}).update(_read(plan, outcome))
-        line.update(values(total.metrics, plan.metrics.values()))
+        pooled.update(values(total.metrics, plan.metrics.values()))
+    return pooled, per_site
+
+
+def _facts(plan: Plan, totals: Sequence[Total], per_site: Mapping[str, Any], sure: bool) -> dict[str, Any]:
+    """What a step row says of the sites; in fast rounds that others follow nobody would look at the intervals."""
+    facts = {"per_site": per_site, "worst": worst(per_site, plan.metrics.values())}
+    return facts | (certainty(totals, plan.metrics.values()) if sure else {})
 
 
 def _read(plan: Plan, outcome: Outcome) -> dict[str, float | None]:
@@ -272,8 +283,8 @@ def _improved(plan: Plan, here: Here, line: Mapping[str, Any]) -> Here:
 def _step(
     plan: Plan,
     here: Here,
-    line: dict[str, Any],
-    per_site: Mapping[str, Any],
+    line: Mapping[str, Any],
+    facts: Mapping[str, Any],
     runner: Runner,
     journal: Journal,
     checkpoints: Checkpoints,
@@ -291,8 +302,8 @@ def _step(
         digest=state.digest(),
         seconds=line["seconds"],
         metrics=metrics,
-        per_site=per_site,
         checkpoint=name,
+        **facts,
     )
     point("run.after-step")
     row = journal.find("step", here.round)

@@ -88,7 +88,8 @@ def _admit(arithmetic: Fixed, part: Slice, weight: float) -> None:
     if weight > arithmetic.wmax:
         raise OutOfBound(f"weight {weight:g} is above wmax={arithmetic.wmax:g}; raise wmax")
     for group, x in part.items():
-        peak = float(np.abs(x).max(initial=0))
+        with np.errstate(invalid="ignore"):  # NaN is found below
+            peak = float(np.abs(x).max(initial=0))
         if not peak <= arithmetic.bound:
             raise OutOfBound(f"{peak:g} is above bound={arithmetic.bound:g}; clip, or raise the bound", group)
 

@@ -220,7 +220,7 @@ class App:
         return ranged(path, asked.request.headers)
 
     def offset(self, asked: Asked) -> Response:
-        with self.hub.blobs.part(self._upload_id(asked)) as part:
+        with self.hub.updates(asked.name).part("/".join(asked.parts)) as part:
             return answer({"offset": part.offset})
 
     def upload(self, asked: Asked) -> Response:
@@ -235,26 +235,25 @@ class App:
                 task = host.book.tasks.get((round, number))
                 if host.over or task is None or not task.wants(asked.name, attempt):
                     return answer({"status": "dropped"}, 410)
-        if known is not None or self.hub.blobs.has(claim.digest):
+        blobs = self.hub.updates(asked.name)
+        if known is not None or blobs.has(claim.digest):
             return answer({"offset": total})
-        self.hub.blobs.require(total - begin)
-        with self.hub.blobs.part(self._upload_id(asked)) as part:
+        blobs.require(total - begin)
+        with blobs.part("/".join(asked.parts)) as part:
             if part.offset != begin:
                 return answer({"offset": part.offset, "error": "go on from this offset"}, 409)
             _pour(request, part)
             part.finish(claim.digest, total)
         return answer({"offset": total})
 
-    def _upload_id(self, asked: Asked) -> str:
-        return "/".join((asked.name, *asked.parts))
-
     def update(self, asked: Asked) -> Response:
         envelope = asked.json()["envelope"]
         body = self._opened(asked, envelope, "foedus/update/1")
         metrics = json.dumps(body["metrics"], sort_keys=True).encode() if body.get("metrics") else b""
-        if not self.hub.blobs.has(body["digest"]) and not self._known(asked.name, body):
+        blobs = self.hub.updates(asked.name)
+        if not blobs.has(body["digest"]) and not self._known(asked.name, body):
             return answer({"status": "send", "why": "its bytes are not here: upload them first"}, 409)
-        stored = self.hub.blobs.put(metrics) if metrics else ""
+        stored = blobs.put(metrics) if metrics else ""
         with self.hub.news:
             found = self.hub.host(body["run"]).deliver(asked.name, body, stored)
             if isinstance(found, Delivery):

@@ -47,6 +47,7 @@ class Hub:
         self.store = SqlStore(place.url)
         self.members = Members(self.store, place.federation)
         self.blobs = Blobs(place.folder / "blobs")
+        self.of_sites: dict[str, Blobs] = {}
         self.news = News()
         self.hosts: dict[str, Host] = {}
         self.key = place.key()
@@ -75,9 +76,16 @@ class Hub:
 
     def _open(self, run: str) -> Host:
         epoch = self.store.acquire(run, this_process(), LEASE)
-        context = Context(self.store, self.blobs, self.members, self.news, self.key, self.place.folder)
+        context = Context(self.store, self.blobs, self.updates, self.members, self.news, self.key, self.place.folder)
         host = self.hosts[run] = Host(context, run, epoch)
         return host
+
+    def updates(self, site: str) -> Blobs:
+        """The blobs of one site."""
+        with self.news:
+            if site not in self.of_sites:
+                self.of_sites[site] = Blobs(self.place.folder / "updates" / site)
+            return self.of_sites[site]
 
     def _serve(self, host: Host) -> None:
         thread = threading.Thread(target=self._served, args=(host,), name=f"run {host.run}", daemon=True)

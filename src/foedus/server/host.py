@@ -4,13 +4,14 @@ The journal, blobs and members come in; the Job itself never does."""
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,8 @@ class Context(NamedTuple):
     """What all runs of a server share; `news` is notified whenever anything changed."""
 
     store: Store
-    blobs: Blobs
+    blobs: Blobs  # what submitters sent
+    updates: Callable[[str], Blobs]  # what one site sent; nobody else's bytes can be claimed by knowing their digest
     members: Members
     news: threading.Condition
     key: Any
@@ -272,7 +274,7 @@ class Host:
     def _check(self, pipe: Pipe, delivery: Delivery) -> None:
         body = delivery.body
         task = self.book.tasks[body["round"], body["task"]]
-        fd = os.open(self.context.blobs.path(body["digest"]), os.O_RDONLY)
+        fd = os.open(self.context.updates(delivery.site).path(body["digest"]), os.O_RDONLY)
         try:
             found = pipe.ask({"check": {"task": task.number, "site": delivery.site}}, [fd])
         except WireError:
@@ -339,13 +341,13 @@ class Host:
                 "task": c["task"],
                 "age": task.round - c["round"],
                 "weight": c["weight"],
-                "metrics": self._metrics(c["metrics"]),
+                "metrics": self._metrics(c["site"], c["metrics"]),
             }
             for c in counted
             if c
         ]
         outcomes = [o[:3] for o in row["outcomes"]]
-        fds = [os.open(self.context.blobs.path(c["digest"]), os.O_RDONLY) for c in counted if c]
+        fds = [os.open(self.context.updates(c["site"]).path(c["digest"]), os.O_RDONLY) for c in counted if c]
         try:
             pipe.send({"task": task.number, "close": close, "outcomes": outcomes}, fds)
         finally:
@@ -367,16 +369,14 @@ class Host:
         found = [a for a in range(16) if self.journal.find("accepted", round, number, site, a)]
         return found[-1] if found else 0
 
-    def _metrics(self, digest: str) -> Any:
-        import json
-
-        return json.loads(self.context.blobs.path(digest).read_bytes()) if digest else {}
+    def _metrics(self, site: str, digest: str) -> Any:
+        return json.loads(self.context.updates(site).path(digest).read_bytes()) if digest else {}
 
     def _settled(self, round: int) -> None:
         """Deletes the updates of rounds that are over: the journal keeps their digests, never their arrays."""
         for accepted in self.book.done(round):
             for digest in filter(None, (accepted.digest, accepted.metrics)):
-                self.context.blobs.delete(digest)
+                self.context.updates(accepted.origin.site).delete(digest)
         for path in [*self.scratch.glob("payload-*"), *self.scratch.glob("total-*")]:
             r, number = map(int, path.stem.split("-")[1:3])
             task = self.book.tasks.get((r, number))

@@ -21,12 +21,12 @@ from foedus.site.shelf import Shelf
 from foedus.site.tasks import Tasks
 from foedus.site.transfer import fetch, holds
 from foedus.site.trust import Code, Roll, consent
-from foedus.site.workerhost import WorkerHost
+from foedus.site.workerhost import ARCHIVE, WorkerHost
 from foedus.wire.bundle import MOST_BYTES, unpack
 from foedus.wire.link import Member
 
 RUNS, ENDED = "runs", "ended"
-ARCHIVE, SOURCE = "bundle.zip", "source"  # what was signed, and the same for the owner to read
+SOURCE = "source"  # in the run's folder: its code for the owner to read
 LOADING = 600.0  # seconds without progress in which the data must be loaded
 Json = dict[str, Any]
 
@@ -255,7 +255,7 @@ class SiteRun:
         if self.worker is None or self.worker.loading != loading:
             self._retire()
             log = place.folder / "logs" / f"{self.run}.log"
-            self.worker = WorkerHost(self.folder, self.folder / ARCHIVE, log, loading)
+            self.worker = WorkerHost(self.folder, offer.bundle, log, loading)
         return self.worker
 
     def _retire(self) -> None:

@@ -17,10 +17,11 @@ from typing import Any, final
 import foedus
 from foedus.errors import FoedusError, WireError
 from foedus.site.link import Stopped
-from foedus.site.orders import Activity
-from foedus.wire.bundle import unpack
+from foedus.site.orders import Activity, Blob
+from foedus.wire.bundle import digest, unpack
 from foedus.wire.pipe import Pipe, pair
 
+ARCHIVE = "bundle.zip"  # in the run's folder: the code as it was signed
 GLANCE = 0.5
 MOST_LOG = 5 << 20
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -47,7 +48,7 @@ class Raised(FoedusError):
 class WorkerHost:
     """One run's worker, kept warm between Tasks. `bundle` is its code, `loading` the message that makes it ready."""
 
-    def __init__(self, folder: Path, bundle: Path, log: Path, loading: Json) -> None:
+    def __init__(self, folder: Path, bundle: Blob, log: Path, loading: Json) -> None:
         self.folder, self.bundle, self.log, self.loading = folder, bundle, log, loading
         self.process: subprocess.Popen[bytes] | None = None
         self.pipe: Pipe | None = None
@@ -98,7 +99,10 @@ class WorkerHost:
         for old in (code, scratch):
             shutil.rmtree(old, ignore_errors=True)
         scratch.mkdir(parents=True)
-        unpack(self.bundle.read_bytes(), code)  # anew each time: the last worker may have changed what was approved
+        data = (self.folder / ARCHIVE).read_bytes()
+        if digest(data) != self.bundle.digest:  # checked and unpacked anew each time: the last worker could change both
+            raise Raised("starting the worker", "the bundle was changed at this site; restart its agent")
+        unpack(data, code)
         self.log.parent.mkdir(exist_ok=True)
         self.pipe, theirs = pair()
         with theirs, self.log.open("ab") as out:

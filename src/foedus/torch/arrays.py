@@ -90,8 +90,8 @@ def fitting(params: Params, spec: Spec) -> Params:
     theirs, ours = ({x.name: (x.dtype, x.shape, x.kind) for x in leaves} for leaves in (params.spec, spec))
     for name in sorted(theirs.keys() | ours.keys()):
         if theirs.get(name) != ours.get(name):
-            raise JobError(f"array {name!r} is {_said(theirs.get(name))} in the global model and {_said(ours.get(name))} in "
-                           "this learner's: start from a model of the same class")  # fmt: skip
+            differ = f"{_said(theirs.get(name))} in the global model, {_said(ours.get(name))} in this learner's"
+            raise JobError(f"array {name!r} is {differ}: start from a model of the same class")
     return params.ordered(spec)
 
 
@@ -119,7 +119,7 @@ def _places(model: nn.Module) -> Iterator[Place]:
 
 
 def _travels(x: Tensor) -> bool:
-    lazy = isinstance(x, nn.parameter.UninitializedTensorMixin)
+    lazy = isinstance(x, (nn.UninitializedParameter, nn.UninitializedBuffer))
     return not lazy and str(x.dtype).removeprefix("torch.") in DTYPES and x.layout == torch.strided
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import default_collate
 
 from foedus.data import Pairs
@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 
     x: Any
     y: Any
-    count: int
+    n: int
 
 
 class Feed(NamedTuple):
@@ -46,25 +46,25 @@ class Feed(NamedTuple):
             x, y, _ = self.batch(data[part], len(part))
             yield from map(Batch, x.split(size), y.split(size), (len(few) for few in _cut(part, size)))
 
-    def batch(self, pair: Any, count: int) -> Batch:
+    def batch(self, pair: Any, n: int) -> Batch:
         """(inputs…, target) as a Batch."""
         if not isinstance(pair, (tuple, list)) or len(pair) < 2:
             raise JobError(f"an example is {type(pair).__name__}: a dataset gives (input, target); see collate=…")
         *inputs, target = pair
         x = inputs[0] if len(inputs) == 1 else tuple(inputs)
-        return Batch(_each(x, self._input), _each(target, self._target), count)
+        return Batch(_each(x, self._input), _each(target, self._target), n)
 
     def _collated(self, examples: list[Any]) -> Any:
         return (self.collate or default_collate)(examples)
 
     def _input(self, x: Any) -> Tensor:
-        x = tensor(x)
-        return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype)
+        made = tensor(x)
+        return made.to(self.device, self.dtype if made.is_floating_point() else made.dtype)
 
     def _target(self, y: Any) -> Tensor:
-        y = tensor(y)
-        whole = y.dtype if y.dtype == torch.bool else torch.int64
-        return y.to(self.device, self.dtype if y.is_floating_point() else whole)
+        made = tensor(y)
+        whole = torch.bool if made.dtype == torch.bool else torch.int64
+        return made.to(self.device, self.dtype if made.is_floating_point() else whole)
 
 
 def tensor(x: Any) -> Tensor:
@@ -77,11 +77,11 @@ def tensor(x: Any) -> Tensor:
     return made
 
 
-def forward(model: nn.Module, x: Any) -> Any:
-    """What the model makes of a batch's inputs: several are arguments, a mapping's are named arguments."""
+def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a model is called with a batch's inputs: several are arguments, a mapping's are named arguments."""
     if isinstance(x, Mapping):
-        return model(**x)
-    return model(*x) if isinstance(x, tuple) else model(x)
+        return (), dict(x)
+    return x if isinstance(x, tuple) else (x,), {}
 
 
 def order(examples: int, size: int, generator: np.random.Generator, drop_last: bool) -> Iterator[Array]:

@@ -22,7 +22,7 @@ from foedus.params import Array, Params
 from foedus.progress import progress
 from foedus.torch import build
 from foedus.torch.arrays import as_array, snapshot
-from foedus.torch.batches import Batch, Feed, forward, measured_at_once, order
+from foedus.torch.batches import Batch, Feed, arguments, measured_at_once, order
 from foedus.torch.loop import Context
 from foedus.torch.losses import checked, natural, per_example
 from foedus.torch.machine import Machine
@@ -39,15 +39,16 @@ class TorchLearner:
         trainable; frozen ones and float buffers are buffers (a frozen array's difference is zero, so that it stays what
         it is); other buffers are integer. Tied parameters travel once, under their first name.
     loss: (outputs, targets) -> mean over the batch. `optimizer`: parameters -> optimizer, made new for each Task.
-    epochs, batch_size: of one Task; `steps` counts optimizer steps instead of epochs; `drop_last` leaves out the smaller
-        last batch of an epoch. The order is that of `key("order").numpy()`, a permutation an epoch.
-    schedule: round (from 0) -> factor of the learning rates. `clip`: the largest norm of the gradient that a step takes,
-        the algorithm's correction included.
+    epochs, batch_size: of one Task; `steps` counts optimizer steps instead of epochs; `drop_last` leaves out the
+        smaller last batch of an epoch. The order is that of `key("order").numpy()`, a permutation an epoch.
+    schedule: round (from 0) -> factor of the learning rates. `clip`: the largest norm of the gradient that a step
+        takes, the algorithm's correction included.
     dtype: of parameters and buffers, for example "bfloat16". Float inputs and targets take the model's dtype.
     device: "auto" is a GPU where there is one. `collate` puts a dataset's examples together, as in DataLoader.
     outputs: what metrics read of that which the model returns, itself by default; `reads`: logits or probabilities.
     train: one's own loop instead, `train(model, split, ctx)`, see `Context`. It changes the model in place and returns
-        metrics or (metrics, weight). Where it comes without `loss`, the metric is cross-entropy, or squared error of floats.
+        metrics or (metrics, weight). Without a `loss`, the metric of that name is cross-entropy, or squared error of
+        floats.
 
     >>> from functools import partial
     >>> learner = TorchLearner(partial(nn.Linear, 4, 2), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.1))
@@ -55,12 +56,26 @@ class TorchLearner:
     {'weight': 'trainable', 'bias': 'trainable'}
     """
 
-    def __init__(self, model: Any, loss: Callable[..., Any] | None = None, optimizer: Callable[..., Any] | None = None,
-                 epochs: int = 1, batch_size: int = 32, metrics: Sequence[Any] = (), *, steps: int | None = None,
-                 schedule: Callable[[int], float] | None = None, clip: float | None = None, drop_last: bool = False,
-                 dtype: Any = None, device: str = "auto", collate: Callable[..., Any] | None = None,
-                 outputs: Callable[[Any], Tensor] | None = None, reads: measures.Reads = "logits",
-                 train: Callable[..., Any] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: Any,
+        loss: Callable[..., Any] | None = None,
+        optimizer: Callable[..., Any] | None = None,
+        epochs: int = 1,
+        batch_size: int = 32,
+        metrics: Sequence[Any] = (),
+        *,
+        steps: int | None = None,
+        schedule: Callable[[int], float] | None = None,
+        clip: float | None = None,
+        drop_last: bool = False,
+        dtype: Any = None,
+        device: str = "auto",
+        collate: Callable[..., Any] | None = None,
+        outputs: Callable[[Any], Tensor] | None = None,
+        reads: measures.Reads = "logits",
+        train: Callable[..., Any] | None = None,
+    ) -> None:
         self.model, self.loss, self.optimizer, self.own = model, loss and checked(loss), optimizer, train
         self.epochs, self.batch_size, self.steps, self.drop_last = epochs, batch_size, steps, drop_last
         self.schedule, self.clip, self.dtype, self.device = schedule, clip, build.floating(dtype), device
@@ -95,7 +110,7 @@ class TorchLearner:
             machine.model.train()
             with named(key("torch"), machine.device, self.own is not None or not isinstance(split.train, Pairs)):
                 fit = work(split, key, correct)
-            return fit._replace(params=machine.read().ordered(params.spec))
+            return fit._replace(params=fit.params.ordered(params.spec))
         except BaseException:
             vars(self).pop("machine", None)  # whatever was half done to it
             raise
@@ -108,6 +123,7 @@ class TorchLearner:
         self.machine.model.eval()
         losses = per_example(self.loss) if self.loss else natural if self.reads == "logits" else None
         wanted = [m for m in map(measures.metric, metrics) if losses or m.name != "loss"]
+        losses = losses if any(m.name == "loss" for m in wanted) else None
         with named(EVALUATION, self.machine.device, not isinstance(data, Pairs)), torch.no_grad():
             batches = self._feed().batches(data, np.arange(len(data)), measured_at_once(data))
             return measures.add(self._measured(batch, wanted, losses) for batch in batches)
@@ -118,7 +134,7 @@ class TorchLearner:
         return epochs if self.steps else islice(epochs, self.epochs)
 
     def loss_fn(self, params: Mapping[str, Tensor], batch: Any, key: Key) -> Tensor:
-        """The mean loss of `batch` = (inputs, targets), a pure function: dropout is drawn by `key`, buffers stay as they are.
+        """The mean loss of `batch` = (inputs, targets) in training, purely: `key` draws dropout, no buffer changes.
 
         `params`: name -> tensor; what is missing is the model's own. It may be differentiated or mapped by torch.func.
         """
@@ -127,7 +143,7 @@ class TorchLearner:
         kept = {name: tensor.clone() for name, tensor in model.named_buffers()}
         arrays = {**kept, **{name: x.clone() if name in kept else x for name, x in params.items()}}
         with named(key, self.machine.device):
-            return self._loss(torch.func.functional_call(model, arrays, *_arguments(x)), y)
+            return self._loss(torch.func.functional_call(model, arrays, *arguments(x)), y)
 
     def step(self, params: Params, batch: Any, key: Key, correct: Correct | None = None) -> tuple[Params, float]:
         """The model after one step of a new optimizer on `batch`, and the loss before it: a pure function of these."""
@@ -138,3 +154,113 @@ class TorchLearner:
             loss = self._step(self._optimizer(key), self._feed().batch(batch, 0), correct)
         machine.clear()
         return machine.read().ordered(params.spec), float(loss)
+
+    def _steps(self, split: Split, key: Key, correct: Correct | None) -> Fit:
+        device, optimizer = self.machine.device, self._optimizer(key)
+        rows = self.order(len(split.train), key)
+        batches = chain.from_iterable(self._feed().batches(split.train, epoch, self.batch_size) for epoch in rows)
+        seen = []
+        for batch in _seeded(islice(batches, self.steps), key, device):
+            seen.append((self._step(optimizer, batch, correct), batch.n))
+            progress()
+        sums = _sums(seen, key)
+        return Fit(self.machine.read(), len(split.train), len(seen), optimizer.lr * len(seen), {"train_loss": sums})
+
+    def _step(self, optimizer: Optimizer, batch: Batch, correct: Correct | None) -> Tensor:
+        self.machine.clear()
+        args, named_args = arguments(batch.x)
+        loss = self._loss(self.machine.model(*args, **named_args), batch.y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if correct is not None:
+            self.machine.correct(correct)
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.machine.trained, self.clip)
+        optimizer.step()
+        return loss.detach()
+
+    def _own_loop(self, own: Callable[..., Any], split: Split, key: Key, correct: Correct | None) -> Fit:
+        loop = Loop(key("order").torch(), correct)
+        returned = own(self.machine.model, split, Context(loop.generator, self.machine, loop, _round(key)))
+        return fitted(loop, self.machine.read(), split, returned)
+
+    def _optimizer(self, key: Key) -> Optimizer:
+        if self.optimizer is None:
+            raise JobError("this learner has its own loop: it takes no steps by itself")
+        return optimizer(self.optimizer, self.machine.trained, self.schedule(_round(key)) if self.schedule else 1.0)
+
+    def _feed(self) -> Feed:
+        return Feed(self.machine.device, self.machine.dtype, self.collate)
+
+    def _loss(self, outputs: Any, targets: Any) -> Tensor:
+        if self.loss is None:
+            raise JobError("this learner has its own loop and no loss=…")
+        loss: Tensor = self.loss(outputs, targets)
+        return loss
+
+    def _measured(self, batch: Batch, wanted: Sequence[Any], losses: Callable[..., Tensor] | None) -> dict[str, Array]:
+        args, named_args = arguments(batch.x)
+        made = self.machine.model(*args, **named_args)
+        read = self.outputs(made) if self.outputs else made
+        if not isinstance(read, Tensor):
+            raise JobError(f"the model returns {type(read).__name__}: say what metrics read, as outputs=lambda made: …")
+        each = _floats(losses(read if losses is natural else made, batch.y)) if losses else None
+        return measures.measure(wanted, _floats(read), _floats(batch.y), each, self.reads)
+
+
+def _check(learner: TorchLearner) -> None:
+    own = learner.own is not None
+    if not own and (learner.loss is None or learner.optimizer is None):
+        raise JobError("a TorchLearner needs loss=… and optimizer=… (and steps by itself) or train=… (your own loop)")
+    given = [name for name in ("optimizer", "steps", "schedule", "clip") if getattr(learner, name) is not None]
+    if own and given:
+        raise JobError(f"a TorchLearner with train=… takes no steps by itself: move {', '.join(given)} into your loop")
+    steps = 1 if learner.steps is None else learner.steps
+    for name, value in (("epochs", learner.epochs), ("batch_size", learner.batch_size), ("steps", steps)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise JobError(f"TorchLearner({name}={value!r}): it must be a whole number of at least 1")
+    if learner.clip is not None and not learner.clip > 0:
+        raise JobError(f"TorchLearner(clip={learner.clip!r}): it must be a positive number")
+
+
+def _described(x: Any) -> Any:
+    if x is None or isinstance(x, (bool, int, float, str)):
+        return x
+    if isinstance(x, partial):
+        return [_described(x.func), *map(_described, x.args), {k: _described(v) for k, v in x.keywords.items()}]
+    if isinstance(x, (list, tuple)) and not hasattr(x, "_fields"):
+        return [_described(part) for part in x]
+    if isinstance(x, torch.dtype):
+        return str(x)
+    named = x if hasattr(x, "__qualname__") else type(x)
+    return [named.__module__, named.__qualname__]
+
+
+def _round(key: Key) -> int:
+    return int(key.names[1]) if len(key.names) > 1 else 0
+
+
+def _seeded(batches: Iterator[Batch], key: Key, device: torch.device) -> Iterator[Batch]:
+    """The batches, each made and used with randomness of its own name."""
+    for i in count():
+        reseed(key("step", i), device)
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _sums(seen: Sequence[tuple[Tensor, int]], key: Key) -> Array:
+    """[sum, count, sum of squares] of the batches' losses, by their examples. Raises Refused where one is no number."""
+    losses = torch.stack([loss.reshape(()) for loss, _ in seen]).cpu().double().numpy()
+    if not np.isfinite(losses).all():
+        first = int(np.argmin(np.isfinite(losses)))
+        site = str(key.names[3]) if len(key.names) > 3 else "here"
+        why = f"the loss of step {first + 1} of {len(losses)} is {losses[first]:g}"
+        raise Refused(site, "training", why, "lower the learning rate, clip gradients, or look for NaN in the data")
+    counts = np.array([n for _, n in seen], np.float64)
+    return np.array([losses @ counts, counts.sum(), losses**2 @ counts])
+
+
+def _floats(x: Tensor) -> Array:
+    x = x.detach().cpu()
+    return as_array(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)

@@ -15,7 +15,7 @@ from foedus.torch.machine import Machine
 class Context:
     """What foedus gives to a training loop.
 
-    generator: a torch.Generator on the CPU, for shuffling; torch's, numpy's and Python's global ones are seeded as well.
+    generator: a torch.Generator on the CPU, for shuffling; the global ones of torch, numpy and Python are seeded too.
     device: where the model is. round: the round's number, from 0.
     """
 
@@ -29,8 +29,10 @@ class Context:
         To be called before each optimizer step, after `backward()`. Raises JobError where there are no gradients.
         """
         if all(p.grad is None for p in self._machine.trained):
-            raise JobError("ctx.correct(model) found no gradient: give it the model that the loop was called with, "
-                           "between backward() and step()")  # fmt: skip
+            raise JobError(
+                "ctx.correct(model) found no gradient: give it the model that the loop was called with, "
+                "between backward() and step()"
+            )
         self._loop.counted(lr)
         if self._loop.correction is not None:
             self._machine.correct(self._loop.correction)

@@ -8,7 +8,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ Loss = Callable[[Any, Any], Tensor]
 def checked(loss: Any) -> Loss:
     """The loss itself. Raises JobError for a class in its place."""
     if isinstance(loss, type) or not callable(loss):
-        remedy = f"write loss={loss.__name__}()" if isinstance(loss, type) else "give a function or module of (outputs, targets)"
+        remedy = f"write {loss.__name__}()" if isinstance(loss, type) else "give a function of (outputs, targets)"
         raise JobError(f"loss={loss!r} is no loss: {remedy}")
     return loss  # type: ignore[no-any-return]
 
@@ -34,29 +33,41 @@ def per_example(loss: Loss) -> Loss:
 
     def losses(outputs: Any, targets: Any) -> Tensor:
         found, n = each(outputs, targets), len(targets)
-        if found.ndim and len(found) == n:
-            return found.reshape(n, -1).double().mean(1)
-        return found.double().mean().expand(n)
+        return _averaged(found) if found.ndim and len(found) == n else found.mean().expand(n)
 
     return losses
 
 
 def natural(outputs: Any, targets: Any) -> Tensor:
-    """(n,) losses where none was given, of logits: cross-entropy of classes, squared error of floats."""
-    n = len(targets)
+    """(n,) losses where none was given, of logits: cross-entropy of classes, squared error of floats.
+
+    Raises JobError for shapes that do not fit.
+    """
+    try:
+        return _averaged(_natural(outputs, targets))
+    except (RuntimeError, ValueError, IndexError) as error:
+        shapes = f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}"
+        raise JobError(f"there is no natural loss of {shapes}: give TorchLearner a loss=…") from error
+
+
+def _natural(outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point():
-        return F.mse_loss(outputs.reshape(targets.shape), targets, reduction="none").reshape(n, -1).double().mean(1)
+        return F.mse_loss(outputs.reshape(targets.shape), targets, reduction="none")
     if outputs.ndim == 1 or outputs.shape[1] == 1:
-        found = F.binary_cross_entropy_with_logits(outputs.reshape(n, -1), targets.reshape(n, -1).to(outputs.dtype), reduction="none")
-    else:
-        found = F.cross_entropy(outputs, targets, reduction="none")
-    return found.reshape(n, -1).double().mean(1)
+        truth = targets.to(outputs.dtype)
+        return F.binary_cross_entropy_with_logits(outputs.reshape(truth.shape), truth, reduction="none")
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+def _averaged(found: Tensor) -> Tensor:
+    """One number an example, in float64."""
+    return found.cpu().double().reshape(len(found), -1).mean(1)
 
 
 def _unreduced(loss: Loss) -> Loss:
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
         each = copy.copy(loss)
-        each.reduction = "none"
+        vars(each)["reduction"] = "none"
         return each
     try:
         known = inspect.signature(loss).parameters

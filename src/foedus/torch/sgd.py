@@ -52,8 +52,15 @@ def plain(factory: Any) -> dict[str, Any] | None:
 class SGD:
     """Stochastic gradient descent with momentum as in torch.optim.SGD (Sutskever et al. 2013), the same bits."""
 
-    def __init__(self, parameters: Sequence[Tensor], lr: float, momentum: float, dampening: float, weight_decay: float,
-                 nesterov: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
         self.parameters, self.lr, self.momentum, self.dampening = parameters, lr, momentum, dampening
         self.weight_decay, self.nesterov = weight_decay, nesterov
         self.velocity: dict[int, Tensor] = {}
@@ -62,9 +69,10 @@ class SGD:
     def step(self) -> None:
         """Moves every parameter that has a gradient."""
         moved = [i for i, p in enumerate(self.parameters) if p.grad is not None]
-        points, grads = [self.parameters[i] for i in moved], [self.parameters[i].grad for i in moved]
+        points = [self.parameters[i] for i in moved]
+        grads = [p.grad for p in points if p.grad is not None]
         if self.weight_decay:
-            grads = torch._foreach_add(grads, points, alpha=self.weight_decay)
+            grads = list(torch._foreach_add(grads, points, alpha=self.weight_decay))
         if self.momentum:
             grads = [self._pushed(i, g) for i, g in zip(moved, grads, strict=True)]
         torch._foreach_add_(points, grads, alpha=-self.lr)
