@@ -74,8 +74,9 @@ class FakeServer:
 
     def submit(self, run: str, bundle: bytes, **submission: Any) -> None:
         """Offers a run to every site."""
-        body: Json = {"name": run, "bundle": self.put(bundle), "entry": "job.py", "options": {}, "seed": SEED,
-                "datasets": [], "schema": None, "requires": [], "min_sites": 1, "rounds": 1, "privacy": None} | submission  # fmt: skip
+        about = {"name": run, "bundle": self.put(bundle), "entry": "job.py", "options": {}, "seed": SEED}
+        rules = {"datasets": [], "schema": None, "requires": [], "min_sites": 1, "rounds": 1, "privacy": None}
+        body: Json = about | rules | submission
         inner = sign_envelope(self.author, "foedus/submission/1", body)
         offer = {"run": run, "name": run, "bundle": body["bundle"], "entry": body["entry"], "submission": inner}
         with self.told():

@@ -101,5 +101,7 @@ def test_a_key_is_the_same_in_every_process() -> None:
     runs = []
     for seed in ("0", "77"):
         env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
-        runs.append(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout)
+        runs.append(
+            subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+        )
     assert runs[0] == runs[1] == f"{key(1, 'a').number()} {key(1, 'a').numpy().integers(2**62)}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,11 +67,12 @@ def played(
     journal: Journal | None = None,
     script: Journal | None = None,
     told: Callable[[Mapping[str, Any]], None] = lambda row: None,
+    folder: Path | None = None,
 ) -> tuple[Ended, Journal]:
-    """What the Job ends with in `local`, and its journal, all in memory."""
+    """What the Job ends with in `local`, and its journal in memory; checkpoints are in `folder`, one a round."""
     kept = journal or Journal(Memory())
     runner = Simulation(Here(made.bench(seed), sites), sorted(sites), kept, seed, made.min_sites, script)
-    return execute(made.plan(seed), runner, kept, Checkpoints(None), script, told), kept
+    return execute(made.plan(seed), runner, kept, Checkpoints(folder, lazy=False), script, told), kept
 
 
 def final(ended: Ended) -> dict[str, Any]:

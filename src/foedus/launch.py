@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def run(
         }
         _open(journal, about)
         script = runs.script_of(replay)
-        with crew(backend, job, data, seed, workers) as hands:
+        with crew(backend, job, data, seed, workers, partial(_survived, journal)) as hands:
             runner = simulate(hands, sorted(data), journal, seed, job.min_sites, script)
             plan = job.plan(seed)
             ended = _executed(plan, runner, journal, place, script, told)
@@ -87,12 +88,19 @@ def bind(sites: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def crew(backend: str, job: Job, data: Mapping[str, Any], seed: int, workers: int | None) -> Iterator[Any]:
-    """Who does the sites' work."""
+def crew(
+    backend: str,
+    job: Job,
+    data: Mapping[str, Any],
+    seed: int,
+    workers: int | None,
+    note: Callable[[str], object] = lambda why: None,
+) -> Iterator[Any]:
+    """Who does the sites' work; `note` hears of mishaps that the run survives."""
     if backend == "processes":
         from foedus.backends import processes
 
-        with processes.crew(job, data, seed, workers) as hands:
+        with processes.crew(job, data, seed, workers, note) as hands:
             yield hands
         return
     from foedus.backends.local import Here
@@ -104,6 +112,10 @@ def simulate(hands: Any, sites: list[str], journal: Journal, seed: int, least: i
     from foedus.backends.simulation import Simulation
 
     return Simulation(hands, sites, journal, seed, least, script)
+
+
+def _survived(journal: Journal, why: str) -> None:
+    journal.add("event", what="worker died", why=why, at=time.time())
 
 
 def _executed(plan: Plan, runner: Runner, journal: Journal, place: Path, script: Journal | None, told: Told) -> Ended:

@@ -36,7 +36,7 @@ class Loop:
         self.counted(lr)
         if self.correction is None:
             return grads
-        like = Params(params).trainable()
+        like = Params({name: x for name, x in params.items() if name in grads})
         return self.correction(alike(grads, like), like)
 
 

@@ -61,9 +61,10 @@ class NumpyLearner:
 
     def init(self, key: Key) -> Params:
         """The first model's Params."""
-        if not callable(self.model):
-            return Params(self.model)
-        return Params(self.model(key.numpy()) if inspect.signature(self.model).parameters else self.model())
+        made = self.model
+        if callable(made):
+            made = made(key.numpy()) if inspect.signature(made).parameters else made()
+        return made if isinstance(made, Params) else Params(made)
 
     def train(self, params: Params, split: Split, key: Key, correct: Correct | None) -> Fit:
         """The model after local training from `params`, with examples, steps and the sum of step sizes."""

@@ -57,6 +57,12 @@ class Result:
         write_atomic(Path(path), frames.model(self.params, self.about()))
         return Path(path)
 
+    def report(self, path: str | Path | None = None) -> Path:
+        """Writes the run's report, one page that needs no network, and returns its path (report.html in the folder)."""
+        from foedus.report import write  # lazy, for it points up: see docs/design.md
+
+        return write(self.folder, path)
+
     def about(self) -> dict[str, Any]:
         """The result as plain data, without arrays: what `--json` prints."""
         return {

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from foedus.cli.show import Progress, note, out
-from foedus.cli.simulate import HomeOption, JsonOption, pairs
+from foedus.cli.simulate import HomeOption, JsonOption, pairs, reported
 
 RunArgument = Annotated[str, typer.Argument(help="A run's id or a unique prefix.")]
 
@@ -52,7 +52,7 @@ def submit(
         out({"run": run.id}, json)
         return
     with Progress(rounds) as told:
-        out(run.wait(told).about(), json)
+        out(reported(run.wait(told)), json)
 
 
 def watch(run: RunArgument, home: HomeOption = None, json: JsonOption = False) -> None:
@@ -100,7 +100,7 @@ def pull(run: RunArgument, home: HomeOption = None, json: JsonOption = False) ->
     """Fetch a finished run's journal and models into this home."""
     from foedus.remote import connect
 
-    out(connect(home=home).run(run).pull().about(), json)
+    out(reported(connect(home=home).run(run).pull()), json)
 
 
 def sites(home: HomeOption = None, json: JsonOption = False) -> None:

@@ -1,4 +1,4 @@
-"""Verbs of a run on this machine: run, resume, runs, verify, pull's local half.
+"""Verbs of a run on this machine: run, resume, verify, report, runs.
 The launcher comes in when a verb is called."""
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from foedus.cli.show import Progress, note, out, quiet
 
 if TYPE_CHECKING:
     from foedus.job import Job
+    from foedus.result import Result
 
 HomeOption = Annotated[Path | None, typer.Option("--home", help="FOEDUS_HOME for this command.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 def add_to(app: typer.Typer) -> None:
-    for verb in (run, resume, verify, runs):
+    for verb in (run, resume, verify, runs, report):
         app.command()(verb)
 
 
@@ -66,7 +67,7 @@ def run(
                 source=source,
                 told=told,
             )
-    out(result.about(), json)
+    out(reported(result), json)
 
 
 def resume(
@@ -92,7 +93,7 @@ def resume(
                 source=about["source"],
                 told=told,
             )
-    out(result.about(), json)
+    out(reported(result), json)
 
 
 def verify(
@@ -114,12 +115,37 @@ def verify(
         raise typer.Exit(6)
 
 
+def report(
+    run: Annotated[str, typer.Argument(help="An id, a unique prefix or a path.")],
+    file: Annotated[Path | None, typer.Option("--out", help="The file, in place of report.html in the folder.")] = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a run's report, finished or not: one HTML page that needs no network."""
+    from foedus.home import find_run
+    from foedus.report import write
+
+    folder = find_run(run, home)
+    out({"run": folder.name, "report": str(write(folder, file))}, json)
+
+
 def runs(home: HomeOption = None, json: JsonOption = False) -> None:
     """List the runs that are kept on this machine."""
     from foedus import runs as kept
 
     found = kept.listed(home)
     out({"runs": found}, json, [f"{r['run']}  {r['state']:9} {r['rounds']:>4} rounds" for r in found])
+
+
+def reported(result: Result) -> dict[str, Any]:
+    """What is printed of a finished run, whose report is written beside it; a full disk makes the run no failure."""
+    from foedus.errors import FoedusError
+
+    try:
+        return {**result.about(), "report": str(result.report())}
+    except FoedusError as error:
+        note(f"no report: {error}")
+        return result.about()
 
 
 def _as_started(folder: Path) -> tuple[Mapping[str, Any], Job, Any]:

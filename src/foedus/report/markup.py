@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -24,7 +25,9 @@ def text(value: Any, longest: int = LONGEST) -> Html:
         return value
     plain = str(value)
     plain = plain if len(plain) <= longest else plain[: longest - 1] + "…"
-    return Html(html.escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in plain)))
+    if not plain.isprintable():
+        plain = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in plain)
+    return Html(html.escape(plain))
 
 
 def join(parts: Iterable[Any], between: str = "") -> Html:
@@ -37,8 +40,9 @@ def el(name: str, *children: Any, **attributes: Any) -> Html:
     >>> el("td", "<b>", class_="worst")
     '<td class="worst">&lt;b&gt;</td>'
     """
-    given = (f' {k.rstrip("_").replace("_", "-")}="{text(v, 4000)}"' for k, v in attributes.items() if v is not None)
-    return Html(f"<{name}{''.join(given)}>{join(children)}</{name}>")
+    named = {k.rstrip("_").replace("_", "-"): v for k, v in attributes.items() if v is not None}
+    opened = "".join(f' {k}="{text(v, sys.maxsize)}"' for k, v in named.items())
+    return Html(f"<{name}{opened}>{join(children)}</{name}>")
 
 
 def table(caption: str, head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:

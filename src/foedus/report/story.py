@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from foedus.journal import Journal, Memory
-from foedus.metrics import PREFIXES, plain
+from foedus.journal import Journal
+from foedus.metrics import plain
+from foedus.runs import Kept
 from foedus.store import Row
 from foedus.work import EVALUATE
 
@@ -16,17 +17,24 @@ Interval = Sequence[float]
 
 # How a site fared in a round, the gravest last: that one is told where it had several Tasks.
 STATUS = {
-    "absent": "not on the roster",
-    "idle": "on the roster, not asked",
-    "counted": "its update counted",
-    "open": "asked, not settled yet",
-    "later": "counted in a later round",
-    "dropped": "came too late, not needed",
-    "declined": "declined, or failed there",
-    "lost": "left or fell silent",
-    "refused": "its update was refused",
+    "absent": "absent",
+    "idle": "not asked",
+    "counted": "counted",
+    "open": "not settled",
+    "later": "counted later",
+    "dropped": "dropped",
+    "declined": "declined",
+    "lost": "lost",
+    "refused": "refused",
 }
 RANK = {status: rank for rank, status in enumerate(STATUS)}
+PARTS = {
+    "": "valid",
+    "test_": "test",
+    "train_": "train",
+    "personal_": "personal valid",
+    "personal_test_": "personal test",
+}
 UNWELL = ("declined", "lost", "refused")
 
 
@@ -80,9 +88,7 @@ class Story(NamedTuple):
 
 def read(rows: Sequence[Row]) -> Story:
     """The story of a run from its rows, whole or not."""
-    kept = Memory()
-    kept.append([(row.kind, row.body) for row in rows])
-    journal = Journal(kept)
+    journal = Journal(Kept(list(rows)))
     words = {step["round"] for step in journal.all("step") if not step["digest"]}  # an evaluation, and no round
     rounds = sorted(row["round"] for row in journal.all("round") if row["round"] not in words)
     return Story(
@@ -101,13 +107,14 @@ def read(rows: Sequence[Row]) -> Story:
 def _steps(journal: Journal) -> list[Body]:
     """One row a round; an evaluation after the last one belongs to it."""
     found = sorted(journal.all("step"), key=lambda step: step["round"])
-    if len(found) > 1 and not found[-1]["digest"]:
-        last, words = found[-2:]
-        metrics = {k: v for k, v in words["metrics"].items() if k not in ("round", "seconds")}
-        per_site = {s: {**last["per_site"].get(s, {}), **row} for s, row in words["per_site"].items()}
-        found[-2:] = [{**words, **last, "metrics": metrics, "per_site": {**last["per_site"], **per_site}}]
-        found[-1] |= {k: words[k] for k in ("worst", "intervals", "bounds", "site_intervals") if k in words}
-    return found
+    if len(found) < 2 or found[-1]["digest"]:
+        return found
+    *before, last, words = found
+    metrics = {k: v for k, v in words["metrics"].items() if k not in ("round", "seconds")}
+    sites = last["per_site"] | words["per_site"]
+    both = {s: {**last["per_site"].get(s, {}), **words["per_site"].get(s, {})} for s in sites}
+    sure = {k: {**last.get(k, {}), **words.get(k, {})} for k in ("worst", "intervals", "bounds", "site_intervals")}
+    return [*before, {**last, "metrics": metrics, "per_site": both, **sure}]
 
 
 def _grid(journal: Journal, rounds: Sequence[int]) -> dict[str, dict[int, str]]:
@@ -115,8 +122,7 @@ def _grid(journal: Journal, rounds: Sequence[int]) -> dict[str, dict[int, str]]:
     later = {(s, r, t) for row in journal.all("close") for s, r, t in row["counted"] if r < row["round"]}
     asked = {task["round"] for task in journal.all("task") if task["work"] != EVALUATE}
     for round in rounds:
-        row = journal.find("round", round) or {}
-        for site in (journal.find("roster", row["roster"]) or {"sites": []})["sites"]:
+        for site in _roster(journal, round):
             grid[site][round] = "idle"
     for task in journal.all("task"):
         if task["round"] not in rounds or (task["work"] == EVALUATE and task["round"] in asked):
@@ -134,8 +140,7 @@ def _settled(journal: Journal, task: Body) -> list[tuple[str, str, str]]:
     close = journal.find("close", round, number)
     if close is not None:
         return [(o[0], o[1], o[2]) for o in close["outcomes"]]
-    drawn = (journal.find("round", round) or {}).get("cohort")
-    asked = task["asked"] if isinstance(task["asked"], list) else drawn or []
+    asked = task["asked"] if isinstance(task["asked"], list) else _drawn(journal, round)
     found = {site: (site, "open", "") for site in asked}
     for kind in ("accepted", *UNWELL):
         for row in journal.all(kind):
@@ -143,6 +148,15 @@ def _settled(journal: Journal, task: Body) -> list[tuple[str, str, str]]:
                 status = "open" if kind == "accepted" else kind
                 found[row["site"]] = (row["site"], status, row.get("why", ""))
     return list(found.values())
+
+
+def _roster(journal: Journal, round: int) -> Sequence[str]:
+    row = journal.find("roster", (journal.find("round", round) or {"roster": -1})["roster"])
+    return row["sites"] if row else ()
+
+
+def _drawn(journal: Journal, round: int) -> Sequence[str]:
+    return (journal.find("round", round) or {}).get("cohort") or _roster(journal, round)
 
 
 def _reasons(journal: Journal) -> list[Reason]:
@@ -166,6 +180,8 @@ def _events(rows: Sequence[Row]) -> list[Event]:
     for row in rows:
         if row.kind == "step":
             round += 1
+        elif row.kind == "submitted":
+            found.append(Event(row.at, round, "submitted", "", f"by {row.body.get('submitter', '')}"))
         elif row.kind == "open":
             found.append(Event(row.at, round, "started"))
         elif row.kind == "event":
@@ -208,11 +224,10 @@ def per_site(story: Story) -> dict[str, dict[str, Measured]]:
 
 def families(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """A metric's own name -> part (valid, test, train, personal …) -> the name in the journal."""
-    parts = {"": "valid", **{p: p.rstrip("_").replace("_", " ") for p in PREFIXES}}
     found: dict[str, dict[str, str]] = {}
     for name in names:
-        found.setdefault(plain(name), {})[parts[name[: len(name) - len(plain(name))]]] = name
-    return {own: {p: row[p] for p in parts.values() if p in row} for own, row in sorted(found.items())}
+        found.setdefault(plain(name), {})[PARTS[name.removesuffix(plain(name))]] = name
+    return {own: {p: row[p] for p in PARTS.values() if p in row} for own, row in sorted(found.items())}
 
 
 def traffic(story: Story) -> dict[str, Traffic]:

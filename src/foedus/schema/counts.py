@@ -45,6 +45,7 @@ def added(a: C, b: C) -> C:
     both = zip(a, b, strict=True)
     return type(a)(*(tuple(map(sum, zip(x, y, strict=True))) if isinstance(x, tuple) else x + y for x, y in both))
 
+
 def count(column: Column, cells: Any) -> Counts:
     """The counts of some cells: float64, or texts."""
     values = encoded(column, cells)
@@ -70,7 +71,7 @@ def encoded(column: Column, cells: Any) -> Array:
     if isinstance(cells, np.ndarray):
         if column.numeric:
             return cells
-        cells = [f"{x:g}" for x in cells.tolist()]
+        cells = [f"{x:.15g}" for x in cells.tolist()]
     if column.numeric:
         try:
             return np.array(cells, np.float64)

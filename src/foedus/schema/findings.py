@@ -4,7 +4,7 @@ Rules and counts come in; small counts are blurred here, and values are never kn
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from foedus.schema.counts import Counts, suspects
@@ -15,6 +15,7 @@ from foedus.schema.units import Conversion
 
 LEAST = 5  # a count below is not told
 MOST = 0.5  # of the values do not fit: something befell the whole column
+MOST_NAMES = 20  # of a schema that a finding lists
 ENOUGH = 0.9  # of the values fit once they are converted
 
 
@@ -61,22 +62,140 @@ def few(count: int) -> str:
     return f"{count:,}" if count >= LEAST else f"fewer than {LEAST}"
 
 
-def column_problems(name: str, rule: Column, counts: Counts, order: str = "") -> Iterator[Problem]:
-    """What is wrong with a column; `order` is the remedy where its place may be the wrong one."""
-    if counts.missing == counts.rows:
+def short(count: int, least: int) -> str:
+    """A count below `least`, telling no more than that where it is small."""
+    bound = min(least, LEAST)
+    return f"{count:,}" if count >= LEAST else f"fewer than {bound}" if bound > 1 else "no"
+
+
+def column_problems(name: str, rule: Column, counts: Counts, place: int | None = None) -> Iterator[Problem]:
+    """What is wrong with a column; `place` is its number, from 1, where it was found by that alone."""
+    order = (
+        f"no column has a name, so number {place} is read as {name!r}: check the order, or add a header"
+        if place
+        else ""
+    )
+    if counts.missing == counts.rows and rule.missing < 1:
         yield Problem(name, "every value is missing", order or "fill the column, or bind other data")
         return
-    for what, remedy, lost in _faults(rule, counts):
-        yield Problem(name, what, order if order and lost > MOST * (counts.rows - counts.missing) else remedy)
+    for what, hint, usual, lost in _faults(rule, counts):
+        shifted = order if lost > MOST * (counts.rows - counts.missing) else ""
+        yield Problem(name, what, hint or shifted or usual)
 
 
-def _faults(rule: Column, counts: Counts) -> Iterator[tuple[str, str, int]]:
-    """What, the remedy, and how many of the values are concerned."""
+Fault = tuple[str, str, str, int]  # what, a hint from the values, the usual remedy, how many values are lost by it
+
+
+def _faults(rule: Column, counts: Counts) -> Iterator[Fault]:
     of = f"of {few(counts.rows)} values"
     if counts.missing > rule.missing * counts.rows:
-        allowed = f"at most {rule.missing:.4g} of them may be" if rule.missing else "none may be"
-        yield f"{few(counts.missing)} {of} are missing, and {allowed}", "...", 0
+        allowed = f"at most {100 * rule.missing:.4g} % may be" if rule.missing else "none may be"
+        yield (
+            f"{few(counts.missing)} {of} are missing, and {allowed}",
+            "",
+            "fill the gaps in an adapter, or leave such rows out",
+            0,
+        )
+    yield from _code_faults(rule, counts, of) if rule.codes else _number_faults(rule, counts, of)
+
+
+def _code_faults(rule: Column, counts: Counts, of: str) -> Iterator[Fault]:
+    lost = counts.odd + counts.misfit
+    if lost:
+        looks, hint = _suspected(rule, counts)
+        what = f"{few(lost)} {of} are none of the codes {listed(rule.codes)}{looks}"
+        yield what, hint, "write the codes as in the schema: case and blanks count", lost
+    rare = [code for code, rows in zip(rule.codes, counts.codes, strict=False) if rows < rule.least_each]
+    if rare:
+        what = f"too few rows have the codes {listed(rare)}: the Job needs {rule.least_each:,} of each"
+        yield what, "", "bind data with more of them, or leave this Job out", 0
+
+
+def _number_faults(rule: Column, counts: Counts, of: str) -> Iterator[Fault]:
+    if counts.odd:
+        usual = "write plain numbers with a decimal point, and leave a cell without a value empty"
+        yield f"{few(counts.odd)} {of} are no finite numbers", "", usual, counts.odd
+    if counts.misfit:
+        looks, hint = _suspected(rule, counts)
+        whole = "no whole numbers, or " if rule.type == "integer" else ""
+        what = f"{few(counts.misfit)} {of} are {whole}outside {ranged(rule)}{looks}"
+        yield what, hint, "correct them, or leave such cells empty", counts.misfit
+
+
+def _suspected(rule: Column, counts: Counts) -> tuple[str, str]:
+    """What the values look like instead, and the remedy; empty texts where nothing is suspected."""
+    if 2 * counts.marks > counts.misfit:
+        return "", "if a number such as 0, -9 or 999 stands for a gap, leave such cells empty"
+    most, enough = (0.0, 1.0) if rule.codes else (MOST, ENOUGH)
+    pairs = zip(suspects(rule), counts.fits, strict=True)
+    found = [c for c, fits in pairs if counts.misfit > most * counts.read and fits >= enough * counts.read]
+    if not found:
+        return "", ""
+    nearest = min(found, key=lambda c: (not c.unit, abs(math.log(c.scale))))
+    if nearest.unit:
+        ways = ", ".join(_formula(c) for c in found if c.unit == nearest.unit)
+        return f", and look like {nearest.unit}", f"convert {nearest.unit} to {rule.unit}: {ways}"
+    return _unnamed(nearest)
+
+
+def _unnamed(found: Conversion) -> tuple[str, str]:
+    if found.offset:
+        return (
+            ", and look counted from another number",
+            f"{'add 1 to' if found.offset > 0 else 'subtract 1 from'} each of them",
+        )
+    if found.scale > 1:
+        return (
+            f", and look {found.scale:,g} times too small",
+            f"multiply them by {found.scale:,g}, if that is their unit",
+        )
+    return (
+        f", and look {1 / found.scale:,g} times too large",
+        f"divide them by {1 / found.scale:,g}, if that is their unit",
+    )
+
+
+def _formula(found: Conversion) -> str:
+    return f"{found.of} × {found.scale:.4g}" + (f" {found.offset:+.4g}" if found.offset else "")
 
 
 def image_problems(name: str, rule: Image, counts: ImageCounts) -> Iterator[Problem]:
-    ...
+    """What is wrong with images or masks."""
+    of = f"of {few(counts.rows)} arrays"
+    shape = " × ".join("any" if n == -1 else str(n) for n in rule.shape)
+    scaled = [scale for scale, fits in zip(SCALES, counts.fits, strict=True) if fits >= ENOUGH * counts.rows]
+    looks, hint = (
+        (f", and look like {scaled[0][1]}", scaled[0][2]) if scaled and counts.misfit > MOST * counts.rows else ("", "")
+    )
+    faults = (
+        (counts.shape, f"have not the shape {shape}", "resample, crop or transpose them in an adapter"),
+        (counts.dtype, f"are not {rule.dtype or 'numbers'}", "convert them in an adapter, or save them so"),
+        (counts.odd, "hold NaN or infinities", "replace these values, or leave such examples out"),
+        (
+            counts.misfit,
+            f"hold values outside {ranged(rule)}{looks}",
+            hint or "scale or clip them as the schema's range says",
+        ),
+        (counts.unread, "are PNG, whose values are not read, so that their range is not checked", ADAPTER),
+    )
+    for number, what, remedy in faults:
+        if number:
+            yield Problem(name, f"{few(number)} {of} {what}", remedy)
+
+
+def ranged(rule: Column | Image) -> str:
+    """The range of a rule: 50 to 700 mg/dl."""
+    low, high = math.isfinite(rule.min), math.isfinite(rule.max)
+    text = (
+        f"{rule.min:.10g} to {rule.max:.10g}"
+        if low and high
+        else f"{rule.min:.10g} and above"
+        if low
+        else f"{rule.max:.10g} and below"
+    )
+    return f"{text} {getattr(rule, 'unit', '')}".rstrip()
+
+
+def listed(names: Sequence[int | str]) -> str:
+    """Names of the schema, not too many of them."""
+    return ", ".join(map(str, names[:MOST_NAMES])) + (", …" if len(names) > MOST_NAMES else "")

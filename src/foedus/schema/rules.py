@@ -100,13 +100,16 @@ def _toml(path: Path) -> dict[str, Any]:
 def _dataset(table: Any, where: str) -> Dataset:
     found = _table(table, where, Dataset._fields)
     columns = _table(found.get("columns", {}), f"{where}.columns")
-    rules = {_name(name, f"{where}.columns"): _column(rule, f"{where}.columns.{name}") for name, rule in columns.items()}
+    rules = {
+        _name(name, f"{where}.columns"): _column(rule, f"{where}.columns.{name}") for name, rule in columns.items()
+    }
     images = {key: _image(found[key], f"{where}.{key}") for key in ("image", "mask") if key in found}
     if not rules and "image" not in images:
         raise JobError(f"{where}: it says nothing of the data; add a table `columns` or `image`")
     if "mask" in images and (rules or "image" not in images):
         raise JobError(f"{where}: `mask` is the target of an `image`, in place of `columns`; state image and mask only")
-    return Dataset(rules, **images, **_values(found, where, ("least_rows",)))
+    least = _values(found, where, ("least_rows",))
+    return Dataset(rules, images.get("image"), images.get("mask"), **least)
 
 
 def _column(table: Any, where: str) -> Column:
@@ -137,8 +140,8 @@ def _check_range(rule: Column | Image, where: str) -> None:
         raise JobError(f"{where}: min = {rule.min:g} is above max = {rule.max:g}, so no value would fit")
 
 
-def _table(table: Any, where: str, known: Sequence[str] | None = None) -> Mapping[str, Any]:
-    """The table, all of whose keys are known (None: they are names)."""
+def _table(table: Any, where: str, known: Sequence[str] = ()) -> Mapping[str, Any]:
+    """The table, all of whose keys are known (none are: they are names)."""
     if not isinstance(table, Mapping):
         raise JobError(f"{where} is {table!r}: make it a table, [{where.removeprefix('schema ')}]")
     for key in table if known else ():
@@ -151,7 +154,9 @@ def _table(table: Any, where: str, known: Sequence[str] | None = None) -> Mappin
 
 def _name(name: Any, where: str) -> str:
     if not isinstance(name, str) or not name.strip() or is_number(name):
-        raise JobError(f"{where}: {name!r} is no name; use text that is not a number, so that a header can be told from data")
+        raise JobError(
+            f"{where}: {name!r} is no name; use text that is not a number, so that a header can be told from data"
+        )
     return name
 
 

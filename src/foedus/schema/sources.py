@@ -46,14 +46,12 @@ class Piece(NamedTuple):
 
 def parts(rule: Dataset, data: Any) -> list[Any]:
     """What is opened one after another: the files of a folder that fit the rule, by name; else `data` alone."""
-    if not isinstance(data, (str, os.PathLike)) or not Path(data).is_dir():
+    if not isinstance(data, (str, os.PathLike)) or not os.path.isdir(data):
         return [data]
     files = _files(Path(data))
     tables = [path for path in files if path.suffix.lower() in TABLES and rule.columns]
     arrays = [path for path in files if path.suffix.lower() in ARRAYS and (rule.image or not tables)]
-    if not tables + arrays:
-        raise Unreadable(f"the folder holds no file that can be checked ({', '.join([*TABLES, *ARRAYS])})", ADAPTER)
-    return tables + arrays
+    return tables + arrays or [data]
 
 
 def pieces(rule: Dataset, data: Any) -> Iterator[Piece]:
@@ -109,8 +107,10 @@ def _file(rule: Dataset, path: Path) -> Iterator[Piece]:
     opener = (TABLES | ARRAYS).get(path.suffix.lower())
     if not path.stat().st_size:
         raise Unreadable("the file is empty", "bind a file that holds data")
+    if path.is_dir():
+        raise Unreadable(f"the folder holds no file that is checkable ({KINDS})", ADAPTER)
     if opener is None:
-        raise Unreadable(f"this kind of file is not checkable ({', '.join([*TABLES, *ARRAYS])} are)", ADAPTER)
+        raise Unreadable(f"this kind of file is not checkable ({KINDS} are)", ADAPTER)
     yield from opener(rule, path)
 
 
@@ -149,6 +149,8 @@ def _safetensors(rule: Dataset, path: Path) -> Iterator[Piece]:
 
 def _png(rule: Dataset, path: Path) -> Iterator[Piece]:
     """The head of a PNG file (ISO/IEC 15948, clause 11.2.2); its values are not read."""
+    if rule.image is None:
+        raise Unreadable("a picture holds no columns", ADAPTER)
     with path.open("rb") as file:
         head = file.read(_PNG.size)
     if len(head) < _PNG.size or not head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -160,5 +162,6 @@ def _png(rule: Dataset, path: Path) -> Iterator[Piece]:
 
 
 _Opener = Callable[[Dataset, Path], Iterator[Piece]]
-TABLES: Mapping[str, _Opener] = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
-ARRAYS: Mapping[str, _Opener] = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors, ".png": _png}
+TABLES: dict[str, _Opener] = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+ARRAYS: dict[str, _Opener] = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors, ".png": _png}
+KINDS = ", ".join((*TABLES, *ARRAYS))

@@ -71,7 +71,9 @@ def _columns(part: Any) -> Iterator[tuple[Any, Any]]:
         return
     array = np.atleast_1d(np.asarray(part))
     if array.ndim > 2:
-        raise Unreadable(f"an array of {array.ndim} axes holds no columns", "give (rows, columns), or ask for an `image`")
+        raise Unreadable(
+            f"an array of {array.ndim} axes holds no columns", "give (rows, columns), or ask for an `image`"
+        )
     yield from ((None, column) for column in (array.T if array.ndim == 2 else [array]))
 
 

@@ -3,7 +3,6 @@ Only names and factors; nothing of the data."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 # quantity -> unit -> how many of the quantity's base unit it is
@@ -22,8 +21,11 @@ QUANTITIES = {
     "mass in volume": {"mg/l": 0.1, "mg/dl": 1.0, "g/l": 100.0, "g/dl": 1000.0},
 }  # fmt: skip
 TEMPERATURES = {"celsius": (1.0, 0.0), "fahrenheit": (5 / 9, -160 / 9), "kelvin": (1.0, -273.15)}
-SAME = {"year": "years", "month": "months", "week": "weeks", "day": "days", "hour": "hours", "minute": "minutes",
-        "second": "seconds", "s": "seconds", "h": "hours", "in": "inches", "percent": "%", "fraction": "share", "°c": "celsius", "°f": "fahrenheit", "k": "kelvin"}  # fmt: skip
+SAME = {
+    "year": "years", "month": "months", "week": "weeks", "day": "days", "hour": "hours", "h": "hours",
+    "minute": "minutes", "min": "minutes", "second": "seconds", "s": "seconds", "in": "inches", "percent": "%",
+    "fraction": "share", "°c": "celsius", "°f": "fahrenheit", "k": "kelvin",
+}  # fmt: skip
 POWERS = (10.0, 0.1, 100.0, 0.01, 1e3, 1e-3, 1e6, 1e-6)
 
 
@@ -34,11 +36,6 @@ class Conversion(NamedTuple):
     of: str
     scale: float
     offset: float = 0.0
-
-    @property
-    def distance(self) -> float:
-        """How far the scale is from doing nothing, in powers of e."""
-        return abs(math.log(self.scale))
 
 
 def conversions(unit: str) -> tuple[Conversion, ...]:

@@ -1,5 +1,5 @@
 """The server's requests: who may ask what, and which run answers. One function a route.
-HTTP, members and hosts come in; see docs/protocol.md for what is said."""
+HTTP, members and runs come in; see docs/protocol.md for what is said."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 from foedus.build import installed
 from foedus.errors import Denied, FoedusError, WireError
 from foedus.server.federation import Hub
-from foedus.server.host import Delivery
+from foedus.server.run import Delivery
 from foedus.server.tasks import read_task_id
 from foedus.store.blobs import Part
 from foedus.wire.freshness import Life, UnknownNonce
@@ -191,7 +191,7 @@ class App:
     def _news(self, site: str, body: Json) -> Json:
         with self.hub.news:
             have, prepared, ended = set(body.get("have", ())), set(body.get("prepared", ())), set(body.get("ended", ()))
-            offers = {name: task for host in self.hub.hosts.values() for name, task in host.offers(site).items()}
+            offers = {name: task for live in self.hub.runs.values() for name, task in live.offers(site).items()}
             verdicts = {text: self._verdict(site, text) for text in body.get("pending", ())}
             known = set(body.get("unknown", ()))
             return {
@@ -209,8 +209,8 @@ class App:
 
     def _verdict(self, site: str, text: str) -> str:
         run, round, number, attempt = read_task_id(text)
-        host = self.hub.hosts.get(run)
-        return "dropped" if host is None else host.book.verdict(site, round, number, attempt, host.over)
+        live = self.hub.runs.get(run)
+        return "dropped" if live is None else live.book.verdict(site, round, number, attempt, live.over)
 
     def blob(self, asked: Asked) -> Response:
         run = parse_qs(asked.request.query).get("run", [""])[0]
@@ -229,11 +229,11 @@ class App:
         begin, total = _range(request)
         run, round, number, attempt = asked.parts[0], *map(int, asked.parts[1:])
         with self.hub.news:
-            host = self.hub.host(run)
-            known = host.journal.find("accepted", round, number, asked.name, attempt)
+            live = self.hub.run(run)
+            known = live.journal.find("accepted", round, number, asked.name, attempt)
             if known is None:
-                task = host.book.tasks.get((round, number))
-                if host.over or task is None or not task.wants(asked.name, attempt):
+                task = live.book.tasks.get((round, number))
+                if live.over or task is None or not task.wants(asked.name, attempt):
                     return answer({"status": "dropped"}, 410)
         blobs = self.hub.updates(asked.name)
         if known is not None or blobs.has(claim.digest):
@@ -255,7 +255,7 @@ class App:
             return answer({"status": "send", "why": "its bytes are not here: upload them first"}, 409)
         stored = blobs.put(metrics) if metrics else ""
         with self.hub.news:
-            found = self.hub.host(body["run"]).deliver(asked.name, body, stored)
+            found = self.hub.run(body["run"]).deliver(asked.name, body, stored)
             if isinstance(found, Delivery):
                 until = time.monotonic() + CHECKING
                 while found.receipt is None and time.monotonic() < until:
@@ -267,8 +267,8 @@ class App:
 
     def _known(self, site: str, body: Json) -> bool:
         with self.hub.news:
-            host = self.hub.hosts.get(body["run"])
-            verdict = host and host.book.verdict(site, body["round"], body["task"], body["attempt"], host.over)
+            live = self.hub.runs.get(body["run"])
+            verdict = live and live.book.verdict(site, body["round"], body["task"], body["attempt"], live.over)
             return verdict != "send"
 
     def _opened(self, asked: Asked, envelope: Json, purpose: str) -> Json:
@@ -281,7 +281,7 @@ class App:
     def decline(self, asked: Asked) -> Response:
         body = self._opened(asked, asked.json()["envelope"], "foedus/decline/1")
         with self.hub.news:
-            found = self.hub.host(body["run"]).decline(asked.name, body)
+            found = self.hub.run(body["run"]).decline(asked.name, body)
             self.hub.told()
             return answer(found)
 
@@ -293,19 +293,19 @@ class App:
             "report": body.get("report") or {},
         }
         with self.hub.news:
-            host = self.hub.host(body["run"])
-            before = host.answer(asked.name)
-            self.hub.members.store.put("ready", f"{host.run}/{asked.name}", said)
+            live = self.hub.run(body["run"])
+            before = live.answer(asked.name)
+            self.hub.members.store.put("ready", f"{live.id}/{asked.name}", said)
             if before is None or before["ready"] != said["ready"]:
-                host.event("joined" if said["ready"] else "not ready", said["why"], asked.name)
+                live.event("joined" if said["ready"] else "not ready", said["why"], asked.name)
             self.hub.told()
         return answer({})
 
     def beat(self, asked: Asked) -> Response:
         body = asked.json()
         with self.hub.news:
-            host = self.hub.hosts.get(body["run"])
-            task = host.book.tasks.get((body["round"], body["task"])) if host and not host.over else None
+            live = self.hub.runs.get(body["run"])
+            task = live.book.tasks.get((body["round"], body["task"])) if live and not live.over else None
             if task is None or not task.wants(asked.name, body["attempt"]):
                 return answer({"go_on": False})
             task.told(asked.name, float(body["progress"]) + float(body.get("cpu", 0)))
@@ -331,7 +331,7 @@ class App:
 
     def runs(self, asked: Asked) -> Response:
         with self.hub.news:
-            return answer({"runs": [self.hub.hosts[run].status() for run in sorted(self.hub.hosts)]})
+            return answer({"runs": [self.hub.runs[run].status() for run in sorted(self.hub.runs)]})
 
     def run(self, asked: Asked) -> Response:
         with self.hub.news:
@@ -340,13 +340,13 @@ class App:
     def rows(self, asked: Asked) -> Response:
         query = parse_qs(asked.request.query)
         after, wait = int(query.get("after", ["0"])[0]), min(POLL, float(query.get("wait", ["0"])[0]))
-        host, until = self.hub.find(asked.parts[0]), time.monotonic() + wait
+        live, until = self.hub.find(asked.parts[0]), time.monotonic() + wait
         with self.hub.news:
-            while not (rows := self.hub.members.store.rows(host.run, after)) and time.monotonic() < until:
-                if host.over or not self._wait(asked, until):
+            while not (rows := self.hub.members.store.rows(live.id, after)) and time.monotonic() < until:
+                if live.over or not self._wait(asked, until):
                     break
             return answer(
-                {"rows": [list(row) for row in rows[:2000]], "state": host.state, "why": host.why, "run": host.run}
+                {"rows": [list(row) for row in rows[:2000]], "state": live.state, "why": live.why, "run": live.id}
             )
 
     def steer(self, asked: Asked) -> Response:

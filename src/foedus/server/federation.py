@@ -1,5 +1,5 @@
-"""The server's state in one object: members, blobs, and a host for every run; what requests and the main thread share.
-Hosts and members come in; nothing here speaks HTTP."""
+"""The server's state in one object: members, blobs and runs; what requests and the main thread share.
+Runs and members come in; nothing here speaks HTTP."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from foedus.errors import FoedusError
-from foedus.server.host import Context, Host
+from foedus.server.conductor import Conductor
 from foedus.server.members import LEASE, REGISTER, Members
 from foedus.server.place import Place
+from foedus.server.run import Context, Run
 from foedus.store.blobs import Blobs
 from foedus.store.lease import this_process
 from foedus.store.sql import SqlStore
@@ -49,7 +50,8 @@ class Hub:
         self.blobs = Blobs(place.folder / "blobs")
         self.of_sites: dict[str, Blobs] = {}
         self.news = News()
-        self.hosts: dict[str, Host] = {}
+        self.runs: dict[str, Run] = {}
+        self.conductors: dict[str, Conductor] = {}
         self.key = place.key()
         self.threads: list[threading.Thread] = []
         self.began = time.time()
@@ -63,22 +65,22 @@ class Hub:
         """Takes up every run that was not over when the last server ended."""
         for run in self.store.runs():
             if run != REGISTER:
-                host = self._open(run)
-                if host.journal.find("end"):
-                    host.state = "finished"
-                elif host.submission.get("check"):
-                    host.state = "stopped"
+                live = self._open(run)
+                if live.journal.find("end"):
+                    live.state = "finished"
+                elif live.submission.get("check"):
+                    live.state = "stopped"
                 elif stopped := self.store.get("stopped", run):
-                    host.state, host.why = stopped["state"], stopped["why"]
+                    live.state, live.why = stopped["state"], stopped["why"]
                 else:
-                    host.event("server restarted")
-                    self._serve(host)
+                    live.event("server restarted")
+                    self._serve(live)
 
-    def _open(self, run: str) -> Host:
+    def _open(self, run: str) -> Run:
         epoch = self.store.acquire(run, this_process(), LEASE)
         context = Context(self.store, self.blobs, self.updates, self.members, self.news, self.key, self.place.folder)
-        host = self.hosts[run] = Host(context, run, epoch)
-        return host
+        live = self.runs[run] = Run(context, run, epoch)
+        return live
 
     def updates(self, site: str) -> Blobs:
         """The blobs of one site."""
@@ -87,19 +89,21 @@ class Hub:
                 self.of_sites[site] = Blobs(self.place.folder / "updates" / site)
             return self.of_sites[site]
 
-    def _serve(self, host: Host) -> None:
-        thread = threading.Thread(target=self._served, args=(host,), name=f"run {host.run}", daemon=True)
+    def _serve(self, live: Run) -> None:
+        conductor = self.conductors[live.id] = Conductor(live)
+        thread = threading.Thread(target=self._served, args=(conductor,), name=f"run {live.id}", daemon=True)
         self.threads.append(thread)
         thread.start()
 
-    def _served(self, host: Host) -> None:
-        host.serve()
-        if host.state in ("failed", "stopped"):
-            self.store.put("stopped", host.run, {"state": host.state, "why": host.why})
+    def _served(self, conductor: Conductor) -> None:
+        conductor.serve()
+        live = conductor.run
+        if live.state in ("failed", "stopped"):
+            self.store.put("stopped", live.id, {"state": live.state, "why": live.why})
 
     def close(self) -> None:
-        for host in self.hosts.values():
-            host.stop(state="")
+        for conductor in self.conductors.values():
+            conductor.stop(state="")
         for thread in self.threads:
             thread.join(5.0)
         self.store.close()
@@ -118,14 +122,14 @@ class Hub:
             run = f"{stamp}-{body.get('name') or 'run'}-{secrets.token_hex(2)}"
             self._unpack(run, body)
             with self.store.transaction():
-                host = self._open(run)
-                host.journal.add("submitted", **body, submitter=submitter, envelope=envelope)
+                live = self._open(run)
+                live.journal.add("submitted", **body, submitter=submitter, envelope=envelope)
                 self.store.put("submission", digest, {"run": run})
-            host.submission = dict(host.journal.find("submitted") or {})
+            live.submission = dict(live.journal.find("submitted") or {})
             if body.get("check"):
-                host.state = CHECKING  # sites prepare and answer; nothing is trained
+                live.state = CHECKING  # sites prepare and answer; nothing is trained
             else:
-                self._serve(host)
+                self._serve(live)
             self.told()
             return run
 
@@ -133,15 +137,15 @@ class Hub:
         folder = self.place.folder / "runs" / run / "bundle"
         unpack(self.blobs.path(body["bundle"]["digest"]).read_bytes(), folder)
 
-    def host(self, run: str) -> Host:
-        found = self.hosts.get(run)
+    def run(self, run: str) -> Run:
+        found = self.runs.get(run)
         if found is None:
             raise FoedusError(f"there is no run {run!r} at this server")
         return found
 
-    def find(self, run: str) -> Host:
+    def find(self, run: str) -> Run:
         """The run of this id or unique prefix."""
-        found = [host for name, host in self.hosts.items() if name.startswith(run)]
+        found = [live for name, live in self.runs.items() if name.startswith(run)]
         if len(found) != 1:
             raise FoedusError(f"{len(found)} runs begin with {run!r}: `foedus runs` lists them")
         return found[0]
@@ -149,37 +153,39 @@ class Hub:
     def steer(self, run: str, verb: str, body: Mapping[str, Any], who: str) -> None:
         """stop, resume or skip a run, on a submitter's word."""
         with self.news:
-            host = self.find(run)
+            live = self.find(run)
             if verb == "skip":
-                skipped = [t for t in host.book.open_tasks() if t.wants(body["site"])]
+                skipped = [t for t in live.book.open_tasks() if t.wants(body["site"])]
                 if not skipped:
-                    raise FoedusError(f"nobody waits for {body['site']!r} in run {host.run}")
+                    raise FoedusError(f"nobody waits for {body['site']!r} in run {live.id}")
                 for task in skipped:
-                    host.settle_row("lost", task, body["site"], f"skipped by {who}")
-                host.event("skipped", f"by {who}", body["site"])
+                    live.settle_row("lost", task, body["site"], f"skipped by {who}")
+                live.event("skipped", f"by {who}", body["site"])
             elif verb == "stop":
-                host.stop()
-                self.store.put("stopped", host.run, {"state": "stopped", "why": f"by {who}"})
-            elif host.over and host.state != "finished" and not host.submission.get("check"):
-                self.store.delete("stopped", host.run)
-                again = self._open(host.run)
+                if live.id in self.conductors:
+                    self.conductors[live.id].stop()
+                live.set("stopped", f"by {who}")
+                self.store.put("stopped", live.id, {"state": "stopped", "why": f"by {who}"})
+            elif live.over and live.state != "finished" and not live.submission.get("check"):
+                self.store.delete("stopped", live.id)
+                again = self._open(live.id)
                 again.event("resumed", f"by {who}")
                 self._serve(again)
             else:
-                host.nudged = True
+                live.nudged = True
             self.told()
 
     # ---- what sites are told ---------------------------------------------------------------------------------------
     def prepare(self, site: str, prepared: set[str]) -> list[Json]:
         """A signed `prepare` for every run under way that this site has not answered."""
         found = []
-        for run, host in self.hosts.items():
-            if not host.over and run not in prepared:
-                body = {k: host.submission[k] for k in ("name", "bundle", "entry")}
+        for run, live in self.runs.items():
+            if not live.over and run not in prepared:
+                body = {k: live.submission[k] for k in ("name", "bundle", "entry")}
                 body |= {
                     "run": run,
-                    "submission": host.submission["envelope"],
-                    "submitter": host.submission["submitter"],
+                    "submission": live.submission["envelope"],
+                    "submitter": live.submission["submitter"],
                 }
                 found.append(sign_envelope(self.key, "foedus/prepare/1", body))
         return found
@@ -187,14 +193,14 @@ class Hub:
     def ended_for(self, site: str, known: set[str]) -> list[Json]:
         """The runs that are over, of which this site was a part and does not know it yet."""
         found = []
-        for run, host in self.hosts.items():
-            if host.over and run not in known and host.answer(site) is not None:
-                end = host.journal.find("end") or {}
+        for run, live in self.runs.items():
+            if live.over and run not in known and live.answer(site) is not None:
+                end = live.journal.find("end") or {}
                 models = end.get("models", {})
                 found.append(
                     {
                         "run": run,
-                        "state": host.state,
+                        "state": live.state,
                         "digest": end.get("digest"),
                         "final": models.get("final"),
                         "best": models.get("best"),
@@ -205,17 +211,17 @@ class Hub:
     def granted(self, digest: str, run: str, name: str, role: str) -> Path | None:
         """The file of a blob that this member may read in this run; knowing a digest gives nothing."""
         with self.news:
-            host = self.hosts.get(run)
-            if host is None:
+            live = self.runs.get(run)
+            if live is None:
                 return None
-            if digest == host.submission["bundle"]["digest"]:
+            if digest == live.submission["bundle"]["digest"]:
                 return self.blobs.path(digest)
-            if role == "site" and (path := host.payload(digest, name)) is not None:
+            if role == "site" and (path := live.payload(digest, name)) is not None:
                 return path
-            if role == "submitter" or host.answer(name) is not None:
-                for model, known in (host.journal.find("end") or {}).get("models", {}).items():
+            if role == "submitter" or live.answer(name) is not None:
+                for model, known in (live.journal.find("end") or {}).get("models", {}).items():
                     if known == digest:
-                        return host.scratch / f"{model}.safetensors"
+                        return live.scratch / f"{model}.safetensors"
         return None
 
     def told(self) -> None:
@@ -225,16 +231,16 @@ class Hub:
     def returned(self, site: str) -> None:
         """A site is back: runs that paused for want of it ask again."""
         with self.news:
-            for host in self.hosts.values():
-                host.nudged = host.nudged or (host.state == "paused" and host.answer(site) is not None)
+            for live in self.runs.values():
+                live.nudged = live.nudged or (live.state == "paused" and live.answer(site) is not None)
             self.news.notify_all()
 
     def event(self, what: str, why: str, site: str) -> None:
         """Journals an event of a site in every run under way that it is part of."""
         with self.news:
-            for host in self.hosts.values():
-                if not host.over and host.answer(site) is not None:
-                    host.event(what, why, site)
+            for live in self.runs.values():
+                if not live.over and live.answer(site) is not None:
+                    live.event(what, why, site)
 
     def cut(self, name: str) -> None:
         """Ends every connection of a member whose entry was revoked."""
@@ -261,7 +267,7 @@ class Hub:
         return found
 
     def figures(self) -> Json:
-        states = [host.state for host in self.hosts.values()]
+        states = [live.state for live in self.runs.values()]
         return {
             "federation": self.place.federation.name,
             "sites": len(self.members.sites()),

@@ -26,7 +26,8 @@ VERSION = 1
 WAIT = 55.0  # seconds that a poll may take
 SPARE = 20.0
 BEAT = 10.0
-TICK = 1.0
+TICK = 0.25  # how soon the owner's wishes are noticed
+AT_ONCE = 1.0
 FORBIDDEN = 403
 DAY = 86_400.0
 Json = dict[str, Any]
@@ -97,7 +98,7 @@ class Agent:
                     self._greet_patiently()  # before what is new is looked at: it may be by somebody new
                 if self._take(reply):
                     idle = pauses()
-                elif time.monotonic() - began < min(TICK, self.wait):
+                elif time.monotonic() - began < min(AT_ONCE, self.wait):
                     self.stopping.wait(next(idle) / 4)  # an answer at once with nothing new: do not ask in a circle
                 waits = pauses()
             except Away as error:

@@ -18,7 +18,7 @@ from foedus.torch.arrays import as_array, torch_dtype
 
 GATHERED = 1 << 23  # bytes gathered at once
 MEASURED = 1024  # examples measured at once, at most
-MEASURED_BYTES = 1 << 24  # and their inputs
+MEASURED_BYTES = 1 << 24  # or this many bytes
 
 
 class Batch(NamedTuple):

@@ -22,7 +22,7 @@ def built(model: nn.Module | Callable[[], nn.Module], key: Key, dtype: torch.dty
     with named(key, CPU, everything=True):
         made = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
     if not isinstance(made, nn.Module):
-        raise JobError(f"model={model!r} gave {type(made).__name__}: give a module, its class, or a function making one")
+        raise JobError(f"model={model!r} gave {type(made).__name__}: give a module, its class or a function making one")
     return made.to(dtype) if dtype else made
 
 

@@ -136,7 +136,8 @@ class TorchLearner:
     def loss_fn(self, params: Mapping[str, Tensor], batch: Any, key: Key) -> Tensor:
         """The mean loss of `batch` = (inputs, targets) in training, purely: `key` draws dropout, no buffer changes.
 
-        `params`: name -> tensor; what is missing is the model's own. It may be differentiated or mapped by torch.func.
+        `params`: name -> tensor; what is missing is the model's own. torch.func may differentiate and map it for a batch
+        of tensors, once the model is there: ask for `learner.machine` before.
         """
         x, y, _ = self._feed().batch(batch, 0)
         model = self.machine.model.train()
@@ -181,6 +182,7 @@ class TorchLearner:
     def _own_loop(self, own: Callable[..., Any], split: Split, key: Key, correct: Correct | None) -> Fit:
         loop = Loop(key("order").torch(), correct)
         returned = own(self.machine.model, split, Context(loop.generator, self.machine, loop, _round(key)))
+        self.machine.check()
         return fitted(loop, self.machine.read(), split, returned)
 
     def _optimizer(self, key: Key) -> Optimizer:

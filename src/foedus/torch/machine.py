@@ -24,6 +24,7 @@ class Machine:
         self.arrays = Buffers(snapshot(model), device, device.type != "cpu" if apart is None else apart)
         self.places, rest = found(model)
         self.rest = [(place, place.tensor.clone()) for place in rest]
+        self.flags = [(place.tensor, place.tensor.requires_grad) for place in self.places]
         self.trained = [p.tensor for p in self.places if p.kind == "trainable"]
         self.dtype = next((p.tensor.dtype for p in self.places if p.tensor.is_floating_point()), torch.float32)
         self.here = self.arrays.params.trainable()  # the same memory
@@ -34,8 +35,10 @@ class Machine:
     def load(self, params: Params) -> None:
         """Makes these the model's arrays. Raises JobError where names, shapes, dtypes or kinds are not the model's."""
         self.arrays.put(fitting(params, self.arrays.params.spec))
-        for place, tensor in self.rest:
-            setattr(place.module, place.attribute, tensor.clone())
+        for place, extra in self.rest:
+            setattr(place.module, place.attribute, extra.clone())
+        for tensor, flag in self.flags:
+            tensor.requires_grad_(flag)
 
     def read(self) -> Params:
         """The model's arrays, copied; what a forward call or a training loop moved elsewhere comes back first.
@@ -47,6 +50,13 @@ class Machine:
             if now is not place.tensor or now.data_ptr() != view.data_ptr():
                 _return(place, view, now)
         return self.arrays.get().copy()
+
+    def check(self) -> None:
+        """Raises JobError where another module stands in the place of one that held an array."""
+        now = dict(self.model.named_modules())
+        for place in self.places:
+            if now.get(place.name.rpartition(".")[0]) is not place.module:
+                raise _replaced(place)
 
     def clear(self) -> None:
         """Forgets the gradients."""
@@ -71,7 +81,11 @@ class Machine:
 
 def _return(place: Place, view: Tensor, now: Tensor | None) -> None:
     if not isinstance(now, Tensor) or now.shape != view.shape:
-        raise JobError(f"training replaced the model's {place.name!r}: change its numbers, not its shape")
+        raise _replaced(place)
     view.copy_(now.detach())
     place.tensor.data = view
     setattr(place.module, place.attribute, place.tensor)
+
+
+def _replaced(place: Place) -> JobError:
+    return JobError(f"training replaced the model's {place.name!r}: change its numbers and leave it where it is")

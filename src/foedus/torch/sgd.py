@@ -69,6 +69,8 @@ class SGD:
     def step(self) -> None:
         """Moves every parameter that has a gradient."""
         moved = [i for i, p in enumerate(self.parameters) if p.grad is not None]
+        if not moved:
+            return
         points = [self.parameters[i] for i in moved]
         grads = [p.grad for p in points if p.grad is not None]
         if self.weight_decay:

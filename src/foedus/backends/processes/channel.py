@@ -1,0 +1,102 @@
+"""Values on their way between processes of one user: small parts through a pipe, large arrays in memory that both map.
+Any value that pickles may come in; the pipe's other end is a process that this one started, or that started it.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import mmap
+import os
+import pickle
+import sys
+import tempfile
+from collections.abc import Callable
+from itertools import accumulate
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
+from typing import Any, NamedTuple
+
+from foedus.params import Params
+
+APART = 1 << 15  # an array of so many bytes travels in shared memory
+LINE = 64  # bytes; each begins at a multiple of this
+
+copyreg.pickle(Params, lambda params: (Params.of, (params.spec, dict(params.flats))))  # views are not sent twice
+
+
+class Packed(NamedTuple):
+    """A value as a pickle, and the memory (a descriptor) in which its large arrays lie from `starts` to `ends`."""
+
+    head: bytes
+    starts: list[int]
+    ends: list[int]
+    memory: int | None = None
+
+    def close(self) -> None:
+        """Lets go of the memory; who has mapped it keeps it."""
+        if self.memory is not None:
+            os.close(self.memory)
+
+
+class Channel:
+    """One end of a pipe."""
+
+    def __init__(self, connection: Connection[Any, Any]) -> None:
+        self.connection = connection
+
+    def send(self, value: Any) -> None:
+        packed = pack(value)
+        try:
+            self.send_packed(packed)
+        finally:
+            packed.close()
+
+    def send_packed(self, packed: Packed) -> None:
+        """Sends what may go to others too."""
+        self.connection.send(packed[:3])
+        if packed.memory is not None:
+            send_handle(self.connection, packed.memory, 0)
+
+    def receive(self, access: int = mmap.ACCESS_READ) -> Any:
+        """The next value, its large arrays mapped, not copied. EOFError or OSError: nobody is at the other end."""
+        head, starts, ends = self.connection.recv()
+        if not starts:
+            return pickle.loads(head)
+        memory = recv_handle(self.connection)
+        try:
+            view = memoryview(mmap.mmap(memory, ends[-1], access=access))
+        finally:
+            os.close(memory)
+        return pickle.loads(head, buffers=[view[a:b] for a, b in zip(starts, ends, strict=True)])
+
+
+def pack(value: Any, dumps: Callable[..., bytes] = pickle.dumps) -> Packed:
+    """The value in a form that can be sent any number of times; its large arrays are copied once."""
+    large: list[memoryview] = []
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes >= APART:
+            large.append(raw)
+        return raw.nbytes < APART
+
+    head = dumps(value, protocol=5, buffer_callback=stays)
+    if not large:
+        return Packed(head, [], [])
+    *starts, size = accumulate((-(-x.nbytes // LINE) * LINE for x in large), initial=0)
+    memory = _memory(size)
+    with mmap.mmap(memory, size) as view:
+        for at, x in zip(starts, large, strict=True):
+            view[at : at + x.nbytes] = x
+    return Packed(head, starts, [at + x.nbytes for at, x in zip(starts, large, strict=True)], memory)
+
+
+def _memory(size: int) -> int:
+    """A descriptor of memory that has no name, and ends with its last user."""
+    if sys.platform == "linux":
+        memory = os.memfd_create("foedus")
+    else:
+        with tempfile.TemporaryFile() as file:
+            memory = os.dup(file.fileno())
+    os.truncate(memory, size)
+    return memory

@@ -1,0 +1,173 @@
+"""Who does which site next: the longest first, each where its data is loaded unless it would wait there in vain.
+Orders come in, and workers; a worker that dies costs time, never an update or a bit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from foedus.backends.processes.worker import Answer, Brief, Failed, Given, Kept, Report, retold
+from foedus.backends.processes.workers import Worker, Workers
+from foedus.backends.simulation import Done
+from foedus.core import Local, Outcome, Task
+from foedus.errors import SiteError
+from foedus.work import Order
+
+QUANTUM = 0.005  # seconds of work that are worth a message
+SHARE = 4  # a worker takes the SHARE-th part of its share of what is left: ever less, so that all end together
+DEATHS = 3  # of workers that had nothing to do but this order
+
+
+class Balance:
+    """What is known of sites: the seconds of each work and of loading, and which worker has the data."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[tuple[str, str], float] = {}
+        self.loading: dict[str, float] = {}
+        self.home: dict[str, int] = {}
+
+    def costs(self, orders: Sequence[Order]) -> list[float]:
+        """Seconds of each order; of one that was never done, as of the others."""
+        known = [self.seconds.get((order.work, order.site)) for order in orders]
+        found = [x for x in known if x is not None]
+        usual = sum(found) / len(found) if found else 1.0
+        return [usual if x is None else x for x in known]
+
+    def learn(self, order: Order, worker: int, report: Report) -> None:
+        self.home[order.site] = worker
+        self.seconds[order.work, order.site] = report.seconds
+        if report.loading:
+            self.loading[order.site] = report.loading
+
+    def forget(self, worker: int) -> None:
+        """A worker has no data any more."""
+        self.home = {site: number for site, number in self.home.items() if number != worker}
+
+
+class Shift:
+    """Orders of one Task on their way through the workers.
+
+    `code` is the pickled Sum with which workers fold, or None where updates come back. `settle` hears of each Done, and
+    says what is kept of it; `merge` takes over what a worker folded.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        balance: Balance,
+        note: Callable[[str], object],
+        task: Task,
+        orders: Sequence[Order],
+        locals: Mapping[str, Local],
+        code: bytes | None,
+        settle: Callable[[Order, Done], Done] = lambda order, done: done,
+        merge: Callable[[Kept], None] = lambda kept: None,
+    ) -> None:
+        self.workers, self.balance, self.note = workers, balance, note
+        self.task, self.orders, self.locals, self.code = task, orders, locals, code
+        self.settle, self.merge = settle, merge
+        self.costs = balance.costs(orders)
+        self.found: dict[int, Done] = {}
+        self.alone: set[int] = set()  # orders that a worker may have died of: they go out one by one
+        self.deaths: Counter[int] = Counter()
+        self.left: list[int] = []  # nobody works on these
+        self._queue(range(len(orders)))
+
+    def run(self) -> list[Done]:
+        """A Done for each order, in their order."""
+        while True:
+            for worker in self.workers.free():
+                self._give(worker)
+            if not self.left and self.workers.idle():
+                return [self.found[i] for i in range(len(self.orders))]
+            for worker, message in self.workers.heard():
+                self._take(worker, message)
+
+    def _queue(self, more: Iterable[int]) -> None:
+        self.left = sorted([*self.left, *more], key=lambda i: (i not in self.alone, -self.costs[i], i))
+
+    def _give(self, worker: Worker) -> None:
+        """Gives the worker orders, or has it hand over what it folded, or leaves it in peace."""
+        batch = self._batch(worker)
+        if not batch and not worker.held:
+            return
+        worker.batch, gone = batch, set(batch)
+        self.left = [i for i in self.left if i not in gone]
+        orders = [(i, self.orders[i].site, self.locals.get(self.orders[i].site)) for i in batch]
+        try:
+            self.workers.tell(worker, self._brief(), Given(orders, not self.left or not batch))
+        except OSError:
+            self._lose(worker)
+
+    def _brief(self) -> Brief:
+        one = self.orders[0]
+        returns = one.payload.spec if one.returns is None else one.returns
+        return Brief(one.payload, one.work, one.round, one.task, returns, len(self.task.sites), self.code)
+
+    def _batch(self, worker: Worker) -> list[int]:
+        """Many short orders, or one: where updates come back, or where workers died."""
+        share = sum(self.costs[i] for i in self.left) / (SHARE * self.workers.count)
+        room = 0.0 if self.code is None else max(QUANTUM, share)
+        batch: list[int] = []
+        for i in self._within_reach(worker):
+            room -= self.costs[i]
+            if batch and (room < 0 or batch[0] in self.alone):
+                break
+            batch.append(i)
+        return batch
+
+    def _within_reach(self, worker: Worker) -> list[int]:
+        """Orders whose data is here or nowhere; without any, others' that would be done there later than here."""
+        homes = {i: self.balance.home.get(self.orders[i].site, worker.number) for i in self.left}
+        own = [i for i in self.left if homes[i] == worker.number]
+        if own:
+            return own
+        busy = {w.number: sum(self.costs[i] for i in w.batch or ()) for w in self.workers.all.values()}
+        for i in self.left:
+            busy[homes[i]] += self.costs[i]
+        return [i for i in self.left if self.costs[i] + self._loading(i) <= busy[homes[i]]]
+
+    def _loading(self, i: int) -> float:
+        return self.balance.loading.get(self.orders[i].site, 0.0)
+
+    def _take(self, worker: Worker, message: Answer | Failed | None) -> None:
+        if isinstance(message, Failed):
+            raise message.error()
+        if message is None:
+            self._lose(worker)
+            return
+        for report in message.reports:
+            self._settle(worker, report)
+        if self.code is not None:
+            worker.held += worker.batch or []
+        if message.kept is not None:
+            self.merge(message.kept)
+            worker.held = []
+        worker.ready, worker.batch = True, None
+
+    def _settle(self, worker: Worker, report: Report) -> None:
+        order = self.orders[report.order]
+        error = None if report.error is None else retold(*report.error)
+        self.found[report.order] = self.settle(order, report.done._replace(error=error))
+        self.balance.learn(order, worker.number, report)
+
+    def _lose(self, worker: Worker) -> None:
+        """Has done again what a dead worker had folded, and, one by one, what it may have died of."""
+        doing, held = worker.batch or [], worker.held
+        cause = self.workers.replace(worker)
+        self.balance.forget(worker.number)
+        self.alone.update(doing)
+        self.deaths.update(doing if len(doing) == 1 else ())
+        hopeless = [i for i in doing if self.deaths[i] == DEATHS]
+        for i in hopeless:
+            self.found[i] = _declined(self.orders[i], cause)
+        self._queue(i for i in [*doing, *held] if i not in hopeless)
+        sites = ", ".join(self.orders[i].site for i in doing) or "no site"
+        self.note(f"worker {worker.number} died ({cause}) at work for {sites}; what it had not delivered is done again")
+
+
+def _declined(order: Order, cause: str) -> Done:
+    why = f"worker died: {cause}"
+    error = SiteError(order.site, order.work, why, "if memory was short, use fewer workers")
+    return Done(Outcome(order.site, "declined", why), error=error)

@@ -1,0 +1,204 @@
+"""What a worker process does from its first to its last moment, and the messages between it and its parent.
+A Job and the sites' data come in, then for each Task one Brief and orders; nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from foedus import build
+from foedus.aggregators import Folding
+from foedus.backends.local import folded, perform
+from foedus.backends.processes.channel import Channel
+from foedus.backends.simulation import Done
+from foedus.core import Local
+from foedus.errors import FoedusError, JobError, Refused, SiteError
+from foedus.job import Job
+from foedus.params import Params, Spec
+from foedus.work import Order, describe
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+Sent = tuple[Job, Mapping[str, Any], int]  # the Job, the sites' data and the seed
+Kept = tuple[Any, Any, int, int]  # of a Folding: accumulator, largest integers, units of weight, count
+
+
+class Brief(NamedTuple):
+    """What a worker needs of a Task; `code` is the pickle of its Sum, None where updates are to come back."""
+
+    payload: Params
+    work: str
+    round: int
+    task: int
+    returns: Spec
+    asked: int
+    code: bytes | None
+
+
+class Given(NamedTuple):
+    """Orders for a worker: (number, site, local). With `last`, what it folded is to come back too."""
+
+    orders: Sequence[tuple[int, str, Local]]
+    last: bool
+
+
+class Report(NamedTuple):
+    """What became of one order, its seconds, and those of loading the site's data where that was not loaded."""
+
+    order: int
+    done: Done
+    error: tuple[Any, ...] | None
+    seconds: float
+    loading: float
+
+
+class Answer(NamedTuple):
+    """The answer to Given. A worker's first one is empty: it is ready."""
+
+    reports: Sequence[Report] = ()
+    kept: Kept | None = None
+
+
+class Failed(NamedTuple):
+    """Why a worker ends, as text, and whether the Job is at fault."""
+
+    why: str
+    trace: str
+    job: bool
+
+    def error(self) -> FoedusError:
+        found = JobError(self.why) if self.job else FoedusError(f"a worker process failed: {self.why}")
+        found.__cause__ = FoedusError(f"in the worker:\n{self.trace}")
+        return found
+
+
+def serve(connection: Connection[Any, Any], sent: Sent | None, others: Sequence[Connection[Any, Any]]) -> None:
+    """A worker's life. `sent` is None where it comes through the pipe; `others` are ends of pipes to let go."""
+    channel = Channel(connection)
+    try:
+        _settle_in(others)
+        with build.exactly():
+            Hand(channel, *(sent or _received(channel))).work()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent is gone, or needs it no more
+    except BaseException as error:
+        with suppress(OSError):
+            channel.send(_failed(error))
+    finally:
+        _flush()
+        os._exit(0)
+
+
+def _settle_in(others: Sequence[Connection[Any, Any]]) -> None:
+    """Leaves Ctrl-C to the parent, ends with the parent, and keeps shared the memory that it has from there."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if sys.platform == "linux" and parent is not None:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent.pid:
+            raise EOFError("the parent is gone")
+    for other in others:
+        other.close()
+    gc.freeze()
+
+
+def _received(channel: Channel) -> Sent:
+    try:
+        sent: Sent = channel.receive(mmap.ACCESS_COPY)
+    except (EOFError, OSError):
+        raise
+    except Exception as error:
+        why = f"this Job cannot be read in another process ({describe(error)})"
+        raise JobError(f"{why}: keep its code in files that can be imported, or use backend='local'") from error
+    return sent
+
+
+class Hand:
+    """Performs orders with one Bench, and folds what comes of them."""
+
+    def __init__(self, channel: Channel, job: Job, data: Mapping[str, Any], seed: int) -> None:
+        self.channel, self.data, self.bench = channel, data, job.bench(seed)
+        self.load, self.loading = self.bench.load, 0.0
+        self.bench.load = self.load and self._timed
+        self.brief: Any = None
+        self.folding: Folding | None = None
+
+    def work(self) -> None:
+        """Answers until nobody asks (EOFError)."""
+        self.channel.send(Answer())
+        while True:
+            message = self.channel.receive()
+            if isinstance(message, Brief):
+                self.brief = message
+            else:
+                self.channel.send(self._answer(message))
+
+    def _answer(self, given: Given) -> Answer:
+        reports = [self._report(*order) for order in given.orders]
+        _flush()
+        return Answer(reports, self._kept() if given.last and self.brief.code is not None else None)
+
+    def _report(self, number: int, site: str, local: Local) -> Report:
+        brief, self.loading, began = self.brief, 0.0, time.perf_counter()
+        order = Order(brief.work, brief.payload, site, brief.round, brief.task, brief.returns)
+        done = perform(self.bench, order, local, self.data[site])
+        if brief.code is not None and done.update is not None:
+            done = folded(done, order, self._folding())
+        seconds = time.perf_counter() - began - self.loading
+        return Report(number, done._replace(error=None), _told(done.error), seconds, self.loading)
+
+    def _folding(self) -> Folding:
+        if self.folding is None:
+            self.folding = Folding(pickle.loads(self.brief.code), self.brief.returns, self.brief.asked)
+        return self.folding
+
+    def _kept(self) -> Kept:
+        folding, self.folding = self._folding(), None
+        return folding.acc, folding.most, folding.units, folding.count
+
+    def _timed(self, site: Any) -> Any:
+        assert self.load is not None
+        began = time.perf_counter()
+        try:
+            return self.load(site)
+        finally:
+            self.loading = time.perf_counter() - began
+
+
+def retold(refused: bool, site: str, stage: str, why: str, remedy: str, trace: str) -> SiteError:
+    """A site's error as it was before it travelled as text."""
+    error = (Refused if refused else SiteError)(site, stage, why, remedy)
+    error.__cause__ = FoedusError(f"in the worker:\n{trace}") if trace else None
+    return error
+
+
+def _told(error: BaseException | None) -> tuple[Any, ...] | None:
+    if not isinstance(error, SiteError):
+        return None
+    trace = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
+    return isinstance(error, Refused), error.site, error.stage, error.why, error.remedy, trace
+
+
+def _failed(error: BaseException) -> Failed:
+    why = str(error) if isinstance(error, FoedusError) else describe(error)
+    return Failed(why, "".join(traceback.format_exception(error)), isinstance(error, JobError))
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, or None
+            stream.flush()

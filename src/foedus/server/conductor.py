@@ -1,0 +1,385 @@
+"""What drives one run at the server: keeps its worker at work, checks what arrived, closes Tasks, in the durable order.
+A Run comes in; the Job's code runs in the worker process alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import foedus
+from foedus.errors import WireError
+from foedus.faults import point
+from foedus.files import fsync_dir
+from foedus.server.run import Body, Delivery, Run
+from foedus.server.tasks import Open
+from foedus.store import Fenced
+from foedus.wire.pipe import Pipe, pair
+
+log = logging.getLogger(__name__)
+GATHER = 60.0  # seconds that a run waits at its start for enrolled sites that have not answered yet
+MOST_DEATHS = 5
+
+
+class Conductor:
+    """Serves one run in a thread of its own until it is over or stopped."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.stopping = False
+        self.process: subprocess.Popen[bytes] | None = None
+        self.deaths = 0
+
+    def stop(self, state: str = "stopped") -> None:
+        """Ends the worker; the run can be resumed unless it is finished."""
+        self.stopping = True
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+        if state and not self.run.over:
+            self.run.set(state)
+
+    def serve(self) -> None:
+        """Keeps a worker at work until the run ends, fails or is stopped."""
+        while not self.stopping and self.deaths < MOST_DEATHS:
+            try:
+                if self._with_worker():
+                    return
+            except WireError:
+                self.deaths += 1
+                if not self.stopping:
+                    self.run.event("run worker restarted", f"it died ({self._exit()})")
+            except Fenced as error:
+                log.error("run %s: %s", self.run.id, error)
+                return
+            except Exception as error:
+                log.exception("run %s", self.run.id)
+                self.run.set("failed", f"{type(error).__name__}: {error}")
+                return
+        if not self.stopping:
+            self.run.set("failed", f"the run worker died {self.deaths} times; see {self.run.scratch / 'worker.log'}")
+
+    def _with_worker(self) -> bool:
+        """Whether the run is over."""
+        pipe = self._start()
+        try:
+            while True:
+                message, _ = pipe.receive()
+                if message["do"] == "ended":
+                    self._ended(message)
+                    return True
+                if message["do"] == "failed":
+                    self.run.set("failed", message["why"])
+                    return True
+                self._answer(pipe, message)
+                self.deaths = 0
+        finally:
+            pipe.close()
+
+    def _start(self) -> Pipe:
+        self.run.scratch.mkdir(parents=True, exist_ok=True)
+        mine, theirs = pair()
+        with (self.run.scratch / "worker.log").open("ab") as out, theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "foedus.server.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=scrubbed(self.run.scratch),
+                cwd=self.run.scratch,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        body = self.run.submission
+        mine.send(
+            {
+                "run": self.run.id,
+                "scratch": str(self.run.scratch),
+                "bundle": str(self.run.scratch / "bundle"),
+                "entry": body["entry"],
+                "options": body["options"],
+                "seed": body["seed"],
+                "rounds": body.get("override_rounds"),
+                "source": {"file": None},
+            }
+        )
+        return mine
+
+    def _exit(self) -> str:
+        code = self.process.wait(10) if self.process else None
+        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+    def _answer(self, pipe: Pipe, message: Body) -> None:
+        match message["do"]:
+            case "rows":
+                pipe.send({"rows": list(self.run.journal.log.rows())})
+            case "append":
+                self._append(message["rows"])
+                pipe.send({})
+            case "roster":
+                pipe.send({"sites": self._roster(message["least"])})
+            case "tasks":
+                self._tasks(pipe, message)
+            case other:
+                raise WireError(f"the run worker asks for {other!r}")
+
+    def _append(self, rows: Sequence[tuple[str, Body]]) -> None:
+        with self.run.context.news:
+            self.run.journal.add_all([(kind, body) for kind, body in rows])
+            for kind, body in rows:
+                if kind == "step":
+                    self._settled(body["round"])
+            self.run.context.news.notify_all()
+
+    def _roster(self, least: int) -> list[str]:
+        """The sites of the next round, as soon as there are enough."""
+        with self.run.context.news:
+            while not (roster := self.run.ready()) or len(roster) < least or self._gathering():
+                if len(roster) < least and not self._gathering():
+                    self.run.set(
+                        "paused", f"{len(roster)} of the {least} sites needed take part; it goes on when they return"
+                    )
+                self._wait()
+            self.run.set("running")
+            return roster
+
+    def _gathering(self) -> bool:
+        first = self.run.journal.find("round", 0) is None and time.monotonic() - self.run.began < GATHER
+        return first and any(self.run.answer(site) is None for site in self.run.context.members.sites())
+
+    def _wait(self, seconds: float = 1.0) -> None:
+        if self.stopping:
+            raise WireError("the run is stopped")
+        self.run.context.news.wait(seconds)
+
+    def _tasks(self, pipe: Pipe, message: Body) -> None:
+        first, round = message["first"], message["round"]
+        with self.run.context.news:
+            tasks = [self._publish(round, first + i, body) for i, body in enumerate(message["tasks"])]
+            self.run.context.news.notify_all()
+        left = {task.number: task for task in tasks}
+        while left:
+            self._check_inbox(pipe)
+            for number, task in list(left.items()):
+                if self._may_close(task):
+                    self._close(pipe, task)
+                    del left[number]
+            with self.run.context.news:
+                if left and not self.run.inbox and not any(self._ripe(task) for task in left.values()):
+                    self._wait()
+
+    def _publish(self, round: int, number: int, body: Body) -> Open:
+        known = self.run.journal.find("task", round, number)
+        row = {k: v for k, v in body.items() if k != "sites"} | {"round": round, "task": number}
+        asked = self._may_ask(body["sites"], body) if known is None else known["asked"]
+        row |= {"asked": asked, "candidates": body["sites"] if body["busy"] else None}
+        self.run.journal.add("task", **row)
+        if known is None:
+            self.run.context.blobs.require(len(asked) * body["payload"]["size"])
+            return self.run.book.publish(row)
+        return self.run.book.tasks[round, number]
+
+    def _may_ask(self, sites: Sequence[str], body: Body) -> list[str]:
+        flying = self.run.book.flying()
+        free = [site for site in sites if site not in flying]
+        return free if body["busy"] is None else free[: max(0, body["busy"] - len(flying))]
+
+    def _ripe(self, task: Open) -> bool:
+        return task.closed or task.desk.verdict() != "open"
+
+    def _may_close(self, task: Open) -> bool:
+        with self.run.context.news:
+            if task.closed:
+                return True
+            self._lose(task)
+            self._refill(task)
+            verdict = task.desk.verdict()
+            if verdict == "short":
+                self._short(task)
+            return verdict == "close"
+
+    def _lose(self, task: Open) -> None:
+        members, now = self.run.context.members, time.monotonic()
+        enrolled = set(members.sites())
+        for site in task.desk.waiting():
+            if site not in enrolled:
+                self.run.settle_row("lost", task, site, "its entry was revoked or expired")
+            elif not members.accepting(site):
+                self.run.settle_row("lost", task, site, "it left")
+        for site in task.stalled(now):
+            self.run.settle_row("lost", task, site, "no progress, and nothing was heard of it")
+
+    def _refill(self, task: Open) -> None:
+        if not task.body["busy"]:
+            return
+        rest = [s for s in task.body["candidates"] if s not in task.desk.asked]
+        new = self._may_ask(rest, dict(task.body))
+        if new:
+            self.run.journal.add("asked", round=task.round, task=task.number, sites=new, attempt=len(task.desk.asked))
+            task.ask(new)
+            self.run.context.news.notify_all()
+
+    def _short(self, task: Open) -> None:
+        if task.desk.attempt == 0 or self.run.nudged:
+            self.run.nudged = False
+            self.run.set("running")
+            task.again()
+            self.run.context.news.notify_all()
+            return
+        bad = [
+            f"{o.site}: {o.status} ({o.why})" for o in task.desk.outcomes() if o.status not in ("counted", "dropped")
+        ]
+        self.run.set("paused", f"round {task.round}, task {task.body['work']!r}: too few updates; {'; '.join(bad)}")
+        self._wait()
+
+    def _check_inbox(self, pipe: Pipe) -> None:
+        """Has the worker look at what arrived; rows first, receipts after."""
+        with self.run.context.news:
+            arrived, self.run.inbox = self.run.inbox, []
+        for delivery in arrived:
+            self._check(pipe, delivery)
+
+    def _check(self, pipe: Pipe, delivery: Delivery) -> None:
+        body = delivery.body
+        task = self.run.book.tasks[body["round"], body["task"]]
+        fd = os.open(self.run.context.updates(delivery.site).path(body["digest"]), os.O_RDONLY)
+        try:
+            found = pipe.ask({"check": {"task": task.number, "site": delivery.site}}, [fd])
+        except WireError:
+            with self.run.context.news:
+                self.run.inbox.append(delivery)
+            raise
+        finally:
+            os.close(fd)
+        with self.run.context.news:
+            if not task.wants(delivery.site, body["attempt"]):
+                delivery.receipt = {"status": "dropped", "why": "it came too late"}
+            elif not found["checked"]:
+                self.run.settle_row("refused", task, delivery.site, found["why"])
+                delivery.receipt = {"status": "refused", "why": found["why"]}
+            else:
+                self._accept(task, delivery)
+            self.run.context.news.notify_all()
+
+    def _accept(self, task: Open, delivery: Delivery) -> None:
+        body = delivery.body
+        row = {
+            "round": task.round,
+            "task": task.number,
+            "site": delivery.site,
+            "attempt": body["attempt"],
+            "digest": body["digest"],
+            "size": body["size"],
+            "weight": body["weight"],
+            "metrics": delivery.metrics,
+            "stateful": body["stateful"],
+            "build": body.get("build", ""),
+        }
+        point("server.before-accept")
+        self.run.journal.add("accepted", **row)
+        point("server.after-accept")
+        self.run.book.settle("accepted", row)
+        delivery.receipt = {"status": "accepted", "why": ""}
+
+    def _close(self, pipe: Pipe, task: Open) -> None:
+        with self.run.context.news:
+            row = self.run.journal.find("close", task.round, task.number)
+            if row is None:
+                row = self.run.book.close_row(task)
+                point("server.before-close")
+                self.run.journal.add("close", **row)
+                point("server.after-close")
+            done = self.run.journal.find("total", task.round, task.number)
+            counted = [self.run.journal.find("accepted", r, t, s, self._attempt(s, r, t)) for s, r, t in row["counted"]]
+            self.run.book.close(row)
+            self.run.context.news.notify_all()
+        if done is not None:
+            pipe.send({"task": task.number, "total": done["file"]})
+            return
+        close = [
+            {
+                "site": c["site"],
+                "round": c["round"],
+                "task": c["task"],
+                "age": task.round - c["round"],
+                "weight": c["weight"],
+                "metrics": self._metrics(c["site"], c["metrics"]),
+            }
+            for c in counted
+            if c
+        ]
+        outcomes = [o[:3] for o in row["outcomes"]]
+        fds = [os.open(self.run.context.updates(c["site"]).path(c["digest"]), os.O_RDONLY) for c in counted if c]
+        try:
+            pipe.send({"task": task.number, "close": close, "outcomes": outcomes}, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        self._total(pipe, task)
+
+    def _total(self, pipe: Pipe, task: Open) -> None:
+        """Waits for the worker's Total, looking at late arrivals meanwhile is not needed: they wait in the inbox."""
+        message, _ = pipe.receive()
+        point("server.before-total")
+        fsync_dir(self.run.scratch)
+        with self.run.context.news:
+            self.run.journal.add("total", round=task.round, task=task.number, file=message["file"], digest="")
+        point("server.after-total")
+        pipe.send({})
+
+    def _attempt(self, site: str, round: int, number: int) -> int:
+        found = [a for a in range(16) if self.run.journal.find("accepted", round, number, site, a)]
+        return found[-1] if found else 0
+
+    def _metrics(self, site: str, digest: str) -> Any:
+        return json.loads(self.run.context.updates(site).path(digest).read_bytes()) if digest else {}
+
+    def _settled(self, round: int) -> None:
+        """Deletes the updates of rounds that are over: the journal keeps their digests, never their arrays."""
+        for accepted in self.run.book.done(round):
+            for digest in filter(None, (accepted.digest, accepted.metrics)):
+                self.run.context.updates(accepted.origin.site).delete(digest)
+        for path in [*self.run.scratch.glob("payload-*"), *self.run.scratch.glob("total-*")]:
+            r, number = map(int, path.stem.split("-")[1:3])
+            task = self.run.book.tasks.get((r, number))
+            if r <= round and not (task and task.keeps and task.desk.waiting()):
+                path.unlink(missing_ok=True)
+
+    def _ended(self, message: Body) -> None:
+        models = {
+            name: digest
+            for name in ("final", "best")
+            if (digest := file_digest(self.run.scratch / f"{name}.safetensors"))
+        }
+        with self.run.context.news:
+            self.run.journal.add(
+                "end",
+                **{k: v for k, v in message.items() if k != "do"},
+                models=models,
+                seconds=round(time.monotonic() - self.run.began, 3),
+            )
+            self.run.set("finished", message["reason"])
+
+
+def file_digest(path: Path) -> str | None:
+    """The SHA-256 of a file; None if it is not there."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def scrubbed(scratch: Path) -> dict[str, str]:
+    """An environment without secrets, proxies or threads; faults that a test asked for pass through."""
+    kept = {
+        k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LC_ALL", "TMPDIR") or k.startswith("FOEDUS_KILL")
+    }
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    code = str(Path(foedus.__file__).parents[1])
+    return kept | threads | {"HOME": str(scratch), "PYTHONPATH": code, "PYTHONDONTWRITEBYTECODE": "1"}

@@ -1,0 +1,189 @@
+"""One run at the server, as requests see it: what is offered, what was delivered, where it stands.
+The journal, blobs and members come in; whoever calls holds `context.news`, except where it says otherwise."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from foedus.errors import FoedusError
+from foedus.journal import Journal
+from foedus.server.members import Members
+from foedus.server.tasks import Book, Open, task_id
+from foedus.store import Store
+from foedus.store.blobs import Blobs
+from foedus.store.log import StoreLog
+from foedus.wire.signing import sign_envelope
+
+log = logging.getLogger(__name__)
+MOST_ENVELOPES = 4096
+Body = dict[str, Any]
+
+
+class Delivery:
+    """An update that is durable and waits to be checked; `receipt` is there when it was."""
+
+    def __init__(self, site: str, body: Mapping[str, Any], metrics: str) -> None:
+        self.site, self.body, self.metrics = site, body, metrics
+        self.receipt: Body | None = None
+
+
+class Context(NamedTuple):
+    """What all runs of a server share; `news` is notified whenever anything changed."""
+
+    store: Store
+    blobs: Blobs  # what submitters sent
+    updates: Callable[[str], Blobs]  # what one site sent; nobody else's bytes can be claimed by knowing their digest
+    members: Members
+    news: threading.Condition
+    key: Any
+    folder: Path
+
+
+class Run:
+    """A run from its submission to its end: its journal, its Tasks, and what sites and submitters are told."""
+
+    def __init__(self, context: Context, id: str, epoch: int) -> None:
+        self.context, self.id = context, id
+        self.journal = Journal(StoreLog(context.store, id, epoch))
+        self.book = Book(self.journal)
+        self.submission: Body = dict(self.journal.find("submitted") or {})
+        self.scratch = context.folder / "runs" / id
+        self.inbox: list[Delivery] = []
+        self.state, self.why = "starting", ""
+        self.began = time.monotonic()
+        self.nudged = False
+        self.envelopes: dict[str, Body] = {}
+
+    def set(self, state: str, why: str = "") -> None:
+        """Says where the run stands, and journals what people want to know of it."""
+        with self.context.news:
+            if (state, why) == (self.state, self.why):
+                return
+            log.info("run %s: %s%s", self.id, state, f": {why}" if why else "")
+            if state in ("paused", "failed") or self.state == "paused":
+                self.event(state, why)
+            self.state, self.why = state, why
+            self.context.news.notify_all()
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("finished", "failed", "stopped")
+
+    def answer(self, site: str) -> Body | None:
+        """What the site said to `prepare`."""
+        return self.context.store.get("ready", f"{self.id}/{site}")
+
+    def ready(self) -> list[str]:
+        """The sites that take part in a round that starts now."""
+        members = self.context.members
+        return [s for s in members.sites() if members.accepting(s) and (self.answer(s) or {}).get("ready")]
+
+    def offers(self, site: str) -> dict[str, Body]:
+        """TASKID -> signed envelope of every Task that this site has not answered."""
+        if self.over:
+            return {}
+        delivered = {(d.site, d.body["round"], d.body["task"]) for d in self.inbox}
+        found = {}
+        for task in self.book.open_tasks():
+            if task.wants(site) and (site, task.round, task.number) not in delivered:
+                name = task_id(self.id, task.round, task.number, task.attempts[site])
+                found[name] = self._envelope(name, task, site)
+        return found
+
+    def _envelope(self, name: str, task: Open, site: str) -> Body:
+        cached = f"{name}/{site}"
+        if cached not in self.envelopes:
+            if len(self.envelopes) > MOST_ENVELOPES:
+                self.envelopes.clear()
+            body, base = task.body, self.book.bases.get((site, task.body["work"]))
+            stall, total = body["deadline"] or (600.0, None)
+            plain = {
+                "run": self.id,
+                "round": task.round,
+                "task": task.number,
+                "attempt": task.attempts[site],
+                "site": site,
+                "work": body["work"],
+                "payload": {k: body["payload"][k] for k in ("digest", "size")},
+                "returns": body["returns"],
+                "late": body["late"],
+                "bundle": self.submission["bundle"]["digest"],
+                "deadline": {"stall": float(stall).hex(), "total": None if total is None else float(total).hex()},
+                "seed": self.submission["seed"],
+                "base": base and {"round": base.round, "task": base.task},
+                "verdicts": {},
+            }
+            self.envelopes[cached] = sign_envelope(self.context.key, "foedus/task/1", plain)
+        return self.envelopes[cached]
+
+    def deliver(self, site: str, body: Mapping[str, Any], metrics: str) -> Delivery | Body:
+        """The receipt, or a Delivery whose receipt will come."""
+        at = body["round"], body["task"]
+        if self.journal.find("accepted", *at, site, body["attempt"]):
+            return {"status": "accepted", "why": ""}
+        refused = self.journal.find("refused", *at, site, body["attempt"])
+        if refused:
+            return {"status": "refused", "why": refused["why"]}
+        task = self.book.tasks.get(at)
+        if self.over or task is None or not task.wants(site, body["attempt"]):
+            return {"status": "dropped", "why": "nobody waits for it any more"}
+        waiting = [d for d in self.inbox if (d.site, d.body["round"], d.body["task"]) == (site, *at)]
+        if waiting:
+            return waiting[0]
+        delivery = Delivery(site, body, metrics)
+        self.inbox.append(delivery)
+        self.context.news.notify_all()
+        return delivery
+
+    def decline(self, site: str, body: Mapping[str, Any]) -> Body:
+        """Journals a Decline."""
+        task = self.book.tasks.get((body["round"], body["task"]))
+        if not self.over and task is not None and task.wants(site, body["attempt"]):
+            kind = "refused" if body.get("kind") == "refused" else "declined"
+            self.settle_row(kind, task, site, str(body["reason"])[:2000])
+            self.context.news.notify_all()
+        return {"status": "accepted", "why": ""}
+
+    def payload(self, digest: str, site: str) -> Path | None:
+        """The file of a payload that this site was asked to work on."""
+        for task in self.book.open_tasks():
+            if task.body["payload"]["digest"] == digest and site in task.desk.asked:
+                path = self.scratch / task.body["payload"]["file"]
+                return path if path.exists() else None
+        return None
+
+    def settle_row(self, kind: str, task: Open, site: str, why: str) -> None:
+        """Journals that a site will not be counted, and why."""
+        row = {"round": task.round, "task": task.number, "site": site, "attempt": task.attempts[site], "why": why}
+        self.journal.add(kind, **row)
+        self.book.settle(kind, row)
+
+    def event(self, what: str, why: str = "", site: str = "") -> None:
+        """Journals something that people want to read in the report."""
+        with self.context.news:
+            try:
+                self.journal.add("event", what=what, why=why, site=site, round=len(self.journal.all("step")))
+            except FoedusError as error:
+                log.error("run %s: %s", self.id, error)
+
+    def status(self) -> Body:
+        """What `runs` and `status` show."""
+        steps = self.journal.all("step")
+        waiting = {f"{t.body['work']} {t.round}": t.desk.waiting() for t in self.book.open_tasks() if t.desk.waiting()}
+        return {
+            "run": self.id,
+            "name": self.submission.get("name"),
+            "state": self.state,
+            "why": self.why,
+            "rounds": len(steps),
+            "of": self.submission.get("rounds"),
+            "waiting": waiting,
+            "answers": {site: a for site in self.context.members.sites() if (a := self.answer(site))},
+            "metrics": steps[-1]["metrics"] if steps else {},
+            "submitter": self.submission.get("submitter"),
+        }
