@@ -25,7 +25,7 @@ def test_a_real_federation_gives_the_bits_of_the_simulation(tmp_path):
 
 def test_a_site_joins_late_one_leaves_and_one_crashes_and_returns(tmp_path):
     with started(tmp_path, ["north", "south", "east"], slow=0.4) as (made, sites):
-        run = submit(made, rounds=8)
+        run = submit(made, rounds=25)
         until(lambda: len(kinds(run, "step")) >= 1)
         late = tmp_path / "data" / "late"
         late.mkdir()
@@ -38,7 +38,7 @@ def test_a_site_joins_late_one_leaves_and_one_crashes_and_returns(tmp_path):
         made.kill("south")
         made.start_site("south")
         result = run.wait()
-    assert result.rounds == 8
+    assert result.rounds == 25
     events = {(e["what"], e["site"]) for e in kinds_of(result)}
     assert {("joined", "late"), ("left", "east")} <= events
 

@@ -132,7 +132,9 @@ def test_the_result_has_memory_of_its_own():
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float64"])
 def test_models_train_in_their_own_dtype(home, name):
     made = learner(dtype=name, lr=0.5, metrics=["accuracy"])
-    result = fd.Job(fd.fedprox(0.01), made, rounds=4).run({f"s{i}": fd.Split(table(seed=9), valid=table(seed=9)) for i in "ab"})
+    result = fd.Job(fd.fedprox(0.01), made, rounds=4).run(
+        {f"s{i}": fd.Split(table(seed=9), valid=table(seed=9)) for i in "ab"}
+    )
     assert {x.dtype.name for x in result.params.values()} == {name}
     assert result.history[-1]["loss"] < result.history[0]["loss"]
 
@@ -231,7 +233,9 @@ def test_plain_sgd_gives_the_bits_of_pytorch(shapes, settings, gap):
     assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("factory", [SGD, partial(SGD, lr=0.1, momentum=0.9), partial(Adam, lr=0.01), lambda p: AdamW(p)])
+@pytest.mark.parametrize(
+    "factory", [SGD, partial(SGD, lr=0.1, momentum=0.9), partial(Adam, lr=0.01), lambda p: AdamW(p)]
+)
 def test_an_optimizer_is_new_in_every_task_and_steps_as_pytorchs_own(factory):
     made = learner(optimizer=factory, epochs=2, batch_size=8)
     start = made.init(fd.key(0))
@@ -461,7 +465,10 @@ def test_the_training_loss_is_the_examples_mean_over_steps():
     model.load_state_dict({k: torch.from_numpy(x.copy()) for k, x in made.init(fd.key(0)).items()})
     x, y = (torch.from_numpy(v) for v in table())
     assert count == 20 and total / count == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-5)
-    batches = [F.cross_entropy(model(x[rows]), y[rows]).item() for rows in torch.from_numpy(KEY("order").numpy().permutation(20)).split(8)]
+    batches = [
+        F.cross_entropy(model(x[rows]), y[rows]).item()
+        for rows in torch.from_numpy(KEY("order").numpy().permutation(20)).split(8)
+    ]
     assert squares == pytest.approx(sum(b * b * n for b, n in zip(batches, (8, 8, 4), strict=True)), rel=1e-5)
 
 
@@ -469,7 +476,9 @@ def hand_loss(outputs, targets):
     return F.cross_entropy(outputs, targets)
 
 
-@pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss(), hand_loss, partial(F.cross_entropy, reduction="mean")])
+@pytest.mark.parametrize(
+    "loss", [F.cross_entropy, nn.CrossEntropyLoss(), hand_loss, partial(F.cross_entropy, reduction="mean")]
+)
 def test_the_measured_loss_is_the_mean_over_examples_however_it_is_given(loss):
     made, (x, y) = learner(loss=loss), table(1500)
     start = made.init(fd.key(0))
@@ -534,7 +543,9 @@ class Broken(nn.Linear):
 
 
 def test_a_model_that_raises_is_reported_with_site_file_and_line(home):
-    line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "the line below counts" in text)
+    line = next(
+        i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "the line below counts" in text
+    )
     with pytest.raises(Paused) as error:
         fd.Job(fd.fedavg(), learner(partial(Broken, 3, 2)), rounds=1).run({"north": SPLIT})
     for part in ("north", "train", "no such layer", f"test_torch.py, line {line}"):
@@ -560,7 +571,9 @@ def test_a_loss_that_is_no_number_is_refused_by_site_and_step_and_the_others_go_
     x = x.copy()
     x[3] = np.nan
     sites = {"good": SPLIT, "bad": fd.Split((x, y), valid=table()), "fine": fd.Split(table(seed=2))}
-    with pytest.raises(Refused, match=r"site 'north', training: the loss of step \d of 5 is nan; lower the learning rate"):
+    with pytest.raises(
+        Refused, match=r"site 'north', training: the loss of step \d of 5 is nan; lower the learning rate"
+    ):
         trained(learner(batch_size=4), sites["bad"])
     result = fd.Job(fd.fedavg(), learner(batch_size=4), rounds=2).run(sites)
     assert len(result.history) == 2 and np.isfinite(result.params["weight"]).all()
@@ -608,7 +621,9 @@ def alone(code: str, **environment: str) -> str:
     drop = {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"}
     env = {k: v for k, v in os.environ.items() if k not in drop} | environment
     env["PYTHONPATH"] = os.pathsep.join([str(Path(fd.__file__).parents[1]), str(Path(__file__).parent)])
-    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
 
@@ -634,7 +649,10 @@ def test_plain_sgd_needs_none_of_torchs_slow_imports():
 
 @pytest.mark.processes
 def test_foedus_itself_needs_no_torch_and_says_what_to_install():
-    assert alone("import foedus as fd, sys; fd.Job, fd.fedavg, fd.key(0).numpy(); print('torch' in sys.modules)") == "False"
+    assert (
+        alone("import foedus as fd, sys; fd.Job, fd.fedavg, fd.key(0).numpy(); print('torch' in sys.modules)")
+        == "False"
+    )
     code = (
         "import sys; sys.modules['torch'] = None\nimport foedus as fd\n"
         "try: fd.torch\nexcept fd.FoedusError as error: print(error)"

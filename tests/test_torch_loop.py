@@ -254,7 +254,11 @@ def test_the_loss_of_a_loop_without_one_is_cross_entropy_or_squared_error():
     made = partial(TorchLearner, train=steps)
     cases = [
         (logits, torch.arange(40) % 3, F.cross_entropy(logits, torch.arange(40) % 3)),
-        (logits[:, :1], torch.arange(40) % 2, F.binary_cross_entropy_with_logits(logits[:, 0], (torch.arange(40) % 2).float())),
+        (
+            logits[:, :1],
+            torch.arange(40) % 2,
+            F.binary_cross_entropy_with_logits(logits[:, 0], (torch.arange(40) % 2).float()),
+        ),
         (logits[:, :1], logits[:, 1], F.mse_loss(logits[:, 0], logits[:, 1])),
     ]
     for outputs, targets, loss in cases:

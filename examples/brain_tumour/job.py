@@ -56,9 +56,9 @@ def load(site):
     return fd.Split(*(read(site.data, part) for part in PARTS))
 
 
-def job(rounds=30, first=0):
-    """`first`: how many of the rounds are done already, where a model is trained on."""
+def job(rounds=30, first=0, start="", evaluate=1):
+    """`first` of the rounds are done already, and `start` is the file of the model that they gave."""
     dice = fd.Metric("dice", overlap, lambda sums: sums[0] / max(sums[1], 1), "max")  # of the whole tumour
     learner = TorchLearner(UNet, loss, partial(torch.optim.Adam, lr=1e-2), epochs=4, batch_size=4, metrics=[dice],
                            schedule=lambda round: (1 + cos(pi * (first + round) / rounds)) / 2)  # fmt: skip
-    return fd.Job(fd.fedavg(), learner, load, rounds=rounds - first)
+    return fd.Job(fd.fedavg(), learner, load, rounds=rounds - first, start=start or None, evaluate=evaluate)

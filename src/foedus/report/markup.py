@@ -60,7 +60,7 @@ def number(x: float | None) -> Html:
 
 def short(x: float) -> str:
     """
-    >>> short(0.87345), short(1305.7), short(12), short(3.2e-7)
+    >>> short(0.873456), short(1305.7), short(12), short(3.2e-7)
     ('0.8735', '1306', '12', '3.200e-07')
     """
     if x == 0 or isinstance(x, int):

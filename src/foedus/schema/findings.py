@@ -80,7 +80,7 @@ def column_problems(name: str, rule: Column, counts: Counts, place: int | None =
         return
     for what, hint, usual, lost in _faults(rule, counts):
         shifted = order if lost > MOST * (counts.rows - counts.missing) else ""
-        yield Problem(name, what, hint or shifted or usual)
+        yield Problem(name, what, "; or ".join(filter(None, [hint, shifted])) or usual)
 
 
 Fault = tuple[str, str, str, int]  # what, a hint from the values, the usual remedy, how many values are lost by it
@@ -124,13 +124,14 @@ def _number_faults(rule: Column, counts: Counts, of: str) -> Iterator[Fault]:
 
 def _suspected(rule: Column, counts: Counts) -> tuple[str, str]:
     """What the values look like instead, and the remedy; empty texts where nothing is suspected."""
-    if 2 * counts.marks > counts.misfit:
-        return "", "if a number such as 0, -9 or 999 stands for a gap, leave such cells empty"
+    marked = "if a number such as 0, -9 or 999 stands for a gap, leave such cells empty"
+    if 2 * counts.marks > counts.misfit and not rule.codes:
+        return "", marked
     most, enough = (0.0, 1.0) if rule.codes else (MOST, ENOUGH)
     pairs = zip(suspects(rule), counts.fits, strict=True)
     found = [c for c, fits in pairs if counts.misfit > most * counts.read and fits >= enough * counts.read]
     if not found:
-        return "", ""
+        return "", marked if 2 * counts.marks > counts.misfit else ""
     nearest = min(found, key=lambda c: (not c.unit, abs(math.log(c.scale))))
     if nearest.unit:
         ways = ", ".join(_formula(c) for c in found if c.unit == nearest.unit)

@@ -133,7 +133,7 @@ def _npy(rule: Dataset, path: Path) -> Iterator[Piece]:
 
 
 def _npz(rule: Dataset, path: Path) -> Iterator[Piece]:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         yield _named(rule, arrays, alone=True)
 
 

@@ -9,10 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import foedus
 from foedus.errors import FoedusError, WireError
@@ -24,9 +25,11 @@ from foedus.wire.pipe import Pipe, pair
 ARCHIVE = "bundle.zip"  # in the run's folder: the code as it was signed
 GLANCE = 0.5
 MOST_LOG = 5 << 20
+MOST_DEATHS = 5  # of workers at one Task
 TICKS = os.sysconf("SC_CLK_TCK")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 class Died(FoedusError):
@@ -55,19 +58,31 @@ class WorkerHost:
         self.report: Json = {}
 
     def work(self, message: Json, activity: Activity, stall: float) -> Json:
-        """The worker's answer; one that died or stalled is replaced once. Raises Died, Stalled, Raised, Stopped."""
-        try:
-            return self._once(message, activity, stall)
-        except (Died, Stalled):
-            return self._once(message, activity, stall)
+        """The worker's answer; one that stalled is replaced once, one that was killed several times.
+
+        Raises Died, Stalled, Raised, Stopped.
+        """
+        return self._replacing(lambda: self._once(message, activity, stall))
 
     def ready(self, activity: Activity, stall: float) -> Json:
         """What a loaded worker reports of the Job and its data."""
-        try:
-            self._ensure(activity, stall)
-        except (Died, Stalled):
-            self._ensure(activity, stall)
+        self._replacing(lambda: self._ensure(activity, stall))
         return self.report
+
+    def _replacing(self, action: Callable[[], T]) -> T:
+        """A kill from outside changes no bit, so it is outlived; a worker that kills itself each time ends here too."""
+        stalled, deaths = False, 0
+        while True:
+            try:
+                return action()
+            except Stalled:
+                if stalled:
+                    raise
+                stalled = True
+            except Died:
+                deaths += 1
+                if deaths == MOST_DEATHS:
+                    raise
 
     def kill(self) -> None:
         """Ends the worker and all that it started."""

@@ -15,6 +15,7 @@ from foedus.errors import JobError
 from foedus.params import DTYPES, Array, Kind, Params, Spec, places
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+OURS: dict[np.dtype[Any], torch.dtype] = {dtype: getattr(torch, name) for name, dtype in DTYPES.items()}
 
 
 class Place(NamedTuple):
@@ -102,11 +103,11 @@ def as_array(x: Tensor) -> Array:
     return np.asarray(x.numpy())
 
 
-def torch_dtype(dtype: Any) -> torch.dtype:
+def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
     """torch's dtype of that name. Raises JobError where there is none."""
-    made = getattr(torch, np.dtype(dtype).name, None)
-    if not isinstance(made, torch.dtype):
-        raise JobError(f"torch has no dtype {dtype}: give numbers, as float32 or int64")
+    made = OURS.get(dtype) or OURS.get(dtype.newbyteorder("="))
+    if made is None:
+        raise JobError(f"a model takes no {dtype}: give numbers, as float32 or int64")
     return made
 
 

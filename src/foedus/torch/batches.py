@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from foedus.data import Pairs
 from foedus.errors import JobError
 from foedus.params import Array
-from foedus.torch.arrays import as_array, torch_dtype
+from foedus.torch.arrays import BFLOAT16, OURS, as_array, torch_dtype
 
 GATHERED = 1 << 23  # bytes gathered at once
 MEASURED = 1024  # examples measured at once, at most
@@ -43,8 +43,9 @@ class Feed(NamedTuple):
                 yield self.batch(self._collated([data[int(i)] for i in part]), len(part))
             return
         for part in _cut(rows, size * max(1, GATHERED // (size * _row_bytes(data)))):
-            x, y, _ = self.batch(data[part], len(part))
-            yield from map(Batch, x.split(size), y.split(size), (len(few) for few in _cut(part, size)))
+            x, y = self._input(_gathered(data.x, part)), self._target(_gathered(data.y, part))
+            for at in range(0, len(part), size):
+                yield Batch(x[at : at + size], y[at : at + size], min(size, len(part) - at))
 
     def batch(self, pair: Any, n: int) -> Batch:
         """(inputs…, target) as a Batch."""
@@ -67,6 +68,15 @@ class Feed(NamedTuple):
         return made.to(self.device, self.dtype if made.is_floating_point() else whole)
 
 
+def _gathered(x: Any, rows: Array) -> Tensor:
+    """The rows of `x` in torch's own (aligned) memory."""
+    if not isinstance(x, np.ndarray) or x.dtype not in OURS or x.dtype == BFLOAT16:
+        return tensor(x[rows])
+    made = torch.empty((len(rows), *x.shape[1:]), dtype=OURS[x.dtype])
+    np.take(x, rows, 0, made.numpy(), "clip")
+    return made
+
+
 def tensor(x: Any) -> Tensor:
     """`x` as a tensor in torch's own (aligned) memory."""
     if isinstance(x, Tensor):
@@ -79,14 +89,15 @@ def tensor(x: Any) -> Tensor:
 
 def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """How a model is called with a batch's inputs: several are arguments, a mapping's are named arguments."""
+    if isinstance(x, Tensor):
+        return (x,), {}
     if isinstance(x, Mapping):
         return (), dict(x)
     return x if isinstance(x, tuple) else (x,), {}
 
 
-def order(examples: int, size: int, generator: np.random.Generator, drop_last: bool) -> Iterator[Array]:
-    """One epoch after the other, without end: all examples in an order that the generator draws."""
-    used = examples // size * size if drop_last and examples >= size else examples
+def order(examples: int, used: int, generator: np.random.Generator) -> Iterator[Array]:
+    """One epoch after the other, without end: `used` of all examples in an order that the generator draws."""
     while True:
         yield generator.permutation(examples)[:used]
 
@@ -109,6 +120,8 @@ def _bytes(x: Any) -> int:
 
 
 def _each(x: Any, f: Callable[[Any], Tensor]) -> Any:
+    if isinstance(x, (Tensor, np.ndarray)):
+        return f(x)
     if isinstance(x, Mapping):
         return {name: _each(part, f) for name, part in x.items()}
     if isinstance(x, (tuple, list)):

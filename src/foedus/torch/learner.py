@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import chain, count, islice
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -107,7 +107,7 @@ class TorchLearner:
         machine, work = self.machine, self._steps if self.own is None else partial(self._own_loop, self.own)
         try:
             machine.load(params)
-            machine.model.train()
+            machine.mode(training=True)
             with named(key("torch"), machine.device, self.own is not None or not isinstance(split.train, Pairs)):
                 fit = work(split, key, correct)
             return fit._replace(params=fit.params.ordered(params.spec))
@@ -120,7 +120,7 @@ class TorchLearner:
     def evaluate(self, params: Params, data: Any, metrics: Sequence[Any]) -> dict[str, Array]:
         """name -> sums over `data` for these metrics."""
         self.machine.load(params)
-        self.machine.model.eval()
+        self.machine.mode(training=False)
         losses = per_example(self.loss) if self.loss else natural if self.reads == "logits" else None
         wanted = [m for m in map(measures.metric, metrics) if losses or m.name != "loss"]
         losses = losses if any(m.name == "loss" for m in wanted) else None
@@ -129,9 +129,8 @@ class TorchLearner:
             return measures.add(self._measured(batch, wanted, losses) for batch in batches)
 
     def order(self, examples: int, key: Key) -> Iterator[Array]:
-        """The rows of each epoch of a Task, cut into batches of `batch_size`, the first `steps` of them where given."""
-        epochs = order(examples, self.batch_size, key("order").numpy(), self.drop_last)
-        return epochs if self.steps else islice(epochs, self.epochs)
+        """The rows of each epoch of a Task, one epoch after the other: its batches are cut from each."""
+        return order(examples, self._used(examples), key("order").numpy())
 
     def loss_fn(self, params: Mapping[str, Tensor], batch: Any, key: Key) -> Tensor:
         """The mean loss of `batch` = (inputs, targets) in training, purely: `key` draws dropout, no buffer changes.
@@ -140,7 +139,8 @@ class TorchLearner:
         of tensors, once the model is there: ask for `learner.machine` before.
         """
         x, y, _ = self._feed().batch(batch, 0)
-        model = self.machine.model.train()
+        self.machine.mode(training=True)
+        model = self.machine.model
         kept = {name: tensor.clone() for name, tensor in model.named_buffers()}
         arrays = {**kept, **{name: x.clone() if name in kept else x for name, x in params.items()}}
         with named(key, self.machine.device):
@@ -150,7 +150,7 @@ class TorchLearner:
         """The model after one step of a new optimizer on `batch`, and the loss before it: a pure function of these."""
         machine = self.machine
         machine.load(params)
-        machine.model.train()
+        machine.mode(training=True)
         with named(key, machine.device):
             loss = self._step(self._optimizer(key), self._feed().batch(batch, 0), correct)
         machine.clear()
@@ -158,14 +158,24 @@ class TorchLearner:
 
     def _steps(self, split: Split, key: Key, correct: Correct | None) -> Fit:
         device, optimizer = self.machine.device, self._optimizer(key)
-        rows = self.order(len(split.train), key)
-        batches = chain.from_iterable(self._feed().batches(split.train, epoch, self.batch_size) for epoch in rows)
+        epochs, feed = self.order(len(split.train), key), self._feed()
+        batches = chain.from_iterable(feed.batches(split.train, rows, self.batch_size) for rows in epochs)
         seen = []
-        for batch in _seeded(islice(batches, self.steps), key, device):
+        for i in range(self._count(len(split.train))):
+            reseed(key("step", i), device)  # what draws the batch and what is drawn in the step has a name of its own
+            batch = next(batches)
             seen.append((self._step(optimizer, batch, correct), batch.n))
             progress()
         sums = _sums(seen, key)
         return Fit(self.machine.read(), len(split.train), len(seen), optimizer.lr * len(seen), {"train_loss": sums})
+
+    def _used(self, examples: int) -> int:
+        """Of how many examples an epoch is made."""
+        return examples // self.batch_size * self.batch_size or examples if self.drop_last else examples
+
+    def _count(self, examples: int) -> int:
+        """How many steps a Task takes."""
+        return self.steps or self.epochs * -(-self._used(examples) // self.batch_size)
 
     def _step(self, optimizer: Optimizer, batch: Batch, correct: Correct | None) -> Tensor:
         self.machine.clear()
@@ -241,26 +251,23 @@ def _round(key: Key) -> int:
     return int(key.names[1]) if len(key.names) > 1 else 0
 
 
-def _seeded(batches: Iterator[Batch], key: Key, device: torch.device) -> Iterator[Batch]:
-    """The batches, each made and used with randomness of its own name."""
-    for i in count():
-        reseed(key("step", i), device)
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
-
-
 def _sums(seen: Sequence[tuple[Tensor, int]], key: Key) -> Array:
     """[sum, count, sum of squares] of the batches' losses, by their examples. Raises Refused where one is no number."""
-    losses = torch.stack([loss.reshape(()) for loss, _ in seen]).cpu().double().numpy()
+    losses, counts = np.array(_numbers([loss for loss, _ in seen])), np.array([n for _, n in seen], np.float64)
     if not np.isfinite(losses).all():
         first = int(np.argmin(np.isfinite(losses)))
         site = str(key.names[3]) if len(key.names) > 3 else "here"
         why = f"the loss of step {first + 1} of {len(losses)} is {losses[first]:g}"
         raise Refused(site, "training", why, "lower the learning rate, clip gradients, or look for NaN in the data")
-    counts = np.array([n for _, n in seen], np.float64)
     return np.array([losses @ counts, counts.sum(), losses**2 @ counts])
+
+
+def _numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """The scalars, with one wait for the device."""
+    if scalars[0].device.type == "cpu":
+        return [x.item() for x in scalars]
+    found: list[float] = torch.stack([x.reshape(()) for x in scalars]).tolist()
+    return found
 
 
 def _floats(x: Tensor) -> Array:

@@ -27,6 +27,7 @@ class Machine:
         self.flags = [(place.tensor, place.tensor.requires_grad) for place in self.places]
         self.trained = [p.tensor for p in self.places if p.kind == "trainable"]
         self.dtype = next((p.tensor.dtype for p in self.places if p.tensor.is_floating_point()), torch.float32)
+        self.modules = list(model.modules())
         self.here = self.arrays.params.trainable()  # the same memory
         self.grads: Buffers | None = None
         for place, view in zip(self.places, self.arrays.views, strict=True):
@@ -50,6 +51,11 @@ class Machine:
             if now is not place.tensor or now.data_ptr() != view.data_ptr():
                 _return(place, view, now)
         return self.arrays.get().copy()
+
+    def mode(self, training: bool) -> None:
+        """As the model's own `train(training)`, which takes a while."""
+        if any(module.training is not training for module in self.modules):
+            self.model.train(training)
 
     def check(self) -> None:
         """Raises JobError where another module stands in the place of one that held an array."""

@@ -11,10 +11,9 @@ import pickle
 import sys
 import tempfile
 from collections.abc import Callable
-from itertools import accumulate
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from foedus.params import Params
 
@@ -25,17 +24,17 @@ copyreg.pickle(Params, lambda params: (Params.of, (params.spec, dict(params.flat
 
 
 class Packed(NamedTuple):
-    """A value as a pickle, and the memory (a descriptor) in which its large arrays lie from `starts` to `ends`."""
+    """A value as a pickle, and a file in memory in which its large arrays lie from `starts` to `ends`."""
 
     head: bytes
     starts: list[int]
     ends: list[int]
-    memory: int | None = None
+    memory: IO[bytes] | None = None
 
     def close(self) -> None:
         """Lets go of the memory; who has mapped it keeps it."""
         if self.memory is not None:
-            os.close(self.memory)
+            self.memory.close()
 
 
 class Channel:
@@ -55,18 +54,15 @@ class Channel:
         """Sends what may go to others too."""
         self.connection.send(packed[:3])
         if packed.memory is not None:
-            send_handle(self.connection, packed.memory, 0)
+            send_handle(self.connection, packed.memory.fileno(), 0)
 
     def receive(self, access: int = mmap.ACCESS_READ) -> Any:
         """The next value, its large arrays mapped, not copied. EOFError or OSError: nobody is at the other end."""
         head, starts, ends = self.connection.recv()
         if not starts:
             return pickle.loads(head)
-        memory = recv_handle(self.connection)
-        try:
-            view = memoryview(mmap.mmap(memory, ends[-1], access=access))
-        finally:
-            os.close(memory)
+        with os.fdopen(recv_handle(self.connection), "rb") as memory:
+            view = memoryview(mmap.mmap(memory.fileno(), ends[-1], access=access))
         return pickle.loads(head, buffers=[view[a:b] for a, b in zip(starts, ends, strict=True)])
 
 
@@ -83,20 +79,15 @@ def pack(value: Any, dumps: Callable[..., bytes] = pickle.dumps) -> Packed:
     head = dumps(value, protocol=5, buffer_callback=stays)
     if not large:
         return Packed(head, [], [])
-    *starts, size = accumulate((-(-x.nbytes // LINE) * LINE for x in large), initial=0)
-    memory = _memory(size)
-    with mmap.mmap(memory, size) as view:
-        for at, x in zip(starts, large, strict=True):
-            view[at : at + x.nbytes] = x
-    return Packed(head, starts, [at + x.nbytes for at, x in zip(starts, large, strict=True)], memory)
+    starts, ends, memory = [], [], _memory()
+    for x in large:  # writing takes half the time of copying into a fresh map
+        starts.append(memory.seek(-(-memory.tell() // LINE) * LINE))
+        memory.write(x)
+        ends.append(memory.tell())
+    memory.flush()
+    return Packed(head, starts, ends, memory)
 
 
-def _memory(size: int) -> int:
-    """A descriptor of memory that has no name, and ends with its last user."""
-    if sys.platform == "linux":
-        memory = os.memfd_create("foedus")
-    else:
-        with tempfile.TemporaryFile() as file:
-            memory = os.dup(file.fileno())
-    os.truncate(memory, size)
-    return memory
+def _memory() -> IO[bytes]:
+    """A file without a name, which ends with its last user."""
+    return os.fdopen(os.memfd_create("foedus"), "w+b") if sys.platform == "linux" else tempfile.TemporaryFile()

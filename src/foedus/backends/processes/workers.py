@@ -1,8 +1,8 @@
 """Worker processes as their parent has them: how they start, what is said to them, what they died of.
 A Job and the sites' data come in; nothing here knows which orders there are.
 
-Workers are forked where that is safe. A pool of threads that OpenMP keeps does not survive a fork, and the next parallel
-region waits for it for ever; but it belongs to the thread that made it, so the thread that forks does nothing else.
+Workers are forked where that is safe. A pool of threads that OpenMP keeps does not survive a fork, and the next
+parallel region waits for it for ever; but it belongs to the thread that made it, so the thread that forks runs none.
 """
 
 from __future__ import annotations
