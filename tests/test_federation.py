@@ -127,3 +127,19 @@ def test_run_with_backend_network_is_one_command(tmp_path):
     assert told[0]["backend"] == "network" and told[0]["digest"] == told[1]["digest"]
     left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False)
     assert left.stdout == b"", "a process of the federation is still there"
+
+
+def test_a_run_at_the_server_is_listed_stopped_and_resumed_by_its_verbs(tmp_path):
+    with started(tmp_path, ["north"], slow=0.4) as (made, sites):
+
+        def foedus(*verb):
+            command = [sys.executable, "-m", "foedus", *verb, "--home", str(made.home), "--json"]
+            return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+
+        run = foedus("submit", str(JOB), "rounds=8", "--no-wait")["run"]
+        until(lambda: foedus("runs")["runs"][0]["rounds"] >= 1)
+        foedus("stop", run)
+        assert foedus("runs")["runs"][0]["state"] == "stopped"
+        foedus("resume", run)
+        assert foedus("watch", run)["state"] == "finished"
+        assert foedus("pull", run)["digest"] == simulated(sites, tmp_path / "sim", rounds=8)

@@ -35,6 +35,12 @@ CHOL = {"type": "number", "unit": "mg/dl", "min": 50, "max": 700, "missing": 0.3
 SMALL = {"age": AGE, "sex": SEX, "chol": CHOL}
 ROWS = [(63, 1, 233), (67, 1, 286), (41, 0, 204), (56, 1, 236), (57, 0, 354), (44, 1, 263)]
 
+FILL = "fill the gaps in an adapter, or leave such rows out"
+CORRECT = "correct them, or leave such cells empty"
+MARKED = "if a number such as 0, -9 or 999 stands for a gap, leave such cells empty"
+QUOTE = "quote cells that hold the delimiter, and give every row the same number of cells"
+LEAVE = "leave this Job out"
+
 # The table of the UCI repository: 14 columns, no header; the ranges and codes are those of its description.
 HEART = {
     "age": {"type": "integer", "unit": "years", "min": 18, "max": 100},
@@ -124,7 +130,7 @@ def test_a_schema_that_cannot_be_meant_is_refused_by_name(written, message):
         (AGE | {"min": 130}, ": min = 130 is above max = 120"),
         (AGE | {"min": "low"}, ": min = 'low' is not a finite number"),
         (AGE | {"min": float("nan")}, ": min = nan is not a finite number"),
-        (AGE | {"min": "0xnothing"}, ": min = '0xnothing' is not"),
+        (AGE | {"min": "0xnothing"}, ": min = '0xnothing' is not a finite number"),
         (AGE | {"min": 10**400}, ": min = 1.* is not a finite number"),
         (AGE | {"max": True}, ": max = True is not a finite number"),
         (AGE | {"missing": 30}, r": missing = 30 is not a share from 0 to 1 \(0.3 is 30 %\)"),
@@ -133,10 +139,10 @@ def test_a_schema_that_cannot_be_meant_is_refused_by_name(written, message):
         (SEX | {"least_each": 0.5}, ": least_each = 0.5 is not a whole number of at least 1"),
         ({"type": "code"}, r": a code needs its list, for example codes = \[0, 1\]"),
         (SEX | {"codes": []}, ": codes = .* is not a list of whole numbers, or of texts, each of them once"),
-        (SEX | {"codes": [0, "1"]}, "is not a list of whole numbers, or of texts"),
-        (SEX | {"codes": [0, True]}, "is not a list of whole numbers"),
-        (SEX | {"codes": [0, 0]}, "each of them once"),
-        (SEX | {"codes": [2**53]}, "is not a list of whole numbers"),
+        (SEX | {"codes": [0, "1"]}, ": codes = .* is not a list of whole numbers, or of texts"),
+        (SEX | {"codes": [0, True]}, ": codes = .* is not a list of whole numbers"),
+        (SEX | {"codes": [0, 0]}, ": codes = .* each of them once"),
+        (SEX | {"codes": [2**53]}, ": codes = .* is not a list of whole numbers"),
     ],
 )
 def test_a_column_that_cannot_be_meant_is_refused_by_name(rule, message):
@@ -244,20 +250,14 @@ def test_without_a_header_a_column_that_does_not_fit_hints_at_the_order(tmp_path
 
 def test_rows_of_another_length_are_counted_and_left_out(tmp_path):
     path = csv(tmp_path, [*ROWS, *[(1, 2, 3, 4)] * 5])
-    assert found(SMALL, path) == {"": f"5 rows have more or fewer cells than the first; {schema_remedy()}"}
+    assert found(SMALL, path) == {"": f"5 rows have more or fewer cells than the first; {QUOTE}"}
     assert check(asked(SMALL), "heart", path, "north").rows == 6
-
-
-def schema_remedy():
-    return "quote cells that hold the delimiter, and give every row the same number of cells"
 
 
 def test_every_mark_of_a_gap_is_missing_and_too_many_are_found(tmp_path):
     gaps = ["", "NA", "n/a", "NaN", "null", "None", "?", ".", " "]
     path = csv(tmp_path, [(63, 1, gap) for gap in gaps] + ROWS)
-    assert found(SMALL, path) == {
-        "chol": "9 of 15 values are missing, and at most 30 % may be; fill the gaps in an adapter, or leave such rows out"
-    }
+    assert found(SMALL, path) == {"chol": f"9 of 15 values are missing, and at most 30 % may be; {FILL}"}
     assert found(SMALL | {"chol": CHOL | {"missing": 0.6}}, path) == {}
     assert "and none may be" in found(SMALL | {"chol": {"type": "number"}}, path)["chol"]
 
@@ -279,8 +279,8 @@ def test_text_among_numbers_and_infinities_are_counted(tmp_path):
 def test_values_out_of_range_and_broken_ones_are_counted(tmp_path):
     path = csv(tmp_path, [(63.5, 1, 49)] * 5 + [(63, 1, 701)] * 2 + [(63, 1, 200)] * 10)
     assert found(SMALL, path) == {
-        "age": "5 of 17 values are no whole numbers, or outside 0 to 120 years; correct them, or leave such cells empty",
-        "chol": "7 of 17 values are outside 50 to 700 mg/dl; correct them, or leave such cells empty",
+        "age": f"5 of 17 values are no whole numbers, or outside 0 to 120 years; {CORRECT}",
+        "chol": f"7 of 17 values are outside 50 to 700 mg/dl; {CORRECT}",
     }
     assert "outside 60 and above" in found({"chol": {"type": "number", "min": 60}}, {"chol": [50] * 9})["chol"]
     assert "outside 40 and below" in found({"chol": {"type": "number", "max": 40}}, {"chol": [50] * 9})["chol"]
@@ -293,63 +293,30 @@ def test_limits_themselves_fit():
 
 def test_zeros_in_place_of_gaps_are_suspected(tmp_path):
     path = csv(tmp_path, [(63, 1, 0)] * 8 + ROWS)
-    assert found(SMALL, path)["chol"] == (
-        "8 of 14 values are outside 50 to 700 mg/dl; if a number such as 0, -9 or 999 stands for a gap, leave such cells empty"
-    )
+    assert found(SMALL, path)["chol"] == (f"8 of 14 values are outside 50 to 700 mg/dl; {MARKED}")
+
+
+def measure(unit, low, high):
+    return {"type": "number", "unit": unit, "min": low, "max": high}
 
 
 @pytest.mark.parametrize(
     ("rule", "values", "looks", "remedy"),
     [
         (CHOL, [6.0, 7.4, 5.3, 6.1, 9.2], "look like mmol/l", "mg/dl: cholesterol × 38.6"),
-        (
-            {"type": "number", "unit": "mmol/L", "min": 2, "max": 15},
-            [232, 286, 205, 236],
-            "look like mg/dl",
-            "× 0.02586",
-        ),
+        (measure("mmol/L", 2, 15), [232, 286, 205, 236], "look like mg/dl", "cholesterol × 0.02586"),
         (AGE | {"min": 18}, [756, 804, 492, 672, 684], "look like months", "convert months to years: time × 0.08333"),
         (AGE | {"min": 18}, [23010, 24472, 14975], "look like days", "time × 0.002738"),
-        (
-            {"type": "number", "unit": "°C", "min": 34, "max": 43},
-            [98.6, 99.1, 101],
-            "look like fahrenheit",
-            "× 0.5556 -17.78",
-        ),
-        ({"type": "number", "unit": "Celsius", "min": 34, "max": 43}, [310, 311.5], "look like kelvin", "× 1 -273.1"),
-        ({"type": "number", "unit": "mmHg", "min": 60, "max": 250}, [16, 18.6, 17.3], "look like kPa", "× 7.501"),
-        ({"type": "number", "unit": "cm", "min": 120, "max": 220}, [1.78, 1.6, 1.92], "look like m;", "length × 100"),
-        ({"type": "number", "unit": "kg", "min": 30, "max": 80}, [130, 150, 120], "look like lb", "mass × 0.4536"),
-        (
-            {"type": "number", "unit": "µmol/l", "min": 30, "max": 900},
-            [0.9, 1.1, 2],
-            "look like mg/dl",
-            "creatinine × 88.4",
-        ),
-        (
-            {"type": "number", "unit": "umol/L", "min": 30, "max": 900},
-            [0.9, 1.1, 2],
-            "look like mg/dl",
-            "creatinine × 88.4",
-        ),
-        (
-            {"type": "number", "min": 100, "max": 900},
-            [0.2, 0.5, 0.7],
-            "look 1,000 times too small",
-            "multiply them by 1,000",
-        ),
-        (
-            {"type": "number", "unit": "U/l", "min": 1, "max": 9},
-            [20, 50, 70],
-            "look 10 times too large",
-            "divide them by 10",
-        ),
-        (
-            {"type": "code", "codes": [0, 1, 2, 3]},
-            [1, 2, 3, 4, 4],
-            "look counted from another number",
-            "subtract 1 from each",
-        ),
+        (measure("°C", 34, 43), [98.6, 99.1, 101], "look like fahrenheit", "temperature × 0.5556 -17.78"),
+        (measure("Celsius", 34, 43), [310, 311.5], "look like kelvin", "temperature × 1 -273.1"),
+        (measure("mmHg", 60, 250), [16, 18.6, 17.3], "look like kPa", "pressure × 7.501"),
+        (measure("cm", 120, 220), [1.78, 1.6, 1.92], "look like m;", "length × 100"),
+        (measure("kg", 30, 80), [130, 150, 120], "look like lb", "mass × 0.4536"),
+        (measure("µmol/l", 30, 900), [0.9, 1.1, 2], "look like mg/dl", "creatinine × 88.4"),
+        (measure("umol/L", 30, 900), [0.9, 1.1, 2], "look like mg/dl", "creatinine × 88.4"),
+        (measure("", 100, 900), [0.2, 0.5, 0.7], "look 1,000 times too small", "multiply them by 1,000"),
+        (measure("U/l", 1, 9), [20, 50, 70], "look 10 times too large", "divide them by 10"),
+        ({"type": "code", "codes": [0, 1, 2, 3]}, [1, 2, 3, 4, 4], "look counted from another", "subtract 1 from each"),
         ({"type": "code", "codes": [1, 2]}, [0, 1, 0, 1, 1], "look counted from another number", "add 1 to each"),
     ],
 )
@@ -382,7 +349,7 @@ def test_a_code_that_is_spelled_like_a_gap_is_a_code(tmp_path):
 def test_a_class_that_is_missing_or_rare_is_found():
     rule = {"ill": {"type": "code", "codes": [0, 1, 2, 3], "least_each": 2}}
     assert found(rule, {"ill": [0, 0, 1, 1, 1, 2]}) == {
-        "ill": "too few rows have the codes 2, 3: the Job needs 2 of each; bind data with more of them, or leave this Job out"
+        "ill": f"too few rows have the codes 2, 3: the Job needs 2 of each; bind data with more of them, or {LEAVE}"
     }
     text = {"ill": {"type": "code", "codes": ["no", "yes"], "least_each": 1}}
     assert found(text, {"ill": np.array(["no", "no"])})["ill"].startswith("too few rows have the codes yes: ")
@@ -872,7 +839,8 @@ def test_the_table_shows_every_site_and_below_it_every_finding():
     shown = table({
         "north": {"dataset": "heart", "schema": {"heart": Report(303)}, "rows": {"train": 200, "test": 103},
                   "packages": "present", "approval": "given"},
-        "south": {"dataset": "heart", "schema": {"heart": bad.plain()}, "rows": 294, "packages": "present", "approval": long},
+        "south": {"dataset": "heart", "schema": {"heart": bad.plain()}, "rows": 294,
+                  "packages": "present", "approval": long},
         "east": None,
         "west": {"approval": "given"},
     })  # fmt: skip
@@ -928,8 +896,8 @@ def test_the_form_of_the_uci_table_is_read(tmp_path):
     assert found(HEART | {"restecg": HEART["restecg"] | {"missing": 0.4}, "chol": HEART["chol"] | {"missing": 0.4}},
                  csv(tmp_path, rows, header="")) == {}  # fmt: skip
     assert found(HEART, csv(tmp_path, rows, header="")) == {
-        "chol": "7 of 21 values are missing, and at most 30 % may be; fill the gaps in an adapter, or leave such rows out",
-        "restecg": "7 of 21 values are missing, and at most 5 % may be; fill the gaps in an adapter, or leave such rows out",
+        "chol": f"7 of 21 values are missing, and at most 30 % may be; {FILL}",
+        "restecg": f"7 of 21 values are missing, and at most 5 % may be; {FILL}",
     }
 
 

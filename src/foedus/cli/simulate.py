@@ -75,11 +75,19 @@ def resume(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Go on with a run that was killed, interrupted or paused."""
+    """Go on with a run that was killed, interrupted, paused or stopped, here or at the federation's server."""
     from foedus import launch
+    from foedus.errors import FoedusError
     from foedus.home import find_run
+    from foedus.home import folder as home_folder
 
-    folder = find_run(run, home)
+    try:
+        folder = find_run(run, home)
+    except FoedusError:
+        if not (home_folder(home) / "submitter").is_dir():
+            raise
+        _resumed_there(run, home, json)
+        return
     with quiet():
         about, chosen, named = _as_started(folder)
         with Progress(chosen.rounds) as told:
@@ -130,10 +138,13 @@ def report(
 
 
 def runs(home: HomeOption = None, json: JsonOption = False) -> None:
-    """List the runs that are kept on this machine."""
+    """List the runs that are kept on this machine, and those at the federation's server."""
     from foedus import runs as kept
+    from foedus.home import folder
 
-    found = kept.listed(home)
+    found = [{"where": "here", **line} for line in kept.listed(home)]
+    if (folder(home) / "submitter").is_dir():
+        found += _listed_there(home)
     out({"runs": found}, json, [f"{r['run']}  {r['state']:9} {r['rounds']:>4} rounds" for r in found])
 
 
@@ -146,6 +157,28 @@ def reported(result: Result) -> dict[str, Any]:
     except FoedusError as error:
         note(f"no report: {error}")
         return result.about()
+
+
+def _resumed_there(run: str, home: Path | None, json: bool) -> None:
+    from foedus.remote import connect
+
+    with connect(home=home) as remote:
+        found = remote.run(run)
+        found.steer("resume")
+        out({"run": found.id, "done": "resume"}, json)
+
+
+def _listed_there(home: Path | None) -> list[dict[str, Any]]:
+    """The server's runs; none, with a note, where it cannot be reached."""
+    from foedus.errors import WireError
+    from foedus.remote import connect
+
+    try:
+        with connect(home=home) as remote:
+            return [{"where": "server", **line} for line in remote.runs()]
+    except WireError as error:
+        note(str(error))
+        return []
 
 
 def _as_started(folder: Path) -> tuple[Mapping[str, Any], Job, Any]:

@@ -189,21 +189,20 @@ def _text(value: Any) -> str:
 
 def _number(value: Any) -> float:
     """A finite number; signed bodies hold it as the text of `float.hex`."""
-    if isinstance(value, str) and value.lstrip("-").startswith("0x"):
-        value = float.fromhex(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        text = isinstance(value, str) and value.lstrip("-").startswith("0x")
+        number = float.fromhex(value) if text else float(value) if type(value) in (int, float) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
         raise ValueError("a finite number")
-    return float(value)
+    return number
 
 
 def _share(value: Any) -> float:
-    try:
-        share = _number(value)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise ValueError("a share from 0 to 1 (0.3 is 30 %)")
-    return share
+    if 0 <= (share := _number(value)) <= 1:
+        return share
+    raise ValueError("a share from 0 to 1 (0.3 is 30 %)")
 
 
 def _count(value: Any) -> int:
