@@ -8,10 +8,12 @@ import pytest
 
 from federations import kinds, simulated, started, submit, until
 from foedus import frames, jobfile, launch, runs
+from foedus.loopback import federation
 from foedus.params import digest
 from toys import JOB, calls, make_sites
 
 pytestmark = pytest.mark.processes
+TABLE = JOB.parents[1] / "table" / "job.py"
 
 
 def test_a_real_federation_gives_the_bits_of_the_simulation(tmp_path):
@@ -143,3 +145,23 @@ def test_a_run_at_the_server_is_listed_stopped_and_resumed_by_its_verbs(tmp_path
         foedus("resume", run)
         assert foedus("watch", run)["state"] == "finished"
         assert foedus("pull", run)["digest"] == simulated(sites, tmp_path / "sim", rounds=8)
+
+
+def test_data_that_does_not_fit_the_schema_is_found_before_training(tmp_path):
+    """The same job file and contract, simulated and for real; the finding names site, column and remedy."""
+    sites = {name: path / "rows.csv" for name, path in make_sites(tmp_path / "data", ["north", "south"]).items()}
+    text = sites["south"].read_text().splitlines()
+    sites["south"].write_text("\n".join(["777,0,0,0,0"] * 6 + text[6:]))
+    with federation(tmp_path / "home") as made:
+        made.start_server()
+        for name, path in sites.items():
+            made.join(name, {"rows": path})
+        made.await_sites(sites)
+        north, south = made.remote().check(TABLE)
+        result = made.remote().submit(TABLE).wait()
+    assert north["ready"] and north["schema"] == "fits"
+    assert not south["ready"] and "column 'a'" in south["why"] and "777" not in south["why"]
+    assert set(result.per_site) == {"north"}
+    loaded = jobfile.load(TABLE)
+    outcomes = runs.journal(launch.run(loaded.job, sites, folder=tmp_path / "sim").folder).all("close")[0]["outcomes"]
+    assert "column 'a'" in dict((site, why) for site, _, why, _ in outcomes)["south"]

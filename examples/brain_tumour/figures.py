@@ -1,5 +1,5 @@
-"""`make demo-figures`: Dice over five seeds, in simulation, written to figures.json. The demo compares itself with them.
-Every model comes from `foedus run job.py`, two runs at a time; Dice is measured here, on test slices that no run saw."""
+"""`make demo-figures`: Dice over five seeds, in simulation, written to figures.json; the demo compares itself with it.
+Every model comes from `foedus run job.py`; Dice is measured on test slices that no run trained on."""
 
 import json
 import os
@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from data import read, write
+from rich.console import Console
+from rich.table import Table
 
 import foedus as fd
 from foedus import build
@@ -21,15 +24,18 @@ HERE = Path(__file__).resolve().parent
 JOB, FILE = HERE / "job.py", HERE / "figures.json"
 SEEDS = (5, 6, 7, 8, 9)  # 0 to 3 were looked at while the example was made
 ROUNDS, LEFT, JOINED = 30, 15, 18
-SCHEDULE = (("ABC", 0, LEFT), ("AB", LEFT, JOINED), ("ABD", JOINED, ROUNDS))
+SCHEDULE = (("abc", 0, LEFT), ("ab", LEFT, JOINED), ("abd", JOINED, ROUNDS))
+ROLES = {"a": "to the end", "b": "to the end", "c": "left", "d": "joined late", "e": "never took part"}
 SAYS = (
-    f"simulated; federated: A, B and C for {LEFT} rounds, then A and B (C has left) for {JOINED - LEFT}, then A, B and D "
-    f"for {ROUNDS - JOINED}, as in the demo; pooled: all patients of A to D in one place; alone: one hospital's patients; "
-    "the same rounds and local epochs for all; 8 patients a hospital train, 40 others are measured; E takes no part. "
-    "Dice of the whole tumour: 2 × overlap / (found + true), counted over all 40 slices, those without a lesion too"
+    f"Simulated. Federated: a, b and c for {LEFT} rounds, a and b (c has left) for {JOINED - LEFT}, a, b and d for "
+    f"{ROUNDS - JOINED}, about as in the demo. Pooled: the patients of a to d in one place. Alone: one hospital's patients. "
+    "All train for the same rounds and local epochs, on 8 patients a hospital; 40 others are measured; e takes no part. "
+    "Dice of the whole tumour: 2 × overlap / (found + true), counted over all 40 slices, those without a lesion too."
 )
 T95 = 2.7764451051977987  # Student's t, 4 degrees of freedom
+AT_ONCE = 2
 Run = tuple[Any, ...]  # any name
+Scores = Mapping[str, Mapping[str, Any]]  # model -> hospital -> Dice, or Dice of each seed
 
 
 def trained(runs: Mapping[Run, Sequence[str]], home: Path) -> Iterator[tuple[Run, Path]]:
@@ -40,14 +46,11 @@ def trained(runs: Mapping[Run, Sequence[str]], home: Path) -> Iterator[tuple[Run
     waiting, busy = list(runs.items()), dict[Run, subprocess.Popen[str]]()
     try:
         while waiting or busy:
-            while waiting and len(busy) < 2:
+            while waiting and len(busy) < AT_ONCE:
                 name, arguments = waiting.pop(0)
                 busy[name] = _started(arguments, home)
-            for name, process in [(n, p) for n, p in busy.items() if p.poll() is not None]:
-                said, wrong = busy.pop(name).communicate()
-                if process.returncode:
-                    raise fd.FoedusError(f"`foedus run` of {name} failed: {wrong.strip().splitlines()[-1:]}")
-                yield name, Path(json.loads(said)["folder"]) / "final.safetensors"
+            for name in [name for name, process in busy.items() if process.poll() is not None]:
+                yield name, _model(busy.pop(name), name)
             time.sleep(0.05)
     finally:
         for process in busy.values():
@@ -57,14 +60,22 @@ def trained(runs: Mapping[Run, Sequence[str]], home: Path) -> Iterator[tuple[Run
 
 def _started(arguments: Sequence[str], home: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "foedus", "run", str(JOB), *arguments, "--home", str(home), "--json"]
-    code = os.pathsep.join(filter(None, (str(Path(fd.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "PYTHONPATH": code})  # fmt: skip
+    path = os.pathsep.join(filter(None, (str(Path(fd.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, **pipes)
 
 
-def alone(folder: Path, seed: int, names: str) -> dict[Run, list[str]]:
+def _model(process: subprocess.Popen[str], name: Run) -> Path:
+    said, wrong = process.communicate()
+    if process.returncode:
+        raise fd.FoedusError(f"`foedus run` of {name} failed: {''.join(wrong.strip().splitlines()[-1:])}")
+    return Path(json.loads(said)["folder"]) / "final.safetensors"
+
+
+def alone(folder: Path, seed: int, names: str, rounds: int = ROUNDS) -> dict[Run, list[str]]:
     """The runs of hospitals that train by themselves."""
-    return {(name,): [f"--site={name}={folder / name}", f"--seed={seed}", "evaluate=0"] for name in names}
+    more = [f"--seed={seed}", f"rounds={rounds}", "evaluate=0"]
+    return {(name,): [f"--site={name}={folder / name}", *more] for name in names}
 
 
 def network(path: Path) -> Any:
@@ -93,8 +104,6 @@ def dice(labels: Any, truth: Any) -> float:
 
 def measured(path: Path, hospitals: Mapping[str, Path]) -> dict[str, float]:
     """Dice of a model at each hospital's test slices."""
-    from data import read
-
     net, tests = network(path), {name: read(folder, "test") for name, folder in hospitals.items()}
     return {name: round(dice(found(net, x), y), 4) for name, (x, y) in tests.items()}
 
@@ -104,50 +113,63 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(T95 * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def compared(scores: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
-    """What stands in a hospital's row: alone (for one without a model the best of the others'), federated, pooled."""
-    own = scores[name][name] if name in scores else np.max([scores[other][name] for other in "ABCD"], axis=0)
-    return {"alone": own, **{model: scores[model][name] for model in ("federated", "pooled") if model in scores}}
+def best(scores: Scores) -> str:
+    """Of the models trained alone, the one that does best at hospital e."""
+    return max("abcd", key=lambda name: float(np.mean(scores[name]["e"])))
+
+
+def compared(scores: Scores, name: str) -> dict[str, Any]:
+    """What stands in a hospital's row: alone (for e the best of the others' models), federated, pooled."""
+    own = name if name in scores else best(scores)
+    return {"alone": scores[own][name]} | {m: scores[m][name] for m in ("federated", "pooled") if m in scores}
+
+
+def tell(console: Console, past: Mapping[str, Any], now: Scores | None = None) -> None:
+    """Prints the table of figures.json, with the Dice of one more run beside it."""
+    table = Table("hospital", "", "alone", "federated", "pooled", *(("this run: alone", "federated") if now else ()))
+    for name, role in ROLES.items():
+        before = [interval(values) for values in compared(past["dice"], name).values()]
+        new = [f"{value:.2f}" for value in compared(now, name).values()] if now else []
+        table.add_row(name, role, *(f"{mean:.2f} ± {half:.2f}" for mean, half in before), *new)
+    console.print(table)
+    seeds, day = past["seeds"], past["date"]
+    console.print(f"Dice of the whole tumour; ±: 95 % interval of the mean over {len(seeds)} seeds, simulated on {day}.")
+    console.print("e alone: the best there of the four models trained alone.")
 
 
 def staged(folder: Path, seed: int) -> dict[str, Path]:
-    """Writes all data of a seed: A to D in a folder of their own, for they are what pooling would bring together."""
-    from data import write
-
-    return write(folder / "hospitals", seed, "ABCD") | write(folder / "elsewhere", seed, "E")
+    """Writes all data of a seed: a to d in a folder of their own, for they are what pooling would bring together."""
+    return write(folder / "hospitals", seed, "abcd") | write(folder / "elsewhere", seed, "e")
 
 
-def one_seed(seed: int, folder: Path, models: str = "ABCD") -> dict[str, dict[str, float]]:
+def one_seed(seed: int, folder: Path, models: str = "abcd") -> dict[str, dict[str, float]]:
     """model -> hospital -> Dice, for the models trained alone; with all four of them, federated and pooled too."""
-    hospitals, home = staged(folder, seed), folder / "home"
-    runs, whole = alone(folder / "hospitals", seed, models), models == "ABCD"
-    if whole:
-        runs["pooled",] = [f"--site=pooled={folder / 'hospitals'}", f"--seed={seed}", "evaluate=0"]
-    scores = {name: measured(path, hospitals) for (name,), path in trained(runs, home)}
+    hospitals, whole = staged(folder, seed), models == "abcd"
+    pooled = {("pooled",): [f"--site=pooled={folder / 'hospitals'}", f"--seed={seed}", "evaluate=0"]} if whole else {}
+    runs = pooled | alone(folder / "hospitals", seed, models)
+    scores = {name: measured(path, hospitals) for (name,), path in trained(runs, folder / "home")}
     start = ""
     for names, first, last in SCHEDULE if whole else ():
         sites = [f"--site={name}={hospitals[name]}" for name in names]
         more = [f"--seed={seed}", f"--rounds={last - first}", f"first={first}", f"start={start}", "evaluate=0"]
-        ((_, path),) = trained({("federated",): [*sites, *more]}, home)
+        ((_, path),) = trained({("federated",): [*sites, *more]}, folder / "home")
         start, scores["federated"] = str(path), measured(path, hospitals)
     return scores
 
 
 def main() -> None:
     """Computes all figures again; about two minutes a seed on two cores."""
-    sys.path.insert(0, str(HERE))
-    every = []
+    every, console = [], Console(soft_wrap=True)
     for seed in SEEDS:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="foedus-figures-") as folder:
             every.append(one_seed(seed, Path(folder)))
-        rows = {name: compared(every[-1], name) for name in "ABCDE"}
-        print(f"seed {seed} ({time.monotonic() - began:.0f} s): {json.dumps(rows)}", flush=True)
-    import torch  # noqa: F401, so that the build names it
-
-    scores = {m: {h: [one[m][h] for one in every] for h in "ABCDE"} for m in every[0]}
+        row = {name: compared(every[-1], name) for name in ROLES}
+        console.print(f"seed {seed} ({time.monotonic() - began:.0f} s): {json.dumps(row)}")
+    scores = {model: {name: [one[model][name] for one in every] for name in ROLES} for model in every[0]}
     about = {"what": SAYS, "date": date.today().isoformat(), "build": build.describe(), "seeds": SEEDS}
     FILE.write_text(json.dumps(about | {"dice": scores}, indent=1) + "\n")
+    tell(console, json.loads(FILE.read_text()))
 
 
 if __name__ == "__main__":

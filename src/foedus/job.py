@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foedus import frames, home
+from foedus import schema as schemas
 from foedus.core import Algorithm, Deadline, Late, Learner
 from foedus.errors import JobError
 from foedus.incompatible import check_parts
@@ -24,7 +25,7 @@ from foedus.metrics import Metric, metric
 from foedus.params import Params, digest
 from foedus.run import Plan
 from foedus.stop import Stop
-from foedus.work import Bench
+from foedus.work import Bench, Contract
 
 if TYPE_CHECKING:
     from foedus.result import Result
@@ -108,7 +109,8 @@ class Job(Options):
 
     def bench(self, seed: int) -> Bench:
         """What performs this Job's works at one place."""
-        return Bench(self.algorithm.works, self.learner, self.data, list(self.table().values()), seed)
+        contract = Contract(self.datasets, schemas.read(self.schema))
+        return Bench(self.algorithm.works, self.learner, self.data, list(self.table().values()), seed, contract)
 
     def plan(self, seed: int) -> Plan:
         """What the round loop needs."""

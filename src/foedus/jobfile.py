@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from foedus import schema
 from foedus.errors import FoedusError, JobError
 from foedus.job import Job
 from foedus.work import describe
@@ -45,6 +46,8 @@ def load(path: str | Path, options: Mapping[str, str] | None = None) -> Loaded:
         )
     if not isinstance(made, Job):
         raise JobError(f"{file.name} defines no Job: add `job = fd.Job(…)`, or `def job(…):` that returns one")
+    if isinstance(made.schema, (str, Path)):
+        made = made.replace(schema=schema.read(made.schema, beside=file.parent).plain())
     return Loaded(made, getattr(module, "sites", None), file, chosen)
 
 

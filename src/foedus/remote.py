@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foedus import home as homes
-from foedus import jobfile
+from foedus import jobfile, schema
 from foedus.errors import FoedusError, JobError
 from foedus.job import Job
 from foedus.result import Result
@@ -79,7 +79,7 @@ class Remote:
             "options": dict(loaded.options),
             "seed": seed,
             "datasets": list(chosen.datasets),
-            "schema": chosen.schema if isinstance(chosen.schema, dict) else None,
+            "schema": schema.read(chosen.schema, beside=loaded.path.parent).plain(),
             "requires": list(chosen.requires),
             "min_sites": chosen.min_sites,
             "rounds": chosen.rounds,

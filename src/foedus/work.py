@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from foedus import metrics as measures
+from foedus import schema
 from foedus.aggregators.folding import check
 from foedus.core import Decline, Learner, Local, SiteContext, Total, Update, Work
 from foedus.data import Site, Split, load_split
@@ -39,6 +40,16 @@ class Order(NamedTuple):
     returns: Spec | None = None
 
 
+class Contract(NamedTuple):
+    """What a Job asks of a site's data: the datasets by name, and the schema that they must fit."""
+
+    datasets: Sequence[str]
+    schema: schema.Schema
+
+
+NOTHING_ASKED = Contract((), schema.Schema({}))
+
+
 class Bench:
     """Performs works for sites with one learner, which it uses again and again; the last splits stay loaded."""
 
@@ -49,9 +60,11 @@ class Bench:
         load: Callable[..., Any] | None,
         metrics: Sequence[Any],
         seed: int,
+        contract: Contract = NOTHING_ASKED,
     ) -> None:
         self.works = {EVALUATE: evaluation(learner, metrics), **works} if learner else dict(works)
         self.learner, self.load, self.metrics, self.seed = learner, load, metrics, seed
+        self.contract = contract
         self.splits: OrderedDict[str, Split] = OrderedDict()
 
     def perform(self, order: Order, local: Local, data: Any) -> tuple[Local, Update | Decline]:
@@ -88,6 +101,7 @@ class Bench:
         if site in self.splits:
             self.splits.move_to_end(site)
             return self.splits[site]
+        self._check(site, data)
         try:
             data = load_split(data) if isinstance(data, Path) and data.suffix == ".split" else data
             loaded = self.load(Site(site, data, key(self.seed, "load", 0, site))) if self.load else data
@@ -98,6 +112,14 @@ class Bench:
         if len(self.splits) > MOST_SPLITS:
             self.splits.popitem(last=False)
         return split
+
+    def _check(self, site: str, data: Any) -> None:
+        """Raises SiteError where what the owner bound does not fit the Job's schema."""
+        names = self.contract.datasets
+        for name, held in {names[0]: data}.items() if len(names) == 1 else dict(data).items() if names else ():
+            found = schema.check(self.contract.schema, name, held, site).findings
+            if found:
+                raise SiteError(site, "checking its data", "; ".join(map(str, found)))
 
 
 def evaluation(learner: Learner, metrics: Sequence[Any]) -> Work:

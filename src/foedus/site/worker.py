@@ -87,7 +87,7 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
         data = named if order["many"] else next(iter(named.values()))
         with build.exactly():
             bench = job.bench(order["seed"])
-            report = describe_split(bench.split(order["site"], data))
+            report = describe_split(bench.split(order["site"], data)) | {"schema": "fits" if job.schema else None}
     except SiteError as error:
         return None, {"raised": error.why, "stage": error.stage}
     except (FoedusError, NotImplementedError) as error:
