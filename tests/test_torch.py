@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
-from torch_models import KEY, Rich, images, learner, linear, rich_job, rich_sites, table
 
 import foedus as fd
 from foedus import metrics as measures
@@ -30,6 +29,7 @@ from foedus.errors import JobError, Paused, Refused
 from foedus.torch import TorchLearner
 from foedus.torch.machine import Machine
 from foedus.torch.sgd import optimizer, plain
+from torch_models import KEY, Rich, images, learner, linear, rich_job, rich_sites, table
 
 SPLIT = fd.Split(train=table())
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim import SGD
-from torch_models import KEY, learner, linear, table
 from torch.utils.data import DataLoader
 
 import foedus as fd
 from foedus import jobfile
 from foedus.errors import JobError, Paused
 from foedus.torch import TorchLearner
+from torch_models import KEY, learner, linear, table
 
 MYLAB = """
 import numpy as np

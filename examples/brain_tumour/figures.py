@@ -28,8 +28,8 @@ SCHEDULE = (("abc", 0, LEFT), ("ab", LEFT, JOINED), ("abd", JOINED, ROUNDS))
 ROLES = {"a": "to the end", "b": "to the end", "c": "left", "d": "joined late", "e": "never took part"}
 SAYS = (
     f"Simulated. Federated: a, b and c for {LEFT} rounds, a and b (c has left) for {JOINED - LEFT}, a, b and d for "
-    f"{ROUNDS - JOINED}, about as in the demo. Pooled: the patients of a to d in one place. Alone: one hospital's patients. "
-    "All train for the same rounds and local epochs, on 8 patients a hospital; 40 others are measured; e takes no part. "
+    f"{ROUNDS - JOINED}, about as in the demo. Pooled: patients of a to d in one place. Alone: one hospital's patients. "
+    "All train for the same rounds and local epochs on 8 patients a hospital; 40 others are measured; e takes no part. "
     "Dice of the whole tumour: 2 × overlap / (found + true), counted over all 40 slices, those without a lesion too."
 )
 T95 = 2.7764451051977987  # Student's t, 4 degrees of freedom
@@ -133,7 +133,9 @@ def tell(console: Console, past: Mapping[str, Any], now: Scores | None = None) -
         table.add_row(name, role, *(f"{mean:.2f} ± {half:.2f}" for mean, half in before), *new)
     console.print(table)
     seeds, day = past["seeds"], past["date"]
-    console.print(f"Dice of the whole tumour; ±: 95 % interval of the mean over {len(seeds)} seeds, simulated on {day}.")
+    console.print(
+        f"Dice of the whole tumour; ±: 95 % interval of the mean over {len(seeds)} seeds, simulated on {day}."
+    )
     console.print("e alone: the best there of the four models trained alone.")
 
 

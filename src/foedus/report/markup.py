@@ -73,7 +73,7 @@ def between(ends: Sequence[float] | None) -> Html:
     """An interval behind its value, or nothing."""
     if not ends:
         return Html("")
-    return el("span", " [", number(ends[0]), ", ", number(ends[1]), "]", class_="interval")
+    return join([" ", el("span", "[", number(ends[0]), ", ", number(ends[1]), "]", class_="interval")])
 
 
 def size(count: int) -> Html:

@@ -82,8 +82,8 @@ def _digest(told: Story) -> Html:
 def _value(m: Measured | None) -> Html:
     if m is None:
         return Html("–")
-    within = el("span", " ± ", number(m.bound), class_="interval") if m.bound else Html("")
-    return join([number(m.value), between(m.interval), within])
+    within = [" ", el("span", "± ", number(m.bound), class_="interval")] if m.bound else []
+    return join([number(m.value), between(m.interval), *within])
 
 
 def _results(told: Story) -> Html:
@@ -167,8 +167,8 @@ def _order(name: str) -> tuple[str, int]:
 
 
 def _site(m: Measured | None, worst: Measured | None, site: str) -> Html:
-    flag = el("span", " ▾ worst", class_="flag") if m and worst and (worst.site, worst.round) == (site, m.round) else ""
-    return join([_value(m), flag])
+    is_worst = m and worst and (worst.site, worst.round) == (site, m.round)
+    return join([_value(m), *([" ", el("span", "▾ worst", class_="flag")] if is_worst else [])])
 
 
 def _forests(told: Story, found: Mapping[str, Mapping[str, Measured]]) -> Iterable[tuple[str, Any, int]]:

@@ -77,13 +77,13 @@ class Tally:
             yield from self._amounts()
 
     def _amounts(self) -> Iterator[Problem]:
-        held = {name: counts.rows for name, counts in self.images.items()} | (
-            {"columns": self.rows} if self.tabular else {}
-        )
+        held = {name: counts.rows for name, counts in self.images.items()}
+        if self.tabular:
+            held["columns"] = self.rows
         for name in ("columns", "image", "mask"):
             if getattr(self.rule, name) and name not in held:
                 yield Problem("", f"there is no {name}, which the schema asks for", ADAPTER)
-        if self.rule.image and len(set(held.values())) > 1 and not self.ragged:
+        if self.rule.image and len(set(held.values())) > 1:
             amounts = ", ".join(f"{few(rows)} of {name}" for name, rows in held.items())
             yield Problem("", f"the examples differ in number ({amounts})", "give one target for each image")
         rows, least = self.known_rows or 0, self.rule.least_rows
@@ -157,9 +157,6 @@ def _trouble(error: Exception) -> Problem:
         case UnicodeDecodeError():
             return Problem("", "the file is no UTF-8 text", "save it as UTF-8 CSV")
         case OSError() if error.strerror:
-            return Problem(
-                "", f"it cannot be opened ({error.strerror})", "check the path and what the agent's user may read"
-            )
-    return Problem(
-        "", f"it cannot be read ({type(error).__name__})", "open it at the site to see why, and save it again"
-    )
+            remedy = "check the path and what the agent's user may read"
+            return Problem("", f"it cannot be opened ({error.strerror})", remedy)
+    return Problem("", f"it cannot be read ({type(error).__name__})", "open it at the site to see why; save it again")

@@ -13,6 +13,7 @@ from foedus.schema.rules import Column, Image
 from foedus.schema.tables import ADAPTER
 from foedus.schema.units import Conversion
 
+Fault = tuple[str, str, str, int]  # what, a hint from the values, the usual remedy, how many values are lost by it
 LEAST = 5  # a count below is not told
 MOST = 0.5  # of the values do not fit: something befell the whole column
 MOST_NAMES = 20  # of a schema that a finding lists
@@ -70,32 +71,21 @@ def short(count: int, least: int) -> str:
 
 def column_problems(name: str, rule: Column, counts: Counts, place: int | None = None) -> Iterator[Problem]:
     """What is wrong with a column; `place` is its number, from 1, where it was found by that alone."""
-    order = (
-        f"no column has a name, so number {place} is read as {name!r}: check the order, or add a header"
-        if place
-        else ""
-    )
+    order = f"no column has a name, so number {place} is read as {name!r}: check the order, or add a header"
     if counts.missing == counts.rows and rule.missing < 1:
-        yield Problem(name, "every value is missing", order or "fill the column, or bind other data")
+        yield Problem(name, "every value is missing", order if place else "fill the column, or bind other data")
         return
     for what, hint, usual, lost in _faults(rule, counts):
-        shifted = order if lost > MOST * (counts.rows - counts.missing) else ""
-        yield Problem(name, what, "; or ".join(filter(None, [hint, shifted])) or usual)
-
-
-Fault = tuple[str, str, str, int]  # what, a hint from the values, the usual remedy, how many values are lost by it
+        shifted = place and lost > MOST * (counts.rows - counts.missing)
+        yield Problem(name, what, "; or ".join(filter(None, [hint, order if shifted else ""])) or usual)
 
 
 def _faults(rule: Column, counts: Counts) -> Iterator[Fault]:
     of = f"of {few(counts.rows)} values"
     if counts.missing > rule.missing * counts.rows:
         allowed = f"at most {100 * rule.missing:.4g} % may be" if rule.missing else "none may be"
-        yield (
-            f"{few(counts.missing)} {of} are missing, and {allowed}",
-            "",
-            "fill the gaps in an adapter, or leave such rows out",
-            0,
-        )
+        what = f"{few(counts.missing)} {of} are missing, and {allowed}"
+        yield what, "", "fill the gaps in an adapter, or leave such rows out", 0
     yield from _code_faults(rule, counts, of) if rule.codes else _number_faults(rule, counts, of)
 
 
@@ -133,27 +123,19 @@ def _suspected(rule: Column, counts: Counts) -> tuple[str, str]:
     if not found:
         return "", marked if 2 * counts.marks > counts.misfit else ""
     nearest = min(found, key=lambda c: (not c.unit, abs(math.log(c.scale))))
-    if nearest.unit:
-        ways = ", ".join(_formula(c) for c in found if c.unit == nearest.unit)
-        return f", and look like {nearest.unit}", f"convert {nearest.unit} to {rule.unit}: {ways}"
-    return _unnamed(nearest)
+    if not nearest.unit:
+        return _unnamed(nearest)
+    ways = ", ".join(_formula(c) for c in found if c.unit == nearest.unit)
+    return f", and look like {nearest.unit}", f"convert {nearest.unit} to {rule.unit}: {ways}"
 
 
 def _unnamed(found: Conversion) -> tuple[str, str]:
     if found.offset:
-        return (
-            ", and look counted from another number",
-            f"{'add 1 to' if found.offset > 0 else 'subtract 1 from'} each of them",
-        )
-    if found.scale > 1:
-        return (
-            f", and look {found.scale:,g} times too small",
-            f"multiply them by {found.scale:,g}, if that is their unit",
-        )
-    return (
-        f", and look {1 / found.scale:,g} times too large",
-        f"divide them by {1 / found.scale:,g}, if that is their unit",
-    )
+        change = "add 1 to" if found.offset > 0 else "subtract 1 from"
+        return ", and look counted from another number", f"{change} each of them"
+    size, change = ("small", "multiply") if found.scale > 1 else ("large", "divide")
+    times = f"{max(found.scale, 1 / found.scale):,g}"
+    return f", and look {times} times too {size}", f"{change} them by {times}, if that is their unit"
 
 
 def _formula(found: Conversion) -> str:
@@ -162,38 +144,32 @@ def _formula(found: Conversion) -> str:
 
 def image_problems(name: str, rule: Image, counts: ImageCounts) -> Iterator[Problem]:
     """What is wrong with images or masks."""
-    of = f"of {few(counts.rows)} arrays"
     shape = " × ".join("any" if n == -1 else str(n) for n in rule.shape)
-    scaled = [scale for scale, fits in zip(SCALES, counts.fits, strict=True) if fits >= ENOUGH * counts.rows]
-    looks, hint = (
-        (f", and look like {scaled[0][1]}", scaled[0][2]) if scaled and counts.misfit > MOST * counts.rows else ("", "")
-    )
+    looks, hint = _scaled(counts)
     faults = (
         (counts.shape, f"have not the shape {shape}", "resample, crop or transpose them in an adapter"),
         (counts.dtype, f"are not {rule.dtype or 'numbers'}", "convert them in an adapter, or save them so"),
         (counts.odd, "hold NaN or infinities", "replace these values, or leave such examples out"),
-        (
-            counts.misfit,
-            f"hold values outside {ranged(rule)}{looks}",
-            hint or "scale or clip them as the schema's range says",
-        ),
+        (counts.misfit, f"hold values outside {ranged(rule)}{looks}", hint or "scale or clip them to that range"),
         (counts.unread, "are PNG, whose values are not read, so that their range is not checked", ADAPTER),
     )
     for number, what, remedy in faults:
         if number:
-            yield Problem(name, f"{few(number)} {of} {what}", remedy)
+            yield Problem(name, f"{few(number)} of {few(counts.rows)} arrays {what}", remedy)
+
+
+def _scaled(counts: ImageCounts) -> tuple[str, str]:
+    """What the images look like instead, and the remedy; empty texts where nothing is suspected."""
+    for (_, looks, remedy), fits in zip(SCALES, counts.fits, strict=True):
+        if counts.misfit > MOST * counts.rows and fits >= ENOUGH * counts.rows:
+            return f", and look like {looks}", remedy
+    return "", ""
 
 
 def ranged(rule: Column | Image) -> str:
     """The range of a rule: 50 to 700 mg/dl."""
-    low, high = math.isfinite(rule.min), math.isfinite(rule.max)
-    text = (
-        f"{rule.min:.10g} to {rule.max:.10g}"
-        if low and high
-        else f"{rule.min:.10g} and above"
-        if low
-        else f"{rule.max:.10g} and below"
-    )
+    low, high = f"{rule.min:.10g}", f"{rule.max:.10g}"
+    text = f"{high} and below" if low == "-inf" else f"{low} and above" if high == "inf" else f"{low} to {high}"
     return f"{text} {getattr(rule, 'unit', '')}".rstrip()
 
 

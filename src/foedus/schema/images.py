@@ -1,20 +1,17 @@
-"""Images held against their rule, a few at a time: their shape, dtype and range.
+"""Images held against their rule: their shape, dtype and range.
 Arrays and the heads of pictures come in; only counts go out."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 from foedus.params import DTYPES, Array
-from foedus.schema.counts import added
 from foedus.schema.rules import Image
 from foedus.schema.sources import Picture, Stack
 from foedus.schema.tables import Unreadable
 
-VALUES = 1 << 18  # that are in memory at once
 SCALES = ((1 / 255, "0 to 255", "divide them by 255"), (255.0, "0 to 1", "multiply them by 255"))
 
 
@@ -45,17 +42,12 @@ def count_images(rule: Image, held: Stack | Picture) -> ImageCounts:
         return ImageCounts(rows, shape=rows)
     if values.dtype.name not in ([rule.dtype] if rule.dtype else DTYPES):
         return ImageCounts(rows, dtype=rows)
-    step, total = max(1, VALUES // math.prod(values.shape[1:])), ImageCounts()
-    for at in range(0, rows, step):
-        total = added(total, _count_values(rule, np.asarray(values[at : at + step])))
-    return total
+    return _count_values(rule, values)
 
 
 def _count_values(rule: Image, values: Array) -> ImageCounts:
-    flat = values.reshape(len(values), -1)
-    if flat.dtype.kind not in "biuf":  # bfloat16
-        flat = flat.astype(np.float32)
-    low, high = (x.astype(np.float64) for x in (flat.min(axis=1), flat.max(axis=1)))
+    axes = tuple(range(1, values.ndim))  # no reshape: it would copy what is mapped or transposed
+    low, high = (x.astype(np.float64) for x in (values.min(axis=axes), values.max(axis=axes)))
     finite = np.isfinite(low) & np.isfinite(high)
     low, high = low[finite], high[finite]
     fits = tuple(int(((low * s >= rule.min) & (high * s <= rule.max)).sum()) for s, *_ in SCALES)
