@@ -484,6 +484,14 @@ def test_a_curve_is_drawn_to_scale() -> None:
     assert f"M{x1} 10V190" in drawn  # the mark of round 1
 
 
+@pytest.mark.parametrize("values", [[1.7e308, -1.7e308], [1e-15, 3e-15], [5e-324, 0.0], [2.0], [1.0, 1.0 + 1e-15]])
+def test_values_that_diverge_or_vanish_are_drawn_all_the_same(values: list[float]) -> None:
+    drawn = figures.curve(figures.Curve("loss", {"valid": list(enumerate(values))}), [], 0)
+    assert "nan" not in drawn
+    assert "inf" not in drawn
+    assert figures.ticks(1e-15, 3e-15)[0] == 1e-15
+
+
 def test_the_band_runs_from_the_pooled_value_to_the_worst_site() -> None:
     line = [(0, 0.8), (1, 0.9)]
     drawn = figures.curve(figures.Curve("dice", {"valid": line}, [(0, 0.8, 0.6), (1, 0.9, 0.6)]), [], 0)

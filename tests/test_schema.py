@@ -597,7 +597,7 @@ def test_images_of_another_shape_or_dtype_are_counted(tmp_path):
     assert images_found(SCAN | {"shape": [-1, 2]}, np.zeros((8, 2)))["image"].startswith(
         "8 of 8 arrays have not the shape any × 2"
     )
-    assert images_found(SCAN, np.zeros((8, 2, 0, 4), np.float32))["image"].startswith(
+    assert images_found(SCAN | {"shape": [2, -1, 4]}, np.zeros((8, 2, 0, 4), np.float32))["image"].startswith(
         "8 of 8 arrays have not the shape"
     )
     assert images_found(SCAN, np.float32(3))[""].startswith("a single number is no image")
@@ -706,6 +706,8 @@ def test_png_pictures_are_checked_by_their_head(tmp_path):
     )
     assert "are not uint8" in images_found(colour | {"dtype": "uint8"}, tmp_path / "c.png")["image"]
     assert "PNG, whose values are not read" in images_found(colour | {"max": 1000}, tmp_path / "c.png")["image"]
+    assert "PNG, whose values are not read" in images_found(colour | {"min": 1}, tmp_path / "c.png")["image"]
+    assert "have not the shape" in images_found(colour | {"shape": [4, 6]}, tmp_path / "c.png")["image"]
     (tmp_path / "c.png").write_bytes(b"GIF89a" + bytes(40))
     assert images_found(colour, tmp_path / "c.png")[""].startswith("the file is no PNG picture")
 

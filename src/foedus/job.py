@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -160,6 +161,8 @@ def _check(job: Job) -> None:
         value = getattr(job, name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise JobError(f"Job({name}={value!r}): it must be a whole number of at least {least}")
+    if job.name is not None and not re.fullmatch(r"[\w.-]+", job.name):
+        raise JobError(f"Job(name={job.name!r}): it names a folder, so write letters, digits, '_', '.' and '-'")
     if job.late not in ("drop", "keep"):
         raise JobError(f"Job(late={job.late!r}): it is 'drop' or 'keep'")
     if not 1 <= job.over_select < math.inf:
@@ -187,6 +190,8 @@ def _started(start: Any) -> Params:
 
 def described(value: Any, depth: int = 0) -> Any:
     """`value` as plain data that two equal Jobs have in common: functions by name and settings, arrays by digest."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if depth > MOST_DEPTH:

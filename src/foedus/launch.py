@@ -47,6 +47,7 @@ def run(
 
         known = source or {"file": jobfile.found(job).path, "rounds": job.rounds}
         return loopback.run(job, data, seed=seed, folder=folder or runs.new_folder(job.name), source=known, told=told)
+    script = runs.script_of(replay)
     with runs.opened(folder or runs.new_folder(job.name)) as (place, journal), build.exactly():
         began = time.monotonic()
         about = {
@@ -60,7 +61,6 @@ def run(
             "sites": sorted(data),
         }
         _open(journal, about)
-        script = runs.script_of(replay)
         with crew(backend, job, data, seed, workers, partial(_survived, journal)) as hands:
             runner = simulate(hands, sorted(data), journal, seed, job.min_sites, script)
             plan = job.plan(seed)

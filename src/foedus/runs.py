@@ -151,12 +151,18 @@ def listed(given: Any = None) -> list[dict[str, Any]]:
     """The runs kept on this machine, oldest first."""
     found = []
     for path in sorted((home.folder(given) / "runs").glob("*/run.db")):
-        kept = journal(path.parent)
-        end = kept.find("end") or {}
-        rounds = sum(row["digest"] != "" for row in kept.all("step"))  # the last evaluation is no round
-        state = "finished" if end else "open"
-        found.append({"run": path.parent.name, "state": state, "rounds": rounds, "digest": end.get("digest")})
+        found.append({"run": path.parent.name, **_state(path.parent)})
     return found
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        kept = journal(folder)
+    except FoedusError:  # a damaged run does not hide the others
+        return {"state": "damaged", "rounds": 0, "digest": None}
+    end = kept.find("end") or {}
+    rounds = sum(row["digest"] != "" for row in kept.all("step"))  # the last evaluation is no round
+    return {"state": "finished" if end else "open", "rounds": rounds, "digest": end.get("digest")}
 
 
 def state_digest(journal: Journal, round: int) -> str:

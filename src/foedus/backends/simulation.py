@@ -3,7 +3,7 @@ The round loop's parts may come in; what is decided here is journaled before it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from foedus import frames
@@ -150,10 +150,10 @@ class Simulation:
         """Buffered asynchronous training: sites set out, the first `quorum` of all on their way are counted."""
         desk, decided = Desk(rule, ()), self.script.counted(round, number) if self.script else None
         if decided is not None and self.script:
-            self._set_out(task, round, number, self.script.origins().get((round, number), []), desk)
             wanted = {origin[:3] for origin in decided}
-            for flight in [f for f in self.flights if f.origin[:3] in wanted]:
-                self._land(flight, round, desk, folding)
+            self._land_all(wanted, round, desk, folding)  # first, for a site that sets out again takes its state along
+            self._set_out(task, round, number, self.script.origins().get((round, number), []), desk)
+            self._land_all(wanted, round, desk, folding)
             desk.rule = Rule(len(wanted))
             return desk
         candidates = list(task.sites)
@@ -178,6 +178,10 @@ class Simulation:
             else:
                 due = self.now + self._delay(round, number, order.site)
                 self.flights.append(Flight(Origin(order.site, round, number), due, task.work, result))
+
+    def _land_all(self, wanted: Collection[Any], round: int, desk: Desk, folding: Folding) -> None:
+        for flight in [f for f in self.flights if f.origin[:3] in wanted]:
+            self._land(flight, round, desk, folding)
 
     def _land(self, flight: Flight, round: int, desk: Desk, folding: Folding) -> None:
         self.flights.remove(flight)

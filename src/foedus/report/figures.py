@@ -11,7 +11,8 @@ from foedus.report.markup import Html, el, join, short, stretches, text, thinned
 from foedus.report.story import STATUS, Measured
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 360, 210, 46, 10, 190  # of a curve, in SVG units
-MOST_POINTS = 400
+MOST_POINTS, MOST_DOTS = 400, 40
+MOST = 1e300  # what diverged further leaves the figure, and arithmetic stays finite
 LABEL, ROSTER, ROW = 130, 720, 16  # the roster's label column, whole width and row height
 
 Points = Sequence[tuple[int, float]]
@@ -53,7 +54,7 @@ def _scale(low: float, high: float, first: float, last: float) -> Scale:
 
 
 def _domain(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
+    low, high = (max(-MOST, min(MOST, v)) for v in (min(values), max(values)))
     room = 0.04 * (high - low) or 0.04 * abs(high) or 1.0
     return low - room, high + room
 
@@ -69,7 +70,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * k for k in (1, 2, 5, 10) if power * k >= rough * 0.8)
-    return [round(k * step, 12) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return [float(f"{k * step:.12g}") for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _grid(x: Scale, y: Scale, rounds: Sequence[int], values: Sequence[float]) -> list[Html]:
@@ -89,7 +90,7 @@ def _marks(rounds: Sequence[int], x: Scale, top: float, bottom: float) -> list[H
 
 def _line(part: str, points: Points, x: Scale, y: Scale) -> Html:
     path = "L".join(f"{x(r)} {y(v)}" for r, v in thinned(points, MOST_POINTS))
-    dots = [el("circle", cx=x(r), cy=y(v), r=2.2) for r, v in points] if len(points) <= 40 else []
+    dots = [el("circle", cx=x(r), cy=y(v), r=2.2) for r, v in points] if len(points) <= MOST_DOTS else []
     return el("g", el("path", d=f"M{path}", fill="none"), *dots, class_=f"line {_class(part)}")
 
 
@@ -138,7 +139,7 @@ def roster(grid: Mapping[str, Mapping[int, str]], rounds: Sequence[int], marks: 
     shown = [int(v) for v in ticks(rounds[0], rounds[-1], 8) if int(v) in column]
     axis = [el("text", r, x=round(column[r] + wide / 2, 1), y=bottom + 16, class_="middle") for r in sorted({*shown})]
     lines = _marks([r for r in marks if r in column], lambda r: round(column[int(r)], 1), 4, bottom + 2)
-    parts = [*shapes, el("path", d=gaps, class_="gap"), *lines, *names, *axis]
+    parts = [*shapes, *([el("path", d=gaps, class_="gap")] if gaps else []), *lines, *names, *axis]
     used = {status for cells in grid.values() for status in cells.values()}
     return _figure("Who was there", _fared(grid), f"0 0 {ROSTER} {bottom + 24}", parts, "roster", _statuses(used))
 
@@ -187,17 +188,19 @@ def forest(name: str, rows: Mapping[str, Mapping[str, Measured]], number: int) -
     """One metric at each place (a site, or all together): a dot and its 95 % interval for each part."""
     found = [m for row in rows.values() for m in row.values() if m.value is not None]
     values = [v for m in found for v in (m.value, *(m.interval or ())) if v is not None]
-    x, bottom = _scale(*_domain(values), 104, WIDTH - 12), TOP + 18 * len(rows)
+    kinds = dict.fromkeys(part for row in rows.values() for part in row)
+    tall = max(18, 6 + 6 * len(kinds))
+    x, bottom = _scale(*_domain(values), 104, WIDTH - 12), TOP + tall * len(rows)
     parts = []
     for v in ticks(*_domain(values)):
         parts.append(el("path", d=f"M{x(v)} {TOP - 4}V{bottom}", class_="grid"))
         parts.append(el("text", f"{v:.4g}", x=x(v), y=bottom + 16, class_="middle"))
     for i, (place, row) in enumerate(rows.items()):
-        parts.append(el("text", _fit(place), x=96, y=TOP + 18 * i + 12, class_="right"))
-        parts += [_dot(part, m, x, TOP + 18 * i + 6 + 6 * k) for k, (part, m) in enumerate(row.items())]
+        parts.append(el("text", _fit(place), x=96, y=TOP + tall * i + 12, class_="right"))
+        parts += [_dot(part, m, x, TOP + tall * i + 6 + 6 * k) for k, (part, m) in enumerate(row.items())]
     said = f"{name}, newest values: {'; '.join(_place(place, row) for place, row in rows.items())}."
-    keys = _keys(dict.fromkeys(part for row in rows.values() for part in row))
-    return _figure(f"{name} by site", said, f"0 0 {WIDTH} {bottom + 24}", parts, f"forest-{number}", join(keys, " "))
+    legend = join(_keys(kinds), " ")
+    return _figure(f"{name} by site", said, f"0 0 {WIDTH} {bottom + 24}", parts, f"forest-{number}", legend)
 
 
 def _dot(part: str, m: Measured, x: Scale, y: float) -> Html:

@@ -230,10 +230,8 @@ def _bytes(told: Story) -> Html:
     whole = story.Traffic(*map(sum, zip(*found.values(), strict=True)))
     rows = [(site, t.updates, size(t.sent), size(t.fetched)) for site, t in [*found.items(), ("all sites", whole)]]
     head = ("site", "updates", "sent by it", "to fetch, at most")
-    least = (
-        "Sent: updates that arrived, without metrics and retries. To fetch: the models that sites were asked to use."
-    )
-    return _section("Bytes", table("Bytes of each site", head, rows), _note(least))
+    words = "Sent: updates that arrived, without metrics and retries. To fetch: the models of the Tasks it was given."
+    return _section("Bytes", table("Bytes of each site", head, rows), _note(words))
 
 
 # ---- how it was made ---------------------------------------------------------------------------------------------
