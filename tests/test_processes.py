@@ -503,7 +503,9 @@ def test_kills_from_outside_at_any_moment_change_no_bit(tmp_path):
 
 
 @pytest.mark.kills
-@pytest.mark.parametrize(("end", "cause"), [(partial(os.abort), "signal 6"), (partial(os._exit, 3), "exit code 3")])
+@pytest.mark.parametrize(
+    ("end", "cause"), [(partial(signal.raise_signal, 9), "signal 9"), (partial(os._exit, 3), "exit code 3")]
+)
 def test_a_site_that_kills_every_worker_is_declined_and_the_others_count(end, cause):
     def work(payload: Params, local: Any, here: Any, usual: Any) -> Any:
         if here.name == "s03":

@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -95,8 +96,8 @@ def test_batch_statistics_are_averaged_and_counters_take_the_maximum(home):
     result = rich_job(rounds=1).run(sites)
     made, start = rich_job().learner, rich_job().first(0)
     fits = []
-    for name, split in sites.items():
-        split = split.with_valid(fd.key(0, "load", 0, name, "valid"))
+    for name, held in sites.items():
+        split = held.with_valid(fd.key(0, "load", 0, name, "valid"))
         fits.append(made.train(start, split, fd.key(0, 0, 0, name, "train"), None))
     weights = [fit.examples for fit in fits]
     mean = np.average([fit.params["norm.running_mean"] for fit in fits], axis=0, weights=weights)
@@ -234,7 +235,7 @@ def test_plain_sgd_gives_the_bits_of_pytorch(shapes, settings, gap):
 
 
 @pytest.mark.parametrize(
-    "factory", [SGD, partial(SGD, lr=0.1, momentum=0.9), partial(Adam, lr=0.01), lambda p: AdamW(p)]
+    "factory", [SGD, partial(SGD, lr=0.1, momentum=0.9), partial(Adam, lr=0.01), AdamW, partial(SGD, maximize=True)]
 )
 def test_an_optimizer_is_new_in_every_task_and_steps_as_pytorchs_own(factory):
     made = learner(optimizer=factory, epochs=2, batch_size=8)
@@ -280,7 +281,7 @@ def test_training_is_its_steps_and_a_step_is_a_pure_function():
 
     made, split = learner(Forgetful, batch_size=8, epochs=2), fd.Split(images())
     params = start = made.init(fd.key(0))
-    rows = [epoch[at : at + 8] for epoch in made.order(24, KEY) for at in (0, 8, 16)]
+    rows = [epoch[at : at + 8] for epoch in islice(made.order(24, KEY), 2) for at in (0, 8, 16)]
     for i, batch in enumerate(rows):
         x, y = split.train[batch]
         assert made.step(params, (x, y), KEY("step", i))[0] == made.step(params, (x, y), KEY("step", i))[0]

@@ -108,7 +108,7 @@ def steps(model, split, ctx, lr=0.1):
         ctx.correct(model, lr)
         with torch.no_grad():
             for p in model.parameters():
-                p -= 0.1 * p.grad
+                p.sub_(0.1 * p.grad)
 
 
 SPLIT = fd.Split(train=table())

@@ -17,7 +17,7 @@ KEY = fd.key(0, 0, 0, "north", "train")
 
 
 class Rich(nn.Module):
-    """Convolution, batch statistics, dropout, tied, frozen, boolean and unsent arrays: all that a state_dict may hold."""
+    """Convolution, batch statistics, dropout, tied, frozen, boolean and unsent arrays: what a state_dict may hold."""
 
     remembers = True  # from one step to the next
 

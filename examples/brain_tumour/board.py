@@ -8,6 +8,9 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+COLOURS = {"a": "#0072B2", "b": "#D55E00", "c": "#009E73", "d": "#CC79A7"}  # Okabe and Ito
+MARKS = {"left": "leaves", "joined": "joins", "server restarted": "the server is killed"}
+
 
 class Board:
     """`row` takes in a row of the journal, `tell` an event; `curves`: hospital -> (round, Dice of its test slices)."""
@@ -40,11 +43,14 @@ class Board:
         if not self.live:
             self.console.print(text, soft_wrap=True, highlight=False)
 
-    def tell(self, text, mark=""):
-        """Something that people should know; `mark` is its name in the picture."""
+    def tell(self, text):
+        """Something that people should know."""
         self.last = f"{text} (after round {self.done})" if self.done else text
-        self.marks += [(self.done, mark)] if mark else []
         self.say(self.last)
+
+    def told(self):
+        """What crossed the network, for the journal has the size of every update."""
+        return f"images sent: 0, parameters sent: {self.size.total() / 1e6:.0f} MB in {self.sent.total()} updates"
 
     def row(self, kind, body):
         """What a row of the journal changes."""
@@ -56,6 +62,8 @@ class Board:
             self.state |= dict.fromkeys(body["sites"], "trains")
         elif kind == "event":
             self.tell(f"{body['site']} {body['what']}".strip())
+            if self.done and body["what"] in MARKS:
+                self.marks.append((self.done, f"{body['site']} {MARKS[body['what']]}".strip()))
         elif kind == "step":
             self.step(body["round"] + 1, body["per_site"])
 

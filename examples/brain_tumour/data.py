@@ -12,10 +12,9 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 import foedus as fd
 
 SIZE, PIXEL = 64, 208 / 64
-BRAIN = np.array([[[0]], [[-18]]])  # its centre
+BRAIN = np.array([[[0]], [[-18]]])  # its centre, in the template's mm
 PARTS = {"train": 8, "valid": 8, "test": 40}  # patients, one slice of each
 CORE, RIM, OEDEMA = 1, 2, 3
-
 
 # A scanner and the lesions of its patients: pairs are for T1c and FLAIR, signals relative to white matter, in mm;
 # `spots` in white matter, on average, are no tumour; `share` of the patients have a lesion.
@@ -41,9 +40,7 @@ def template(name):
 def patient(hospital, key):
     """A slice of one patient: image (2, 64, 64) float32, truth (64, 64) uint8."""
     h, rng = HOSPITALS[hospital], key.numpy()
-    steps = (np.arange(SIZE) - (SIZE - 1) / 2) * PIXEL
-    mm = np.stack(np.meshgrid(steps, steps - 18, indexing="ij"))
-    place = position(rng)
+    mm, place = (np.indices((SIZE, SIZE)) - (SIZE - 1) / 2) * PIXEL + BRAIN, position(rng)
     anatomy, truth = sampled(place, mm), np.zeros((SIZE, SIZE), np.uint8)
     if rng.random() < h.share:
         near = np.exp(-((mm - np.reshape(h.where, (2, 1, 1))) ** 2).sum(0) / (2 * h.spot**2))
@@ -115,8 +112,7 @@ def signals(anatomy, truth, h, rng):
 def scanned(image, head, h, rng):
     """What this hospital's scanner makes of it, with mean 0 and standard deviation 1 in the head."""
     for channel, (gamma, blur) in enumerate(zip(h.gamma, h.blur, strict=True)):
-        field = smooth(rng, 40)
-        x = gaussian_filter(np.clip(image[channel], 0, None) ** gamma, blur / PIXEL)
+        x, field = gaussian_filter(np.clip(image[channel], 0, None) ** gamma, blur / PIXEL), smooth(rng, 40)
         x *= 1 + h.bias * field / abs(field).max()
         x = np.hypot(x + h.noise * rng.standard_normal(x.shape), h.noise * rng.standard_normal(x.shape))
         image[channel] = (x - x[head].mean()) / x[head].std()

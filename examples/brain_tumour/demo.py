@@ -21,12 +21,10 @@ from foedus.loopback import federation
 
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "brain_tumour"
 KILLED = 22  # after this many rounds; figures.py has the other events
-COLOURS = {"a": "#0072B2", "b": "#D55E00", "c": "#009E73", "d": "#CC79A7"}  # Okabe and Ito
-STYLES = {"alone": ("s", "#999999"), "federated": ("o", "#0072B2"), "pooled": ("D", "#E69F00")}
 LABELS = np.array([(0, 0, 0, 0), (0.34, 0.71, 0.91, 0.65), (0.9, 0.62, 0, 0.65), (0.8, 0.47, 0.65, 0.65)])
 CAPTION = (
-    "Synthetic lesions in real anatomy (MNI152): core blue, rim orange, oedema purple. A row is one hospital's test slice:\n"
-    "of its 40, the one with a lesion whose federated Dice is nearest their median. Under it: Dice of the whole tumour."
+    "Synthetic lesions in real anatomy (MNI152): core blue, rim orange, oedema purple. A row is one of a hospital's 40\n"
+    "test slices: the one with a lesion whose federated Dice is nearest their median. Under it: Dice of the whole tumour."
 )
 
 
@@ -53,35 +51,39 @@ def train(home, folders, board, seed):
 
 
 def leave(made, folders, board):
-    board.tell("the owner of c takes it out of the federation", "c leaves")
+    board.tell("the owner of c takes it out of the federation")
     made.site("c", "leave")
 
 
 def join(made, folders, board):
-    board.tell("d is invited, makes a key and joins", "d is invited")
+    board.tell("d is invited: it makes a key and joins")
     board.state["d"] = "was invited"
     made.join("d", {"data": folders["d"]})
 
 
 def kill(made, folders, board):
-    board.tell("the server dies by kill -9 and is started again", "the server dies")
+    board.tell("the server dies by kill -9 and is started again")
     made.kill("server")
     made.start_server()
 
 
 def picture(path, folders, models, best, past, board):
     """Slices with what was found in them, Dice of each round with the events, Dice over the seeds of figures.json."""
-    figure = Figure(figsize=(14, 8), layout="constrained", dpi=110)
-    left, right = figure.subfigures(1, 2, width_ratios=(1.04, 1))
-    grid = left.subplots(len(folders), 5)
+    figure = Figure(figsize=(13, 7.8), layout="constrained", dpi=120)
+    figure.suptitle(f"Hospitals learn to find brain tumours: {board.told()}", fontsize=13)
+    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    grid = left.subplots(len(folders), 5, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
     for axes, (name, folder) in zip(grid, folders.items(), strict=True):
         slices(axes, name, read(folder, "test"), models.get(name) or models[best], models["federated"])
     for ax, title in zip(grid[0], ("T1c", "FLAIR", "truth", "alone", "federated"), strict=True):
         ax.set_title(title)
-    left.supxlabel(CAPTION, fontsize=8)
+    left.supxlabel(CAPTION, fontsize=8.5)
     top, bottom = right.subplots(2, 1)
-    rounds(top, board)
-    seeds(bottom, past)
+    board.plot(top)
+    figures.plot(bottom, past)
+    for ax in (top, bottom):
+        ax.set_ylim(0, 1)
+        ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
 
@@ -92,32 +94,13 @@ def slices(axes, name, test, alone, federated):
     each = np.array([figures.dice(federated[i], truths[i]) for i in ill])
     i = ill[np.argmin(abs(each - np.median(each)))]
     for ax, channel, labels in zip(axes, (0, 1, 0, 0, 0), (None, None, truths, alone, federated), strict=True):
-        ax.imshow(images[i, channel].T, cmap="gray", origin="lower", vmin=-2, vmax=3)
+        ax.imshow(images[i, channel].T, cmap="gray", origin="lower", vmin=-2, vmax=3, interpolation="bicubic")
         if labels is not None:
             ax.imshow(LABELS[labels[i]].swapaxes(0, 1), origin="lower")
         if labels is alone or labels is federated:
-            ax.set_xlabel(f"{figures.dice(labels[i], truths[i]):.2f}", labelpad=2)
-        ax.set(xticks=[], yticks=[], xlim=(7, 56), ylim=(2, 61))
+            ax.set_xlabel(f"{figures.dice(labels[i], truths[i]):.2f}", labelpad=1)
+        ax.set(xticks=[], yticks=[], xlim=(7, 56), ylim=(3, 61))
     axes[0].set_ylabel(f"{name}\n{figures.ROLES[name]}", rotation=0, ha="right", va="center")
-
-
-def rounds(ax, board):
-    for name, curve in sorted(board.curves.items()):
-        ax.plot(*np.transpose(curve), color=COLOURS[name], lw=2)
-        ax.annotate(name, curve[-1], (5, -4), textcoords="offset points", color=COLOURS[name], weight="bold")
-    for done, mark in board.marks:
-        ax.axvline(done, color="0.5", lw=1, ls=":")
-        ax.text(done, 0.02, mark, rotation=90, va="bottom", ha="right", color="0.3", fontsize=9)
-    ax.set(title="this run: Dice after each round", xlabel="round", ylim=(0, 1), xlim=(0, board.rounds * 1.05))
-
-
-def seeds(ax, past):
-    for at, (model, (shape, colour)) in zip((-0.2, 0, 0.2), STYLES.items(), strict=True):
-        mean, half = np.transpose([figures.interval(figures.compared(past["dice"], h)[model]) for h in figures.ROLES])
-        ax.errorbar(np.arange(5) + at, mean, half, fmt=shape, color=colour, capsize=3, label=model)
-    ax.set(title=f"Dice over {len(past['seeds'])} seeds, 95 % intervals", ylim=(0, 1), xticks=range(5))
-    ax.set_xticklabels(f"{name}\n{role}" for name, role in figures.ROLES.items())
-    ax.legend(loc="lower right", frameon=False, ncols=3)
 
 
 def demo(folder, seed, count, console, place):
@@ -134,9 +117,7 @@ def demo(folder, seed, count, console, place):
     models = {name: figures.network(file) for name, file in files.items()}
     picture(folder / "picture.png", folders, models, figures.best(scores), past, board)
     figures.tell(console, past, scores)
-    updates, size = sum(board.sent.values()), sum(board.size.values()) / 1e6
-    console.print(f"images sent: 0, parameters sent: {size:.1f} MB in {updates} updates")
-    console.print(f"picture: {folder / 'picture.png'}\nreport:  {report}", soft_wrap=True)
+    console.print(f"{board.told()}\npicture: {folder / 'picture.png'}\nreport:  {report}", soft_wrap=True)
 
 
 def interrupted(*_):
@@ -146,7 +127,7 @@ def interrupted(*_):
 
 
 if __name__ == "__main__":
-    parser, began, console = argparse.ArgumentParser(description=__doc__), time.monotonic(), Console()
+    parser, began, console = argparse.ArgumentParser(description=__doc__), time.monotonic(), Console(soft_wrap=True)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--seed", type=int, default=figures.SEEDS[0])
     parser.add_argument("--rounds", type=int, default=figures.ROUNDS)

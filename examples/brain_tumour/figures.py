@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from data import read, write
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -25,10 +26,11 @@ JOB, FILE = HERE / "job.py", HERE / "figures.json"
 SEEDS = (5, 6, 7, 8, 9)  # 0 to 3 were looked at while the example was made
 ROUNDS, LEFT, JOINED = 30, 15, 18
 SCHEDULE = (("abc", 0, LEFT), ("ab", LEFT, JOINED), ("abd", JOINED, ROUNDS))
-ROLES = {"a": "to the end", "b": "to the end", "c": "left", "d": "joined late", "e": "never took part"}
+ROLES = {"a": "stays", "b": "stays", "c": "leaves", "d": "joins late", "e": "never takes part"}
+STYLES = {"alone": ("s", "#999999"), "federated": ("o", "#0072B2"), "pooled": ("D", "#E69F00")}
 SAYS = (
     f"Simulated. Federated: a, b and c for {LEFT} rounds, a and b (c has left) for {JOINED - LEFT}, a, b and d for "
-    f"{ROUNDS - JOINED}, about as in the demo. Pooled: patients of a to d in one place. Alone: one hospital's patients. "
+    f"{ROUNDS - JOINED}, about as in the demo. Pooled: all patients of a to d. Alone: one hospital's patients. "
     "All train for the same rounds and local epochs on 8 patients a hospital; 40 others are measured; e takes no part. "
     "Dice of the whole tumour: 2 × overlap / (found + true), counted over all 40 slices, those without a lesion too."
 )
@@ -126,17 +128,27 @@ def compared(scores: Scores, name: str) -> dict[str, Any]:
 
 def tell(console: Console, past: Mapping[str, Any], now: Scores | None = None) -> None:
     """Prints the table of figures.json, with the Dice of one more run beside it."""
-    table = Table("hospital", "", "alone", "federated", "pooled", *(("this run: alone", "federated") if now else ()))
+    table = Table(
+        "hospital", *(f"{model}*" for model in STYLES), *(("alone", "federated") if now else ()), box=SIMPLE_HEAD
+    )
     for name, role in ROLES.items():
         before = [interval(values) for values in compared(past["dice"], name).values()]
         new = [f"{value:.2f}" for value in compared(now, name).values()] if now else []
-        table.add_row(name, role, *(f"{mean:.2f} ± {half:.2f}" for mean, half in before), *new)
+        table.add_row(f"{name}, {role}", *(f"{mean:.2f} ± {half:.2f}" for mean, half in before), *new)
     console.print(table)
-    seeds, day = past["seeds"], past["date"]
-    console.print(
-        f"Dice of the whole tumour; ±: 95 % interval of the mean over {len(seeds)} seeds, simulated on {day}."
-    )
-    console.print("e alone: the best there of the four models trained alone.")
+    count, day = len(past["seeds"]), past["date"]
+    console.print(f"Dice of the whole tumour. * Mean and 95 % interval over {count} seeds, simulated on {day}.")
+    console.print("e alone is the best there of the models that a to d trained alone.")
+
+
+def plot(ax: Any, past: Mapping[str, Any]) -> None:
+    """Draws the same."""
+    for at, (model, (shape, colour)) in zip((-0.2, 0, 0.2), STYLES.items(), strict=True):
+        mean, half = np.transpose([interval(compared(past["dice"], name)[model]) for name in ROLES])
+        ax.errorbar(np.arange(5) + at, mean, half, fmt=shape, color=colour, capsize=3, label=model)
+    ax.set(title=f"Dice over {len(past['seeds'])} seeds, 95 % intervals", xticks=range(5))
+    ax.set_xticklabels(f"{name}\n{role}" for name, role in ROLES.items())
+    ax.legend(loc="lower right", frameon=False, ncols=3)
 
 
 def staged(folder: Path, seed: int) -> dict[str, Path]:

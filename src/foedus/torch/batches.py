@@ -108,7 +108,7 @@ def measured_at_once(data: Any) -> int:
 
 
 def _row_bytes(data: Any) -> int:
-    return max(1, _bytes(data[:1] if isinstance(data, Pairs) else data[0]))
+    return max(1, (_bytes(data.x) + _bytes(data.y)) // len(data) if isinstance(data, Pairs) else _bytes(data[0]))
 
 
 def _bytes(x: Any) -> int:

@@ -3,6 +3,7 @@ Machines, batches and losses come in; what it knows of the federation is the con
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain
@@ -87,13 +88,18 @@ class TorchLearner:
         return {name: _described(x) for name, x in self.__getstate__().items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the model in use, whose memory cannot move: a copy makes its own."""
-        return {name: x for name, x in vars(self).items() if name != "machine"}
+        """All but what is made at first use: the model's memory cannot move, a copy makes its own."""
+        return {name: x for name, x in vars(self).items() if name not in ("machine", "losses")}
 
     @cached_property
     def machine(self) -> Machine:
         """This process's model, used for one site after another."""
         return Machine(build.built(self.model, MODEL, self.dtype), build.device(self.device))
+
+    @cached_property
+    def losses(self) -> Callable[[Any, Any], Tensor] | None:
+        """(outputs, targets) -> what the metric `loss` adds up, one an example."""
+        return per_example(self.loss) if self.loss else natural if self.reads == "logits" else None
 
     def init(self, key: Key) -> Params:
         """The first model's Params; the numbers are drawn by `key`."""
@@ -121,9 +127,8 @@ class TorchLearner:
         """name -> sums over `data` for these metrics."""
         self.machine.load(params)
         self.machine.mode(training=False)
-        losses = per_example(self.loss) if self.loss else natural if self.reads == "logits" else None
-        wanted = [m for m in map(measures.metric, metrics) if losses or m.name != "loss"]
-        losses = losses if any(m.name == "loss" for m in wanted) else None
+        wanted = [m for m in map(measures.metric, metrics) if self.losses or m.name != "loss"]
+        losses = self.losses if any(m.name == "loss" for m in wanted) else None
         with named(EVALUATION, self.machine.device, not isinstance(data, Pairs)), torch.no_grad():
             batches = self._feed().batches(data, np.arange(len(data)), measured_at_once(data))
             return measures.add(self._measured(batch, wanted, losses) for batch in batches)
@@ -135,8 +140,8 @@ class TorchLearner:
     def loss_fn(self, params: Mapping[str, Tensor], batch: Any, key: Key) -> Tensor:
         """The mean loss of `batch` = (inputs, targets) in training, purely: `key` draws dropout, no buffer changes.
 
-        `params`: name -> tensor; what is missing is the model's own. torch.func may differentiate and map it for a batch
-        of tensors, once the model is there: ask for `learner.machine` before.
+        `params`: name -> tensor; what is missing is the model's own. torch.func may differentiate and map it, for a
+        batch of tensors, once the model is there: ask for `learner.machine` before.
         """
         x, y, _ = self._feed().batch(batch, 0)
         self.machine.mode(training=True)
@@ -253,13 +258,14 @@ def _round(key: Key) -> int:
 
 def _sums(seen: Sequence[tuple[Tensor, int]], key: Key) -> Array:
     """[sum, count, sum of squares] of the batches' losses, by their examples. Raises Refused where one is no number."""
-    losses, counts = np.array(_numbers([loss for loss, _ in seen])), np.array([n for _, n in seen], np.float64)
-    if not np.isfinite(losses).all():
-        first = int(np.argmin(np.isfinite(losses)))
-        site = str(key.names[3]) if len(key.names) > 3 else "here"
-        why = f"the loss of step {first + 1} of {len(losses)} is {losses[first]:g}"
-        raise Refused(site, "training", why, "lower the learning rate, clip gradients, or look for NaN in the data")
-    return np.array([losses @ counts, counts.sum(), losses**2 @ counts])
+    losses, counts = _numbers([loss for loss, _ in seen]), [n for _, n in seen]
+    for i, x in enumerate(losses):
+        if not math.isfinite(x):
+            site = str(key.names[3]) if len(key.names) > 3 else "here"
+            why = f"the loss of step {i + 1} of {len(losses)} is {x:g}"
+            raise Refused(site, "training", why, "lower the learning rate, clip gradients, or look for NaN in the data")
+    pairs = list(zip(losses, counts, strict=True))
+    return np.array([sum(x * n for x, n in pairs), sum(counts), sum(x * x * n for x, n in pairs)])
 
 
 def _numbers(scalars: Sequence[Tensor]) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -16,22 +16,34 @@ from foedus.keys import Key
 @contextmanager
 def named(key: Key, device: torch.device, everything: bool = False) -> Iterator[None]:
     """Seeds torch's global generators by `key` inside the block; `everything` also does Python's and numpy's."""
-    with ExitStack() as stack:
-        for generator in _generators(device):
-            stack.callback(generator.set_state, generator.get_state())
-        reseed(key, device)
-        if everything:
-            stack.callback(random.setstate, random.getstate())
-            stack.callback(np.random.set_state, np.random.get_state())
-            random.seed(key.digest())
-            np.random.seed(key.number() % 2**32)
+    generators = _generators(device)
+    states = [generator.get_state() for generator in generators]
+    reseed(key, device)
+    try:
+        with _others(key) if everything else nullcontext():
+            yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+@contextmanager
+def _others(key: Key) -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()
+    random.seed(key.digest())
+    np.random.seed(key.number() % 2**32)
+    try:
         yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def reseed(key: Key, device: torch.device) -> None:
     """Seeds torch's global generators by `key`, for good: call it inside of `named` only."""
+    number = key.number()
     for generator in _generators(device):
-        generator.manual_seed(key.number())
+        generator.manual_seed(number)
 
 
 def _generators(device: torch.device) -> list[torch.Generator]:

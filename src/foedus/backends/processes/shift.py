@@ -28,10 +28,10 @@ class Balance:
         self.home: dict[str, int] = {}
 
     def costs(self, orders: Sequence[Order]) -> list[float]:
-        """Seconds of each order; of one that was never done, as of the others."""
+        """Seconds of each order; one that was never done takes as long as the others."""
         known = [self.seconds.get((order.work, order.site)) for order in orders]
         found = [x for x in known if x is not None]
-        usual = sum(found) / len(found) if found else 1.0
+        usual = sum(found) / len(found) if found else QUANTUM
         return [usual if x is None else x for x in known]
 
     def learn(self, order: Order, worker: int, report: Report) -> None:

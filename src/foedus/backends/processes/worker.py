@@ -85,11 +85,11 @@ class Failed(NamedTuple):
         return found
 
 
-def serve(connection: Connection[Any, Any], sent: Sent | None, others: Sequence[Connection[Any, Any]]) -> None:
-    """A worker's life. `sent` is None where it comes through the pipe; `others` are ends of pipes to let go."""
+def serve(connection: Connection[Any, Any], sent: Sent | None) -> None:
+    """A worker's life. `sent` is None where it comes through the pipe."""
     channel = Channel(connection)
     try:
-        _settle_in(others)
+        _settle_in()
         with build.exactly():
             Hand(channel, *(sent or _received(channel))).work()
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -102,7 +102,7 @@ def serve(connection: Connection[Any, Any], sent: Sent | None, others: Sequence[
         os._exit(0)
 
 
-def _settle_in(others: Sequence[Connection[Any, Any]]) -> None:
+def _settle_in() -> None:
     """Leaves Ctrl-C to the parent, ends with the parent, and keeps shared the memory that it has from there."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -111,8 +111,6 @@ def _settle_in(others: Sequence[Connection[Any, Any]]) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent.pid:
             raise EOFError("the parent is gone")
-    for other in others:
-        other.close()
     gc.freeze()
 
 

@@ -139,10 +139,9 @@ class Workers:
     def _begin(self, number: int) -> None:
         context: Any = get_context(self.start)
         mine, theirs = context.Pipe()
-        others = [w.channel.connection for w in self.all.values() if w.number != number]
-        args = (theirs, self.sent, [*others, mine]) if self.start == "fork" else (theirs, None, [])
-        self.all[number] = Worker(number, context.Process(target=serve, args=args), Channel(mine))
-        self.starter.submit(_start, self.all[number].process).result()
+        process = context.Process(target=serve, args=(theirs, self.sent if self.start == "fork" else None))
+        self.all[number] = Worker(number, process, Channel(mine))
+        self.starter.submit(_start, process).result()
         theirs.close()
 
     def _send_job(self, worker: Worker) -> None:

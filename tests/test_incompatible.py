@@ -1,0 +1,61 @@
+"""Every row of the table of incompatible parts: a Job that clashes is refused by name, and its nearest kin is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from foedus import fedavg, plateau
+from foedus.errors import Incompatible, JobError
+from foedus.incompatible import TABLE
+from foedus.job import Job
+from foedus.stop import any_of, wall_time
+from tiny import learner
+
+BASE: dict[str, Any] = {"algorithm": fedavg(), "learner": learner(), "rounds": 2}
+
+CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one, other): (a clash, its remedy)
+    ("quorum", "cohort"): ({"quorum": 12, "cohort": 10, "over_select": 1.1}, {"quorum": 11}),
+    ("quorum", "min_sites"): ({"quorum": 2, "min_sites": 3}, {"quorum": 3}),
+    ("late='keep'", "quorum=None"): ({"late": "keep"}, {"quorum": 1}),
+    ("over_select", "quorum=None"): ({"over_select": 1.3}, {"quorum": 10}),
+    ("best", "evaluate=0"): ({"best": "loss", "evaluate": 0}, {"evaluate": 3}),
+    ("stop", "evaluate=0"): ({"stop": plateau("loss", 3), "evaluate": 0}, {"stop": wall_time(60)}),
+    ("learner=None", "metrics"): ({"learner": None, "metrics": ["accuracy"]}, {"learner": learner()}),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), [(row.one, row.other) for row in TABLE])
+def test_parts_that_clash_are_refused_by_name_and_with_a_remedy_that_works(one: str, other: str) -> None:
+    clash, remedy = CASES[one, other]
+    row = next(row for row in TABLE if (row.one, row.other) == (one, other))
+    with pytest.raises(Incompatible) as caught:
+        Job(**{**BASE, **clash})
+    assert str(caught.value) == f"{one} and {other} do not go together: {row.remedy}"
+    assert isinstance(caught.value, JobError)
+    Job(**{**BASE, **clash, **remedy})
+
+
+def test_no_two_rows_are_about_the_same_parts_and_no_case_is_about_none() -> None:
+    assert sorted((row.one, row.other) for row in TABLE) == sorted(CASES)
+
+
+def test_a_clash_that_a_change_makes_is_found_too() -> None:
+    with pytest.raises(Incompatible, match="quorum and min_sites"):
+        Job(**BASE, quorum=3).replace(min_sites=4)
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        {"quorum": 12, "cohort": 10, "over_select": 1.1, "late": "keep"},  # late updates count too
+        {"quorum": 4, "cohort": 3, "over_select": 1.1},  # 1.1 of 3 is asked for as 4
+        {"quorum": 50, "cohort": 0.1},  # a share of nobody knows how many
+        {"stop": any_of(plateau("loss", 3), wall_time(60)), "evaluate": 0},
+        {"over_select": 1.0},
+        {"learner": None},
+    ],
+)
+def test_what_goes_together_is_built(fine: dict[str, Any]) -> None:
+    Job(**{**BASE, **fine})
