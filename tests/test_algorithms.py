@@ -127,9 +127,7 @@ def test_buffers_average_integers_take_the_maximum_and_corrections_touch_neither
 
 def test_a_loop_that_ignores_the_correction_is_an_error_and_never_silently_fedavg() -> None:
     ignoring = learner(train=lambda arrays, split, ctx: {})
-    with pytest.raises(
-        Paused, match=r"north: declined \(train: JobError: .* corrects gradients.*ctx\.correct"
-    ):
+    with pytest.raises(Paused, match=r"north: declined \(train: JobError: .* corrects gradients.*ctx\.correct"):
         played(job(fedprox(0.1), learner=ignoring, evaluate=0), SITES)
     played(job(fedavg(), learner=ignoring, evaluate=0), SITES)
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
@@ -332,13 +332,16 @@ def test_long_sites_begin_first_and_short_ones_fill_the_gaps(tmp_path):
     assert min(line["seconds"] for line in ended.history[1:]) < 0.5  # 0.35 is the least, in turn it would be 0.6
 
 
-def test_a_worker_with_nothing_left_takes_over_what_others_would_do_later(tmp_path):
-    slow = Slow(tmp_path / "book", 0.01, dict.fromkeys(EIGHT, 0.01))
-    made = job(working(slow.train), rounds=1, data=slow.load)
+@pytest.mark.parametrize(("loading", "homes"), [(0.0, {0, 1}), (9.0, {0})])
+def test_a_worker_with_nothing_left_takes_over_what_would_be_done_later_elsewhere(loading, homes, tmp_path):
+    slow = Slow(tmp_path / "book", 0.0, dict.fromkeys(EIGHT, 0.02))
+    made = job(working(slow.train), data=slow.load)
     with processes.crew(made, EIGHT, 0, 2) as hands:
-        hands.balance.home = dict.fromkeys(EIGHT, 0)  # so that worker 1 has nothing of its own
+        hands.balance.home = dict.fromkeys(EIGHT, 0)  # worker 1 has nothing of its own
+        hands.balance.seconds = {("train", site): 0.02 for site in EIGHT}
+        hands.balance.loading = dict.fromkeys(EIGHT, loading)
         folded_once(hands, made, EIGHT)
-        assert set(hands.balance.home.values()) == {0, 1}
+        assert set(hands.balance.home.values()) == homes
 
 
 @pytest.mark.parametrize(("workers", "count"), [(5, 2), (1, 1), (None, min(2, len(os.sched_getaffinity(0))))])
@@ -574,13 +577,15 @@ def running(place: Path, names: list[str]) -> Iterator[tuple[subprocess.Popen[by
     sites = make_sites(place / "data", names, slow=60.0)
     chosen = [word for name, path in sites.items() for word in ("--site", f"{name}={path}")]
     (place / "job.py").symlink_to(JOB)
-    ran = subprocess.Popen(command(place, *chosen), env=environment(), process_group=0, stderr=subprocess.PIPE)
+    with (place / "errors").open("wb") as errors:
+        ran = subprocess.Popen(command(place, *chosen), env=environment(), process_group=0, stderr=errors)
     try:
         until(lambda: all(calls(sites, "begin").values()))
         yield ran, children(ran.pid)
     finally:
-        ran.kill()
-        ran.communicate()
+        with suppress(ProcessLookupError):
+            os.killpg(ran.pid, signal.SIGKILL)
+        ran.wait()
 
 
 @pytest.mark.kills
@@ -591,7 +596,18 @@ def test_no_worker_outlives_its_parent(how, tmp_path):
         (os.killpg if how == signal.SIGINT else os.kill)(ran.pid, how)  # Ctrl-C reaches the whole group
         ran.wait(10)
         until(lambda: not any(map(alive, workers)), 5.0)
-        assert ran.stderr is not None and b"Traceback" not in ran.stderr.read()
+    assert b"Traceback" not in (tmp_path / "errors").read_bytes()
+
+
+def test_ctrl_c_is_for_the_parent_to_answer():
+    def work(payload: Params, local: Any, here: Any, usual: Any) -> Any:
+        if os.getpid() != parent:
+            signal.raise_signal(signal.SIGINT)
+        return usual()
+
+    parent, notes = os.getpid(), list[str]()
+    found = crewed(job(working(work)), EIGHT, note=notes.append)
+    assert shown(*found) == shown(*played(job(working(work)), EIGHT)) and not notes
 
 
 # Values on their way.

@@ -75,6 +75,15 @@ class Board:
         for name, dice in now.items():
             self.curves.setdefault(name, []).append((done, dice))
         if done % 3 == 0 or done == self.rounds:
-            self.say(
-                f"round {done} of {self.rounds}: Dice {', '.join(f'{name} {dice:.2f}' for name, dice in now.items())}"
-            )
+            said = ", ".join(f"{name} {dice:.2f}" for name, dice in now.items())
+            self.say(f"round {done} of {self.rounds}: Dice {said}")
+
+    def plot(self, ax):
+        """Dice after each round, and when things happened."""
+        for name, curve in sorted(self.curves.items()):
+            ax.plot(*zip(*curve, strict=True), color=COLOURS[name], lw=2)
+            ax.annotate(name, curve[-1], (5, -4), textcoords="offset points", color=COLOURS[name], weight="bold")
+        for done, mark in self.marks:
+            ax.axvline(done, color="0.5", lw=1, ls=":")
+            ax.text(done, 0.02, mark, rotation=90, va="bottom", ha="right", color="0.3")
+        ax.set(title="Dice after each round of this run", xlabel="round", xlim=(0, self.rounds * 1.03))

@@ -24,7 +24,7 @@ from foedus import build
 HERE = Path(__file__).resolve().parent
 JOB, FILE = HERE / "job.py", HERE / "figures.json"
 SEEDS = (5, 6, 7, 8, 9)  # 0 to 3 were looked at while the example was made
-ROUNDS, LEFT, JOINED = 30, 15, 18
+ROUNDS, LEFT, JOINED = 30, 15, 20
 SCHEDULE = (("abc", 0, LEFT), ("ab", LEFT, JOINED), ("abd", JOINED, ROUNDS))
 ROLES = {"a": "stays", "b": "stays", "c": "leaves", "d": "joins late", "e": "never takes part"}
 STYLES = {"alone": ("s", "#999999"), "federated": ("o", "#0072B2"), "pooled": ("D", "#E69F00")}
@@ -82,9 +82,11 @@ def alone(folder: Path, seed: int, names: str, rounds: int = ROUNDS) -> dict[Run
 
 def network(path: Path) -> Any:
     """The U-Net of a model's file."""
+    import torch
     from job import UNet
     from safetensors.torch import load_file
 
+    torch.set_num_threads(1)
     net = UNet()
     net.load_state_dict(load_file(path))
     return net.eval()
