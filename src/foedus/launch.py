@@ -143,7 +143,7 @@ def verify(folder: Path, job: Job, sites: Any) -> dict[str, Any]:
         new = run(job, sites, backend="local", seed=seed, replay=kept, folder=place)
         steps = runs.journal(place).all("step")
     why = next((f"round {row['round']}" for row in steps if row["digest"] != runs.state_digest(old, row["round"])), "")
-    odd = build.differences(dict(kept.build), build.describe())
+    odd = build.differences(dict(kept.build), dict(new.build))
     same = new.digest == kept.digest
     if not same and odd:
         why += f" (bits not comparable: {'; '.join(odd)})"
