@@ -161,7 +161,8 @@ def measured(name: str, rounds: int, repeats: int) -> dict[str, float]:
     """Median milliseconds a round of each, taken in turns."""
     scenario = SCENARIOS[name]
     sites = site_data(scenario.sites)
-    examples = {s: (torch.from_numpy(d.train.x), torch.from_numpy(d.train.y)) for s, d in sites.items()}
+    held = {site: split.with_valid(fd.key(0, "load", 0, site, "valid")) for site, split in sites.items()}
+    examples = {s: (torch.from_numpy(d.train.x), torch.from_numpy(d.train.y)) for s, d in held.items()}
     times: dict[str, list[float]] = {"ours": [], "ours_evaluated": [], "plain": [], "plain_2": []}
     for _ in range(repeats):
         times["plain"] += plain(scenario, examples, rounds)

@@ -30,6 +30,7 @@ from foedus.torch.machine import Machine
 from foedus.torch.randomness import named, reseed
 from foedus.torch.sgd import Optimizer, optimizer
 
+MOST_DEPTH = 8
 MODEL, EVALUATION = key(0, "model"), key(0, "evaluate")
 
 
@@ -77,7 +78,12 @@ class TorchLearner:
         reads: measures.Reads = "logits",
         train: Callable[..., Any] | None = None,
     ) -> None:
-        self.model, self.loss, self.optimizer, self.own = model, loss and checked(loss), optimizer, train
+        self.model, self.loss, self.optimizer, self.own = (
+            model,
+            None if loss is None else checked(loss),
+            optimizer,
+            train,
+        )
         self.epochs, self.batch_size, self.steps, self.drop_last = epochs, batch_size, steps, drop_last
         self.schedule, self.clip, self.dtype, self.device = schedule, clip, build.floating(dtype), device
         self.collate, self.outputs, self.reads, self.metrics = collate, outputs, reads, list(metrics)
@@ -99,7 +105,7 @@ class TorchLearner:
     @cached_property
     def losses(self) -> Callable[[Any, Any], Tensor] | None:
         """(outputs, targets) -> what the metric `loss` adds up, one an example."""
-        return per_example(self.loss) if self.loss else natural if self.reads == "logits" else None
+        return per_example(self.loss) if self.loss is not None else natural if self.reads == "logits" else None
 
     def init(self, key: Key) -> Params:
         """The first model's Params; the numbers are drawn by `key`."""
@@ -239,17 +245,20 @@ def _check(learner: TorchLearner) -> None:
         raise JobError(f"TorchLearner(clip={learner.clip!r}): it must be a positive number")
 
 
-def _described(x: Any) -> Any:
+def _described(x: Any, depth: int = 0) -> Any:
+    """`x` as plain data: functions by name, with their settings and the values they closed over."""
     if x is None or isinstance(x, (bool, int, float, str)):
         return x
-    if isinstance(x, partial):
-        return [_described(x.func), *map(_described, x.args), {k: _described(v) for k, v in x.keywords.items()}]
-    if isinstance(x, (list, tuple)) and not hasattr(x, "_fields"):
-        return [_described(part) for part in x]
+    deeper = partial(_described, depth=depth + 1)
     if isinstance(x, torch.dtype):
         return str(x)
-    named = x if hasattr(x, "__qualname__") else type(x)
-    return [named.__module__, named.__qualname__]
+    if isinstance(x, partial):
+        return [*map(deeper, (x.func, *x.args)), {k: deeper(v) for k, v in x.keywords.items()}]
+    if isinstance(x, (list, tuple)) and not hasattr(x, "_fields"):
+        return [deeper(part) for part in x]
+    cells = [cell.cell_contents for cell in getattr(x, "__closure__", None) or ()] if depth < MOST_DEPTH else []
+    name = x if hasattr(x, "__qualname__") else type(x)
+    return [name.__module__, name.__qualname__, *map(deeper, cells)]
 
 
 def _round(key: Key) -> int:

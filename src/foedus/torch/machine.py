@@ -46,11 +46,7 @@ class Machine:
 
         Raises JobError for an array that was taken away or has a new shape.
         """
-        for place, view in zip(self.places, self.arrays.views, strict=True):
-            now = getattr(place.module, place.attribute, None)
-            if now is not place.tensor or now.data_ptr() != view.data_ptr():
-                _return(place, view, now)
-        return self.arrays.get().copy()
+        return self._settled().copy()
 
     def mode(self, training: bool) -> None:
         """As the model's own `train(training)`, which takes a while."""
@@ -78,11 +74,18 @@ class Machine:
                 view.zero_()
             elif p.grad is not view:
                 view.copy_(p.grad)
-        if self.arrays.apart:
-            self.arrays.get()
+        self._settled()
         self.grads.put(correction(self.grads.get(), self.here))
         for p, view in zip(self.trained, self.grads.views, strict=True):
             p.grad = view
+
+    def _settled(self) -> Params:
+        """The model's arrays, all of them in their buffers."""
+        for place, view in zip(self.places, self.arrays.views, strict=True):
+            now = getattr(place.module, place.attribute, None)
+            if now is not place.tensor or now.data_ptr() != view.data_ptr():
+                _return(place, view, now)
+        return self.arrays.get()
 
 
 def _return(place: Place, view: Tensor, now: Tensor | None) -> None:
