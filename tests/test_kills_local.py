@@ -76,7 +76,9 @@ def run_of(home: Path) -> str:
     return folder.name
 
 
-@pytest.mark.parametrize("passage", [1, 3])
+@pytest.mark.parametrize(
+    "passage", [2, pytest.param(1, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("point", QUICK)
 def test_a_kill_at_a_point_of_the_round_changes_no_bit(
     point: str, passage: int, tmp_path: Path, calm: dict[int, str]
@@ -86,7 +88,7 @@ def test_a_kill_at_a_point_of_the_round_changes_no_bit(
     assert ended(start(tmp_path, ["resume", run_of(tmp_path)])) == calm[4]
 
 
-@pytest.mark.parametrize("passage", [2, 9, 40])
+@pytest.mark.parametrize("passage", [2, 40, pytest.param(9, marks=pytest.mark.long)])
 @pytest.mark.parametrize("point", STORE)
 def test_a_kill_around_a_commit_changes_no_bit(point: str, passage: int, tmp_path: Path, calm: dict[int, str]) -> None:
     sites = make_sites(tmp_path / "data", NAMES)

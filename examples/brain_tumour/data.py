@@ -66,12 +66,11 @@ def position(rng):
     """Where this patient's slice lies in the template: a function from mm to voxels."""
     turn, scale, height = rng.normal(0, 0.05), rng.normal(1, 0.04, 2), rng.uniform(0, 45)
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / scale
-    matrix[0] *= rng.choice([-1, 1])  # left and right
     warp = 2 * np.stack([smooth(rng, 12), smooth(rng, 12)])
 
     def place(mm):
         x, y = np.einsum("ij,jxy->ixy", matrix, mm - BRAIN) + warp
-        return np.stack([x + 98, y - 18 + 134, np.full_like(x, height + 72)])
+        return np.stack([x + 98, y + 116, np.full_like(x, height + 72)])
 
     return place
 
@@ -132,4 +131,6 @@ def write(folder, seed=0, hospitals="abcde", parts=PARTS):
 def read(folder, part):
     """The slices of a part in this folder and the folders in it: images (n, 2, 64, 64), truths (n, 64, 64)."""
     files = [np.load(path) for path in sorted(folder.rglob(f"{part}-*.npz"))]
+    if not files:
+        raise FileNotFoundError(f"{folder} has no {part}-*.npz: write them with data.write")
     return np.stack([file["image"] for file in files]), np.stack([file["truth"] for file in files]).astype(np.int64)

@@ -2,7 +2,6 @@
 Needs foedus[server,torch,examples]; writes picture.png, report.html and model.safetensors into `--folder`."""
 
 import argparse
-import json
 import signal
 import sys
 import tempfile
@@ -69,9 +68,9 @@ def kill(made, folders, board):
 
 def picture(path, folders, models, best, past, board):
     """Slices with what was found in them, Dice of each round with the events, Dice over the seeds of figures.json."""
-    figure = Figure(figsize=(13, 7.8), layout="constrained", dpi=120)
+    figure = Figure(figsize=(13, 8.4), layout="constrained", dpi=120)
     figure.suptitle(f"Hospitals learn to find brain tumours: {board.told()}", fontsize=13)
-    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1))
     grid = left.subplots(len(folders), 5, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
     for axes, (name, folder) in zip(grid, folders.items(), strict=True):
         slices(axes, name, read(folder, "test"), models.get(name) or models[best], models["federated"])
@@ -105,9 +104,9 @@ def slices(axes, name, test, alone, federated):
 
 def demo(folder, seed, count, console, place):
     """All of it; `place` is for what nobody needs afterwards."""
-    board, past, folders = Board(console, count), json.loads(figures.FILE.read_text()), figures.staged(place, seed)
-    result = train(place / "federation", folders, board, seed)
     folder.mkdir(parents=True, exist_ok=True)
+    board, past, folders = Board(console, count), figures.known(), figures.staged(place, seed)
+    result = train(place / "federation", folders, board, seed)
     report, files = result.report(folder / "report.html"), {"federated": result.save(folder / "model.safetensors")}
     scores = {"federated": figures.measured(files["federated"], folders)}
     console.print("for comparison a, b, c and d train alone, in simulation")
@@ -138,7 +137,8 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory(prefix="foedus-demo-", ignore_cleanup_errors=True) as place:
             demo(chosen.folder.resolve(), chosen.seed, chosen.rounds, console, Path(place))
     except KeyboardInterrupt:
-        sys.exit("demo: stopped; none of its processes is left")
+        print("demo: stopped; none of its processes is left", file=sys.stderr)
+        sys.exit(130)
     except (fd.FoedusError, OSError) as error:
         sys.exit(f"demo: {error}")
     console.print(f"{time.monotonic() - began:.0f} seconds")

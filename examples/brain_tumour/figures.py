@@ -19,14 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 import foedus as fd
-from foedus import build
+from foedus import runs
 
 HERE = Path(__file__).resolve().parent
 JOB, FILE = HERE / "job.py", HERE / "figures.json"
 SEEDS = (5, 6, 7, 8, 9)  # 0 to 3 were looked at while the example was made
 ROUNDS, LEFT, JOINED = 30, 15, 20
 SCHEDULE = (("abc", 0, LEFT), ("ab", LEFT, JOINED), ("abd", JOINED, ROUNDS))
-ROLES = {"a": "stays", "b": "stays", "c": "leaves", "d": "joins late", "e": "never takes part"}
+ROLES = {"a": "stays", "b": "stays", "c": "leaves", "d": "joins late", "e": "outside"}
 STYLES = {"alone": ("s", "#999999"), "federated": ("o", "#0072B2"), "pooled": ("D", "#E69F00")}
 SAYS = (
     f"Simulated. Federated: a, b and c for {LEFT} rounds, a and b (c has left) for {JOINED - LEFT}, a, b and d for "
@@ -40,12 +40,12 @@ Run = tuple[Any, ...]  # any name
 Scores = Mapping[str, Mapping[str, Any]]  # model -> hospital -> Dice, or Dice of each seed
 
 
-def trained(runs: Mapping[Run, Sequence[str]], home: Path) -> Iterator[tuple[Run, Path]]:
-    """(name, file of the model) of each run, as it ends; `runs` maps names to arguments of `foedus run`.
+def trained(wanted: Mapping[Run, Sequence[str]], home: Path) -> Iterator[tuple[Run, Path]]:
+    """(name, file of the model) of each run, as it ends; `wanted` maps names to arguments of `foedus run`.
 
     Raises FoedusError with the last line of a run that failed. No process outlives the iterator.
     """
-    waiting, busy = list(runs.items()), dict[Run, subprocess.Popen[str]]()
+    waiting, busy = list(wanted.items()), dict[Run, subprocess.Popen[str]]()
     try:
         while waiting or busy:
             while waiting and len(busy) < AT_ONCE:
@@ -128,23 +128,33 @@ def compared(scores: Scores, name: str) -> dict[str, Any]:
     return {"alone": scores[own][name]} | {m: scores[m][name] for m in ("federated", "pooled") if m in scores}
 
 
-def tell(console: Console, past: Mapping[str, Any], now: Scores | None = None) -> None:
+def known() -> Mapping[str, Any] | None:
+    """What figures.json says; None until `make demo-figures` was run."""
+    return json.loads(FILE.read_text()) if FILE.exists() else None
+
+
+def tell(console: Console, past: Mapping[str, Any] | None, now: Scores | None = None) -> None:
     """Prints the table of figures.json, with the Dice of one more run beside it."""
-    table = Table(
-        "hospital", *(f"{model}*" for model in STYLES), *(("alone", "federated") if now else ()), box=SIMPLE_HEAD
-    )
+    columns = [f"{model}*" for model in STYLES] if past else []
+    table = Table("hospital", *columns, *(("alone", "federated") if now else ()), box=SIMPLE_HEAD)
     for name, role in ROLES.items():
-        before = [interval(values) for values in compared(past["dice"], name).values()]
+        before = [interval(values) for values in compared(past["dice"], name).values()] if past else []
         new = [f"{value:.2f}" for value in compared(now, name).values()] if now else []
         table.add_row(f"{name}, {role}", *(f"{mean:.2f} ± {half:.2f}" for mean, half in before), *new)
     console.print(table)
+    if past is None:
+        console.print("Dice of the whole tumour, one seed; `make demo-figures` computes five, with intervals.")
+        return
     count, day = len(past["seeds"]), past["date"]
     console.print(f"Dice of the whole tumour. * Mean and 95 % interval over {count} seeds, simulated on {day}.")
-    console.print("e alone is the best there of the models that a to d trained alone.")
+    console.print("e takes no part; alone is the best there of the models that a to d trained alone.")
 
 
-def plot(ax: Any, past: Mapping[str, Any]) -> None:
+def plot(ax: Any, past: Mapping[str, Any] | None) -> None:
     """Draws the same."""
+    if past is None:
+        ax.set_axis_off()
+        return
     for at, (model, (shape, colour)) in zip((-0.2, 0, 0.2), STYLES.items(), strict=True):
         mean, half = np.transpose([interval(compared(past["dice"], name)[model]) for name in ROLES])
         ax.errorbar(np.arange(5) + at, mean, half, fmt=shape, color=colour, capsize=3, label=model)
@@ -162,8 +172,8 @@ def one_seed(seed: int, folder: Path, models: str = "abcd") -> dict[str, dict[st
     """model -> hospital -> Dice, for the models trained alone; with all four of them, federated and pooled too."""
     hospitals, whole = staged(folder, seed), models == "abcd"
     pooled = {("pooled",): [f"--site=pooled={folder / 'hospitals'}", f"--seed={seed}", "evaluate=0"]} if whole else {}
-    runs = pooled | alone(folder / "hospitals", seed, models)
-    scores = {name: measured(path, hospitals) for (name,), path in trained(runs, folder / "home")}
+    apart = pooled | alone(folder / "hospitals", seed, models)
+    scores = {name: measured(path, hospitals) for (name,), path in trained(apart, folder / "home")}
     start = ""
     for names, first, last in SCHEDULE if whole else ():
         sites = [f"--site={name}={hospitals[name]}" for name in names]
@@ -173,6 +183,11 @@ def one_seed(seed: int, folder: Path, models: str = "abcd") -> dict[str, dict[st
     return scores
 
 
+def built(folder: Path) -> dict[str, Any]:
+    """The build with which a seed's runs were done."""
+    return dict(runs.about(max((folder / "home" / "runs").iterdir()))["build"])
+
+
 def main() -> None:
     """Computes all figures again; about two minutes a seed on two cores."""
     every, console = [], Console(soft_wrap=True)
@@ -180,10 +195,11 @@ def main() -> None:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="foedus-figures-") as folder:
             every.append(one_seed(seed, Path(folder)))
+            build = built(Path(folder))
         row = {name: compared(every[-1], name) for name in ROLES}
         console.print(f"seed {seed} ({time.monotonic() - began:.0f} s): {json.dumps(row)}")
     scores = {model: {name: [one[model][name] for one in every] for name in ROLES} for model in every[0]}
-    about = {"what": SAYS, "date": date.today().isoformat(), "build": build.describe(), "seeds": SEEDS}
+    about = {"what": SAYS, "date": date.today().isoformat(), "build": build, "seeds": SEEDS}
     FILE.write_text(json.dumps(about | {"dice": scores}, indent=1) + "\n")
     tell(console, json.loads(FILE.read_text()))
 

@@ -12,22 +12,8 @@ import numpy as np
 import foedus as fd
 
 HOSPITALS = {"cleveland": "cleveland", "hungary": "hungarian", "switzerland": "switzerland", "long_beach": "va"}
-COLUMNS = [
-    "age",
-    "sex",
-    "cp",
-    "trestbps",
-    "chol",
-    "fbs",
-    "restecg",
-    "thalach",
-    "exang",
-    "oldpeak",
-    "slope",
-    "ca",
-    "thal",
-    "num",
-]
+COLUMNS = ["age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak", "slope", "ca"]
+COLUMNS += ["thal", "num"]
 URL = "https://archive.ics.uci.edu/static/public/45/heart+disease.zip"
 CHECKSUMS = {  # SHA-256 of the rows as numbers, so that the spelling of a gap does not count
     "cleveland": "d2126dd67df908b14048dfe8aa3aa54086dedca233b57feb3f23729ab974309a",
@@ -49,23 +35,35 @@ def tables():
 
 
 def fetched(folder, url=URL, checksums=CHECKSUMS):
-    """The tables from the publisher, each checked before it is kept."""
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        archive = zipfile.ZipFile(io.BytesIO(answer.read()))
-    found = {}
-    for name, file in HOSPITALS.items():
-        text = archive.read(f"processed.{file}.data")
+    """The tables from the publisher; all are checked before any is kept."""
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            archive = zipfile.ZipFile(io.BytesIO(answer.read()))
+    except OSError as error:
+        raise fd.FoedusError(
+            f"{url} cannot be read ({error}): get the tables and name their folder in FOEDUS_DATA"
+        ) from error
+    texts = {name: archive.read(f"processed.{file}.data") for name, file in HOSPITALS.items()}
+    for name, text in texts.items():
         if checksum(rows(io.StringIO(text.decode()))) != checksums[name]:
-            raise ValueError(f"{url}: the table of {name} is not the one that this example was written for")
-        folder.mkdir(parents=True, exist_ok=True)
-        found[name] = folder / f"{name}.csv"
-        found[name].write_bytes(text)
-    return found
+            raise fd.FoedusError(f"{url}: the table of {name} is not the one that this example was written for")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / f"{name}.csv").write_bytes(text)
+    return {name: folder / f"{name}.csv" for name in texts}
+
+
+def table(path, name):
+    """The CSV file of a hospital, given that file or the folder that holds it."""
+    return path / f"{name}.csv" if path.is_dir() else path
 
 
 def rows(file):
     """A table as an array (n, 14); gaps (`?` or NaN) are NaN."""
-    return np.genfromtxt(file, delimiter=",", missing_values="?", filling_values=np.nan)
+    found = np.genfromtxt(file, delimiter=",", missing_values="?", filling_values=np.nan, ndmin=2)
+    if found.shape[1] != len(COLUMNS):
+        raise fd.FoedusError(f"{file}: a row has {found.shape[1]} columns, the tables have {len(COLUMNS)}")
+    return found
 
 
 def checksum(table):

@@ -1,10 +1,10 @@
 """Four hospitals predict heart disease together: logistic regression in plain numpy.
 
-`foedus run examples/heart/job.py` simulates it; `python examples/heart/job.py` compares alone, federated and pooled.
+`foedus run examples/heart/job.py` simulates it; `python examples/heart/job.py` compares it with what else one could do.
 """
 
 import numpy as np
-from data import examples, rows, split, tables
+from data import examples, rows, split, table, tables
 
 import foedus as fd
 from foedus.numpy import NumpyLearner
@@ -14,7 +14,7 @@ FEATURES = 14
 
 def load(site):
     """The site's own table; several paths are pooled (in simulation only)."""
-    paths = site.data if isinstance(site.data, list) else [site.data]
+    paths = site.data if isinstance(site.data, list) else [table(site.data, site.name)]
     parts = [split(*examples(rows(path)), fd.key(int(site.key.names[0]), path.stem, "split").numpy()) for path in paths]
     both = [[getattr(part, name) for part in parts] for name in ("train", "test")]
     train, test = ((np.concatenate([p.x for p in ps]), np.concatenate([p.y for p in ps])) for ps in both)
@@ -48,29 +48,41 @@ def accuracies(params, seed):
     return {name: fd.metrics.values(sums, ["accuracy"])["accuracy"] for name, sums in found.items()}
 
 
-def compare(seeds=range(5)):
+def compare(seeds=range(5), tuning=20):
     """way -> hospital -> accuracies over the seeds, each seed a split of its own."""
     hospitals = sites()
-    table = {way: {name: [] for name in hospitals} for way in ("alone", "federated", "pooled")}
+    found = {way: {name: [] for name in hospitals} for way in ("alone", "federated", "pooled", "tuned")}
     for seed in seeds:
-        federated = accuracies(job().run(sites=hospitals, seed=seed).params, seed)
-        pooled = accuracies(job().run(sites={"pooled": list(hospitals.values())}, seed=seed).params, seed)
+        federated = job().run(sites=hospitals, seed=seed).params
+        pooled = job().run(sites={"pooled": list(hospitals.values())}, seed=seed).params
+        at_home = job(rounds=tuning).replace(start=federated)
         for name, path in hospitals.items():
-            alone = accuracies(job().run(sites={name: path}, seed=seed).params, seed)[name]
-            for way, value in (("alone", alone), ("federated", federated[name]), ("pooled", pooled[name])):
-                table[way][name].append(value)
-    return table
+            alone, tuned = (made.run(sites={name: path}, seed=seed).params for made in (job(), at_home))
+            for way, params in zip(found, (alone, federated, pooled, tuned), strict=True):
+                found[way][name].append(accuracies(params, seed)[name])
+    return found
+
+
+def interval(values):
+    """Mean and half of its 95 % interval over five seeds (Student's t, 4 degrees of freedom)."""
+    return np.mean(values), 2.776 * np.std(values, ddof=1) / len(values) ** 0.5
+
+
+def verdict(found, one, other):
+    """Which of two ways won where, by the intervals of their differences, split by split."""
+    told = []
+    for name, ours in found[one].items():
+        mean, half = interval(np.subtract(ours, found[other][name]))
+        if abs(mean) > half:
+            told.append(f"{one if mean > 0 else other} wins at {name} by {abs(mean):.3f} ± {half:.3f}")
+    return f"{one} against {other}: " + ("; ".join(told) + "; elsewhere even" if told else "even everywhere")
 
 
 if __name__ == "__main__":
     found = compare()
-    print(f"{'hospital':12}" + "".join(f"{way:>18}" for way in found))
+    print(f"{'hospital':12}" + "".join(f"{way:>17}" for way in found))
     for name in sites():
-        cells = [np.array(found[way][name]) for way in found]
-        half = [2.776 * c.std(ddof=1) / len(c) ** 0.5 for c in cells]  # Student's t, 4 degrees of freedom
-        print(f"{name:12}" + "".join(f"{c.mean():>11.3f} ±{h:.3f}" for c, h in zip(cells, half, strict=True)))
-    mean = {way: np.mean(list(found[way].values())) for way in found}
-    won = max(mean, key=mean.get)
-    print(
-        "mean accuracy: " + ", ".join(f"{way} {value:.3f}" for way, value in mean.items()) + f"; {won} won on this data"
-    )
+        print(f"{name:12}" + "".join("{:>10.3f} ± {:.3f}".format(*interval(found[way][name])) for way in found))
+    print(f"{'mean':12}" + "".join(f"{np.mean(list(found[way].values())):>10.3f}       " for way in found))
+    for one, other in (("alone", "federated"), ("pooled", "federated"), ("tuned", "alone")):
+        print(verdict(found, one, other))
