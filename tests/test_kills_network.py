@@ -101,7 +101,7 @@ def random_kills(tmp_path, number):
             time.sleep(moments.uniform(0.2, 1.0))
             made.kill(moments.choice(sorted(made.processes)), signal.SIGKILL)
             revive(made)
-        until(lambda: revive(made) or run.status()["state"] == "finished", 90)
+        until(lambda: revive(made) or run.status()["state"] == "finished", 240)
         result = run.wait()
     finally:
         made.stop()
@@ -128,7 +128,7 @@ def survived(role, points, rounds, tmp_path, monkeypatch):
             made.join(name, {"data": path})
         until(lambda: revive(made, armed) or made.await_sites(sites) or True)
         run = until(lambda: revive(made, armed) or made.remote().submit(JOB, {"rounds": str(rounds)}))
-        until(lambda: revive(made, armed) or run.status()["state"] == "finished", 60)
+        until(lambda: revive(made, armed) or run.status()["state"] == "finished", 240)
         result = run.wait()
     finally:
         made.stop()
