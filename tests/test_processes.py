@@ -292,10 +292,11 @@ def test_a_worker_has_one_thread_a_library():
 
     torch.set_num_threads(2)
     try:
-        ended, _ = crewed(job(working(threads), rounds=1, evaluate=0), EIGHT)
+        with processes.crew(job(working(threads)), EIGHT, 0, 2) as hands:
+            found = folded_once(hands, job(), EIGHT)
     finally:
         torch.set_num_threads(1)
-    assert ended.history[0]["train_x"] == 1
+    assert [done.outcome.metrics["train_x"][0] for done in found] == [1] * 8
 
 
 class Slow:
@@ -334,11 +335,11 @@ def test_long_sites_begin_first_and_short_ones_fill_the_gaps(tmp_path):
 
 @pytest.mark.parametrize(("loading", "homes"), [(0.0, {0, 1}), (9.0, {0})])
 def test_a_worker_with_nothing_left_takes_over_what_would_be_done_later_elsewhere(loading, homes, tmp_path):
-    slow = Slow(tmp_path / "book", 0.0, dict.fromkeys(EIGHT, 0.02))
+    slow = Slow(tmp_path / "book", 0.0, dict.fromkeys(EIGHT, 0.1))
     made = job(working(slow.train), data=slow.load)
     with processes.crew(made, EIGHT, 0, 2) as hands:
         hands.balance.home = dict.fromkeys(EIGHT, 0)  # worker 1 has nothing of its own
-        hands.balance.seconds = {("train", site): 0.02 for site in EIGHT}
+        hands.balance.seconds = {("train", site): 0.1 for site in EIGHT}
         hands.balance.loading = dict.fromkeys(EIGHT, loading)
         folded_once(hands, made, EIGHT)
         assert set(hands.balance.home.values()) == homes
@@ -480,29 +481,26 @@ def test_a_worker_killed_while_it_trains_changes_no_bit(site, rules, tmp_path):
 
 
 @pytest.mark.kills
-def test_kills_from_outside_at_any_moment_change_no_bit(tmp_path):
+def test_a_kill_at_any_moment_of_each_round_changes_no_bit(tmp_path):
     sites = make_sites(tmp_path / "data", [f"s{i}" for i in range(8)], slow=0.02)
     made = jobfile.load(JOB, {"rounds": "6"}).job
-    stop, killed = threading.Event(), []
+    moments = np.random.default_rng(0).uniform(0, 0.06, 6)
+    killers: list[threading.Timer] = []
 
     def kill() -> None:
-        while not stop.wait(0.1):
-            for pid in sorted(children())[:1]:
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
+        with suppress(ProcessLookupError, IndexError):
+            os.kill(sorted(children())[len(killers) % 2], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        there = launch.run(made, sites, backend="processes", workers=2, folder=tmp_path / "processes")
-    finally:
-        stop.set()
+    def told(row: Mapping[str, Any]) -> None:
+        killers.append(threading.Timer(moments[row["round"]], kill))
+        killers[-1].start()
+
+    there = launch.run(made, sites, backend="processes", workers=2, folder=tmp_path / "processes", told=told)
+    for killer in killers:
         killer.join()
-    ends = calls(sites)
+    assert min(calls(sites).values()) >= 6
     assert there.digest == launch.run(made, sites, backend="local", folder=tmp_path / "local").digest
-    assert len(killed) > 2 and min(ends.values()) >= 6
-    events = [row["what"] for row in runs.journal(there.folder).events]
-    assert events and set(events) == {"worker died"}
+    assert {row["what"] for row in runs.journal(there.folder).events} == {"worker died"}
 
 
 @pytest.mark.kills

@@ -144,7 +144,7 @@ class Shift:
         if message.kept is not None:
             self.merge(message.kept)
             worker.held = []
-        worker.ready, worker.batch = True, None
+        worker.batch = None
 
     def _settle(self, worker: Worker, report: Report) -> None:
         order = self.orders[report.order]

@@ -7,22 +7,26 @@ parallel region waits for it for ever; but it belongs to the thread that made it
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import pickle
 import sys
 import warnings
-from collections.abc import Iterator
+from collections import ChainMap
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from multiprocessing import connection, get_context
+from types import CodeType
 from typing import Any, Literal
 
 from foedus.backends.processes.channel import Channel, Packed, pack
 from foedus.backends.processes.worker import Brief, Given, Sent, serve
 from foedus.errors import FoedusError, JobError
 
-STILLBORN = 3  # workers in a row that end before they are ready
+STILLBORN = 3  # workers that end before they are ready, and none gets ready in between
 GLANCE = 1.0  # seconds until those that say nothing are looked at
 
 Start = Literal["fork", "spawn"]
@@ -34,7 +38,7 @@ def cores() -> int:
 
 
 def start_method() -> Start:
-    """ "fork", which takes milliseconds; "spawn" where the threads or drivers of a library would not survive that."""
+    """How workers begin: a fork takes milliseconds, but threads and drivers of some libraries do not survive it."""
     torch = sys.modules.get("torch")
     gpu = torch is not None and bool(torch.version.cuda) and torch.cuda.device_count() > 0
     return "fork" if sys.platform == "linux" and not gpu and "jax" not in sys.modules else "spawn"
@@ -70,7 +74,7 @@ class Workers:
         self.packed = _packed(sent) if start == "spawn" else None
         self.starter = ThreadPoolExecutor(1)  # stays, for Linux ends its children with it
         self.all: dict[int, Worker] = {}
-        self.stillborn = 0
+        self.stillborn = 0  # workers that ended before any was ready
         self.briefed: Brief | None = None
         self.brief = pack(None)
 
@@ -117,18 +121,23 @@ class Workers:
         }
         there = connection.wait(list(awaited), GLANCE)
         for pipe in there:
-            try:
-                message = awaited[pipe].channel.receive(mmap.ACCESS_WRITE)
-            except (EOFError, OSError):
-                message = None
-            yield awaited[pipe], message
+            yield awaited[pipe], self._message(awaited[pipe])
         if not there:  # processes that a dead worker started may hold its end of the pipe
             yield from ((worker, None) for worker in awaited.values() if worker.process.exitcode is not None)
 
+    def _message(self, worker: Worker) -> Any:
+        try:
+            message = worker.channel.receive(mmap.ACCESS_WRITE)
+        except (EOFError, OSError):
+            return None
+        if not worker.ready:
+            worker.ready, self.stillborn = True, 0
+        return message
+
     def replace(self, worker: Worker) -> str:
         """What the worker died of, once another is in its place. Raises FoedusError if none gets ready."""
-        cause = worker.end()
-        self.stillborn = 0 if worker.ready else self.stillborn + 1
+        cause = self.all.pop(worker.number).end()
+        self.stillborn += not worker.ready
         if self.stillborn == STILLBORN:
             remedy = "put what starts the run under `if __name__ == '__main__':`, or use backend='local'"
             raise FoedusError(f"worker processes end as soon as they start ({cause}): {remedy}")
@@ -159,8 +168,20 @@ def dumps(value: Any, **how: Any) -> bytes:
     for name, module in list(sys.modules.items()):
         if name.startswith("foedus_job_"):  # a job file, imported under a name that no search finds
             cloudpickle.register_pickle_by_value(module)
-    found: bytes = cloudpickle.dumps(value, **how)
-    return found
+    usual, file = cloudpickle.Pickler.dispatch_table, io.BytesIO()
+    table = ChainMap({CodeType: partial(_code, usual[CodeType])}, usual)
+    type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})(file, **how).dump(value)
+    return file.getvalue()
+
+
+def _code(reduce: Callable[[CodeType], tuple[Any, ...]], code: CodeType) -> tuple[Any, ...]:
+    """Code as cloudpickle reduces it, but with its file's name, which an error is to show."""
+    make, parts = reduce(code)[:2]
+    return _named, (code.co_filename, make, parts)
+
+
+def _named(file: str, make: Callable[..., CodeType], parts: tuple[Any, ...]) -> CodeType:
+    return make(*parts).replace(co_filename=file)
 
 
 def _packed(sent: Sent) -> Packed:
