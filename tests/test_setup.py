@@ -75,7 +75,8 @@ def test_a_python_without_venv_is_told_what_to_install(setup: ModuleType, monkey
 
 
 def test_make_alone_prints_one_line_for_each_target() -> None:
-    run = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    alone = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}  # `make test` started this
+    run = subprocess.run(["make"], cwd=ROOT, env=alone, capture_output=True, text=True, check=True)
     named = [line.split()[1] for line in run.stdout.splitlines()]
     assert named == ["help", "setup", "demo", "demo-figures", "test", "test-all", "lint", "bench", "dist", "clean"]
     assert all(re.fullmatch(r"make \S+ +\S.*", line) for line in run.stdout.splitlines())
