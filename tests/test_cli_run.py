@@ -170,7 +170,7 @@ def test_a_mistake_on_the_command_line_is_told_in_the_last_line(
         ("job = job.replace(privacy=1)", JOB_ERROR, "foedus: job.py raised while it was imported: NotImpl"),
         ("del sites", JOB_ERROR, "foedus: sites=None: give a count, a mapping name -> folder"),
         ("job = fd.Job(fd.fedavg(), learner, quorum=3, cohort=2, rounds=1)", JOB_ERROR, "foedus: quorum and cohort do"),
-        ("job = job.replace(min_sites=3)", PAUSED, "foedus: round 0: 2 of min_sites=3 sites are there (north, south)"),
+        ("job = job.replace(min_sites=3)", PAUSED, "foedus: round 0: 2 of the 3 sites needed are there (north, south)"),
         ("def sites(): return 1 / 0", 1, "foedus: ZeroDivisionError: division by zero (job.py, line"),
     ],
 )

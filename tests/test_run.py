@@ -128,6 +128,13 @@ def test_a_quorum_that_cannot_be_reached_pauses_after_a_second_attempt() -> None
     assert calls == {"north": 1, "south": 2, "west": 2} and "north:" not in str(caught.value)
 
 
+def test_a_quorum_of_more_sites_than_there_are_is_waited_for_and_never_lowered() -> None:
+    journal = Journal(Memory())
+    with pytest.raises(Paused, match=r"round 0: 3 of the 4 sites needed are there \(north, south, west\)"):
+        played(job(quorum=4), SITES, journal=journal)
+    assert journal.all("round") == []
+
+
 def test_a_site_that_fails_once_is_counted_at_the_second_attempt() -> None:
     calls: Counter[str] = Counter()
 
@@ -145,7 +152,7 @@ def test_a_site_that_fails_once_is_counted_at_the_second_attempt() -> None:
 def test_too_few_sites_pause_the_run_and_it_goes_on_when_they_are_there() -> None:
     log = Memory()
     made = job(min_sites=3)
-    with pytest.raises(Paused, match=r"round 0: 2 of min_sites=3 sites are there \(north, west\); let more join"):
+    with pytest.raises(Paused, match=r"round 0: 2 of the 3 sites needed are there \(north, west\); let more join"):
         played(made, GOOD, journal=Journal(log))
     assert Journal(log).all("round") == []
     ended, _ = played(made, SITES, journal=Journal(log))

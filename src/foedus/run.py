@@ -45,6 +45,11 @@ class Plan(NamedTuple):
     best: str | None = None
     stop: Stop | None = None
 
+    @property
+    def least(self) -> int:
+        """How many sites must be there when a round begins."""
+        return max(self.min_sites, (self.quorum or 1) if self.late == "drop" else 1)
+
 
 class Here(NamedTuple):
     """Where a run stands after `round` rounds."""
@@ -163,9 +168,9 @@ def _round(plan: Plan, here: Here, runner: Runner, journal: Journal, checkpoints
 def _open(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Journal) -> RoundContext:
     decided = script.find("round", here.round)
     if decided is None:
-        roster = sorted(runner.roster())
-        if len(roster) < plan.min_sites:
-            there = f"{len(roster)} of min_sites={plan.min_sites} sites are there ({', '.join(roster)})"
+        roster = sorted(runner.roster(plan.least))
+        if len(roster) < plan.least:
+            there = f"{len(roster)} of the {plan.least} sites needed are there ({', '.join(roster)})"
             raise Paused(f"round {here.round}: {there}; let more join and resume the run")
         cohort = draw(plan, here.round, roster)
     else:

@@ -61,7 +61,7 @@ class Simulation:
         self.flights: list[Flight] = []
         self.now = 0.0
 
-    def roster(self) -> Sequence[str]:
+    def roster(self, least: int) -> Sequence[str]:
         return self.sites
 
     def run(self, tasks: Sequence[Task], context: RoundContext, first: int) -> list[Total]:
