@@ -20,8 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foedus.errors import WireError
-from foedus.store import StoreError
+from foedus.errors import StoreError, WireError
 from foedus.store.blobs import Blobs, write_atomic
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1

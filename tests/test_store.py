@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foedus.errors import JournalError
-from foedus.store import START, Fenced, Head, Held, Row, Store, StoreError, chained, verify_chain
+from foedus.errors import JournalError, StoreError
+from foedus.store import START, Fenced, Head, Held, Row, Store, chained, verify_chain
+from foedus.store.lease import this_process
 from foedus.store.sql import SqlStore
 from foedus.store.sqlite import SqliteStore
 
@@ -255,6 +256,15 @@ def test_a_living_holder_keeps_its_run_until_its_lease_ends(store: Store, clock:
     for fenced in (lambda: store.append("run", [("k", {})], old), lambda: store.renew("run", old, 60)):
         with pytest.raises(Fenced):
             fenced()
+
+
+def test_a_process_of_this_host_holds_its_run_while_it_lives_however_long_a_round_takes(
+    store: Store, clock: Clock
+) -> None:
+    store.acquire("run", this_process(), 60)
+    clock.now += 86_400
+    with pytest.raises(Held, match="owned by process"):
+        store.acquire("run", "elsewhere:1:1", 60)
 
 
 def test_a_lease_that_ran_out_still_counts_while_nobody_took_it(store: Store, clock: Clock) -> None:

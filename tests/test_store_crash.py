@@ -21,8 +21,8 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from foedus.errors import Missing
-from foedus.store import Head, Held, Store, StoreError, sql, sqlite, verify_chain
+from foedus.errors import Missing, StoreError
+from foedus.store import Head, Held, Store, sql, sqlite, verify_chain
 from foedus.store.lease import alive, this_process
 from foedus.store.sql import SqlStore
 from foedus.store.sqlite import SqliteStore

@@ -74,11 +74,11 @@ def exactly(threads: int = 1) -> Iterator[None]:
         if torch is None:
             yield
             return
-        before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        before = torch.get_num_threads(), torch.get_deterministic_debug_mode()
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports the compiler too, for 1 s
         try:
             yield
         finally:
             torch.set_num_threads(before[0])
-            torch.use_deterministic_algorithms(before[1])
+            torch.set_deterministic_debug_mode(before[1])

@@ -10,13 +10,9 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
-from foedus.errors import FoedusError, JournalError
+from foedus.errors import FoedusError, JournalError, StoreError
 
 Entry = tuple[str, Mapping[str, Any]]  # kind, body
-
-
-class StoreError(FoedusError):
-    """Storage that cannot be opened, read or written; the message holds the remedy."""
 
 
 class Fenced(FoedusError):

@@ -18,8 +18,7 @@ from typing import Self
 from weakref import WeakValueDictionary
 
 from foedus import faults
-from foedus.errors import WireError
-from foedus.store import StoreError
+from foedus.errors import StoreError, WireError
 
 Buffer = bytes | bytearray | memoryview
 

@@ -36,8 +36,9 @@ def alive(holder: str) -> bool:
 
 
 def check_free(run: str, lease: Lease, holder: str, now: float) -> None:
-    """Returns if `holder` may take the lease now; else Held."""
-    if lease.holder not in (NOBODY, holder) and now < lease.until and alive(lease.holder):
+    """Returns if `holder` may take the lease now; else Held. A process of this host holds it while it lives."""
+    here = lease.holder.partition(":")[0] == socket.gethostname()
+    if lease.holder not in (NOBODY, holder) and (here or now < lease.until) and alive(lease.holder):
         raise Held(run, lease.holder, lease.until)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from foedus import faults
-from foedus.store import START, Entry, Fenced, Head, Row, StoreError, canonical, chained, read_row
+from foedus.errors import StoreError
+from foedus.store import START, Entry, Fenced, Head, Row, canonical, chained, read_row
 from foedus.store.blobs import fsync_dir, make_folder
 from foedus.store.lease import NOBODY, Lease, check_free
 

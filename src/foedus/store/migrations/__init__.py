@@ -9,7 +9,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from foedus.store import StoreError
+from foedus.errors import StoreError
 
 VERSIONS = "foedus_version"  # the table with the revision, not Alembic's default: other programs use that
 LOCK = 0x666F6564
