@@ -128,6 +128,20 @@ def test_a_quorum_that_cannot_be_reached_pauses_after_a_second_attempt() -> None
     assert calls == {"north": 1, "south": 2, "west": 2} and "north:" not in str(caught.value)
 
 
+def test_sums_of_other_shapes_spoil_that_metric_alone_and_are_told() -> None:
+    def work(payload: Params, local: Any, site: Any, usual: Any) -> Any:
+        update = usual()[1]
+        size = 3 if site.name == "south" else 2
+        return local, update._replace(metrics={**update.metrics, "own": np.ones(size)})
+
+    ended, journal = played(job(working(work), rounds=1), SITES)
+    usual = played(job(rounds=1), SITES)[0]
+    assert digest(ended.params) == digest(usual.params)
+    assert ended.history[0]["train_loss"] == usual.history[0]["train_loss"]
+    (event,) = journal.events
+    assert event["what"] == "metrics not read" and event["why"].startswith("'own' has other shapes at other sites")
+
+
 def test_a_quorum_of_more_sites_than_there_are_is_waited_for_and_never_lowered() -> None:
     journal = Journal(Memory())
     with pytest.raises(Paused, match=r"round 0: 3 of the 4 sites needed are there \(north, south, west\)"):

@@ -87,6 +87,15 @@ def add(many: Iterable[Mapping[str, Any]]) -> dict[str, Array]:
     return {name: _added(name, [row[name] for row in rows if name in row]) for name in names}
 
 
+def pooled(many: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
+    """As `add`, but without the names whose arrays have other shapes at other sites: these have no sum."""
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+    for row in many:
+        for name, x in row.items():
+            shapes.setdefault(name, set()).add(np.shape(x))
+    return add({name: x for name, x in row.items() if len(shapes[name]) == 1} for row in many)
+
+
 def values(sums: Mapping[str, Any], metrics: Iterable[str | Metric]) -> dict[str, float]:
     """name -> value for each of `metrics`, under plain and prefixed names; NaN where undefined (AUC of one class)."""
     return {name: float(m.value(x)) for name, m, x in _matched(sums, metrics)}

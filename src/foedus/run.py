@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from foedus import frames
 from foedus.aggregators import mean
-from foedus.core import Algorithm, Deadline, Late, Outcome, RoundContext, Runner, State, Task, Total
-from foedus.errors import JournalError, Paused, SiteError
+from foedus.core import Algorithm, Deadline, Late, RoundContext, Runner, State, Task, Total
+from foedus.errors import JournalError, Paused
 from foedus.faults import point
 from foedus.files import write_atomic
 from foedus.journal import Journal
@@ -157,7 +157,7 @@ def _round(plan: Plan, here: Here, runner: Runner, journal: Journal, checkpoints
     state, totals = _play(plan, here.state, context, runner)
     if _evaluates(plan, here.round):
         totals = [*totals, *_evaluate(plan, state, context, len(totals), runner)]
-    metrics, per_site = _measured(plan, totals)
+    metrics, per_site = _measured(plan, totals, journal)
     line = {"round": here.round, **metrics, "seconds": round(time.monotonic() - began, 6)}
     ends = _reason(plan, here._replace(round=here.round + 1, history=(*here.history, line)), script) is not None
     facts = _facts(plan, totals, per_site, ends or line["seconds"] > SLOW * len(per_site))
@@ -243,21 +243,26 @@ def _last_words(plan: Plan, here: Here, runner: Runner, journal: Journal, script
         return here
     context = _open(plan, here, runner, journal, script)
     totals = _evaluate(plan, here.state, context, 0, runner)
-    metrics, per_site = _measured(plan, totals)
+    metrics, per_site = _measured(plan, totals, journal)
     line, facts = {**here.history[-1], **metrics}, _facts(plan, totals, per_site, True)
     journal.add("step", round=here.round, digest="", seconds=0.0, metrics=line, checkpoint=None, **facts)
     last = _improved(plan, here._replace(round=here.round - 1), line)
     return last._replace(round=here.round, history=(*here.history[:-1], line))
 
 
-def _measured(plan: Plan, totals: Sequence[Total]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The pooled metrics, and those of each site."""
+def _measured(
+    plan: Plan, totals: Sequence[Total], journal: Journal
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The pooled metrics, and those of each site; what cannot be read is told, and spoils nothing else."""
     pooled, per_site = dict[str, Any](), dict[str, dict[str, Any]]()
     for total in totals:
         for outcome in total.outcomes:
             if outcome.metrics:
-                per_site.setdefault(outcome.site, {}).update(_read(plan, outcome))
-        pooled.update(values(total.metrics, plan.metrics.values()))
+                per_site.setdefault(outcome.site, {}).update(_read(plan, outcome.metrics, outcome.site, journal))
+        pooled.update(_read(plan, total.metrics, "", journal))
+        sent = {name for outcome in total.outcomes if outcome.status == "counted" for name in outcome.metrics}
+        for name in sorted(sent - total.metrics.keys()):
+            _unread(journal, "", f"{name!r} has other shapes at other sites, so it has no sum")
     return pooled, per_site
 
 
@@ -267,12 +272,16 @@ def _facts(plan: Plan, totals: Sequence[Total], per_site: Mapping[str, Any], sur
     return facts | (certainty(totals, plan.metrics.values()) if sure else {})
 
 
-def _read(plan: Plan, outcome: Outcome) -> dict[str, float | None]:
+def _read(plan: Plan, sums: Mapping[str, Any], site: str, journal: Journal) -> dict[str, float | None]:
     try:
-        return values(outcome.metrics, plan.metrics.values())
+        return values(sums, plan.metrics.values())
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        why = f"its sums are none of this Job's metrics ({error})"
-        raise SiteError(outcome.site, "reading its metrics", why, "return the sums that the metric declares") from error
+        _unread(journal, site, f"its sums {sorted(sums)} are none of this Job's metrics ({error})")
+        return {}
+
+
+def _unread(journal: Journal, site: str, why: str) -> None:
+    journal.add("event", what="metrics not read", site=site, why=why, at=time.time())
 
 
 def _improved(plan: Plan, here: Here, line: Mapping[str, Any]) -> Here:

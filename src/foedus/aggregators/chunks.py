@@ -33,7 +33,7 @@ def fold_files(
         aggregator = aggregator.bind(asked)
     weights = [aggregator.weigh(Update(p, w), o) if isinstance(aggregator, Sum) else w for o, w, p in counted]
     weight = Fraction(sum(int(math.ldexp(w, UNIT)) for w in weights), 1 << UNIT)
-    sums = metrics.add([o.metrics for o in outcomes if o.status == "counted"])
+    sums = metrics.pooled([o.metrics for o in outcomes if o.status == "counted"])
     tree = {"weight": str(weight), "count": len(counted), "metrics": sums, "outcomes": [list(o) for o in outcomes]}
     temporary = path.with_suffix(".part")
     with temporary.open("w+b") as file:

@@ -147,7 +147,7 @@ class Folding:
         spec = tuple(wide(leaf) for leaf in self.spec)
         flats = {**self.most, **self._floats()}
         return Total(
-            _regrouped(self.spec, spec, flats), float(self.weight()), self.count, metrics.add(self.sums), outcomes
+            _regrouped(self.spec, spec, flats), float(self.weight()), self.count, metrics.pooled(self.sums), outcomes
         )
 
     def _floats(self) -> Slice:

@@ -50,8 +50,6 @@ def _weigh(discount: Callable[[int], float] | None) -> Callable[[Update, Origin]
 def _fold(acc: Bins | None, part: Slice, weight: float) -> Bins:
     if acc is None:
         acc = {group: exact.empty(x.size, x.dtype) for group, x in part.items()}
-    for group, x in part.items() if len(part) > 1 else ():  # one group's fold checks before it writes
-        exact.check(acc[group], x, weight)
     if len(part) > 1:  # one group is checked by its fold; with several, none may be folded before all are checked
         for group, x in part.items():
             exact.check(acc[group], x, weight)
