@@ -27,7 +27,7 @@ from foedus.journal import Memory
 from foedus.params import Params
 from foedus.report import figures, markup, story
 from foedus.store import START, Row, chained
-from foedus.work import certainty, worst
+from foedus.measured import certainty, worst
 
 NASTY = "<script>alert(1)</script>"
 VOID = ("meta",)

@@ -18,10 +18,11 @@ from foedus.faults import point
 from foedus.files import write_atomic
 from foedus.journal import Journal
 from foedus.keys import key
+from foedus.measured import facts, measured
 from foedus.metrics import Metric
 from foedus.params import Params
 from foedus.stop import Stop
-from foedus.work import EVALUATE, certainty, values, worst
+from foedus.work import EVALUATE
 
 CHECKPOINT_SHARE = 20  # a checkpoint may take a twentieth of the time since the last one
 SLOW = 0.005  # seconds a site: in such a round the intervals cost nothing that is felt
@@ -157,12 +158,12 @@ def _round(plan: Plan, here: Here, runner: Runner, journal: Journal, checkpoints
     state, totals = _play(plan, here.state, context, runner)
     if _evaluates(plan, here.round):
         totals = [*totals, *_evaluate(plan, state, context, len(totals), runner)]
-    metrics, per_site = _measured(plan, totals, journal)
+    metrics, per_site = measured(totals, plan.metrics.values(), journal)
     line = {"round": here.round, **metrics, "seconds": round(time.monotonic() - began, 6)}
     ends = _reason(plan, here._replace(round=here.round + 1, history=(*here.history, line)), script) is not None
-    facts = _facts(plan, totals, per_site, ends or line["seconds"] > SLOW * len(per_site))
+    found = facts(totals, per_site, plan.metrics.values(), ends or line["seconds"] > SLOW * len(per_site))
     here = _improved(plan, here._replace(state=state), line)
-    return _step(plan, here, line, facts, runner, journal, checkpoints)
+    return _step(plan, here, line, found, runner, journal, checkpoints)
 
 
 def _open(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Journal) -> RoundContext:
@@ -243,45 +244,11 @@ def _last_words(plan: Plan, here: Here, runner: Runner, journal: Journal, script
         return here
     context = _open(plan, here, runner, journal, script)
     totals = _evaluate(plan, here.state, context, 0, runner)
-    metrics, per_site = _measured(plan, totals, journal)
-    line, facts = {**here.history[-1], **metrics}, _facts(plan, totals, per_site, True)
-    journal.add("step", round=here.round, digest="", seconds=0.0, metrics=line, checkpoint=None, **facts)
+    metrics, per_site = measured(totals, plan.metrics.values(), journal)
+    line, found = {**here.history[-1], **metrics}, facts(totals, per_site, plan.metrics.values(), True)
+    journal.add("step", round=here.round, digest="", seconds=0.0, metrics=line, checkpoint=None, **found)
     last = _improved(plan, here._replace(round=here.round - 1), line)
     return last._replace(round=here.round, history=(*here.history[:-1], line))
-
-
-def _measured(
-    plan: Plan, totals: Sequence[Total], journal: Journal
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The pooled metrics, and those of each site; what cannot be read is told, and spoils nothing else."""
-    pooled, per_site = dict[str, Any](), dict[str, dict[str, Any]]()
-    for total in totals:
-        for outcome in total.outcomes:
-            if outcome.metrics:
-                per_site.setdefault(outcome.site, {}).update(_read(plan, outcome.metrics, outcome.site, journal))
-        pooled.update(_read(plan, total.metrics, "", journal))
-        sent = {name for outcome in total.outcomes if outcome.status == "counted" for name in outcome.metrics}
-        for name in sorted(sent - total.metrics.keys()):
-            _unread(journal, "", f"{name!r} has other shapes at other sites, so it has no sum")
-    return pooled, per_site
-
-
-def _facts(plan: Plan, totals: Sequence[Total], per_site: Mapping[str, Any], sure: bool) -> dict[str, Any]:
-    """What a step row says of the sites; in fast rounds that others follow nobody would look at the intervals."""
-    facts = {"per_site": per_site, "worst": worst(per_site, plan.metrics.values())}
-    return facts | (certainty(totals, plan.metrics.values()) if sure else {})
-
-
-def _read(plan: Plan, sums: Mapping[str, Any], site: str, journal: Journal) -> dict[str, float | None]:
-    try:
-        return values(sums, plan.metrics.values())
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        _unread(journal, site, f"its sums {sorted(sums)} are none of this Job's metrics ({error})")
-        return {}
-
-
-def _unread(journal: Journal, site: str, why: str) -> None:
-    journal.add("event", what="metrics not read", site=site, why=why, at=time.time())
 
 
 def _improved(plan: Plan, here: Here, line: Mapping[str, Any]) -> Here:
@@ -298,7 +265,7 @@ def _step(
     plan: Plan,
     here: Here,
     line: Mapping[str, Any],
-    facts: Mapping[str, Any],
+    found: Mapping[str, Any],
     runner: Runner,
     journal: Journal,
     checkpoints: Checkpoints,
@@ -317,7 +284,7 @@ def _step(
         seconds=line["seconds"],
         metrics=metrics,
         checkpoint=name,
-        **facts,
+        **found,
     )
     point("run.after-step")
     row = journal.find("step", here.round)

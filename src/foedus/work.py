@@ -3,30 +3,25 @@ The contract, learners and data come in as values."""
 
 from __future__ import annotations
 
-import math
 import sysconfig
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from foedus import metrics as measures
 from foedus import schema
 from foedus.aggregators.folding import check
-from foedus.core import Decline, Learner, Local, SiteContext, Total, Update, Work
+from foedus.core import Decline, Learner, Local, SiteContext, Update, Work
 from foedus.data import Site, Split, load_split
 from foedus.errors import JobError, Refused, SiteError
 from foedus.keys import key
-from foedus.metrics import Metric
+from foedus.measured import values
 from foedus.params import Params, Spec
 
 FOREIGN = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen")  # code that is not the user's
 EVALUATE = "evaluate"
 MOST_SPLITS = 1024
-MOST_INTERVALS = 100  # sites: beyond, a row of the journal would be too long
 
 
 class Order(NamedTuple):
@@ -136,53 +131,6 @@ def evaluation(learner: Learner, metrics: Sequence[Any]) -> Work:
         return local, Update(Params({}), float(max(1, sum(len(d) for d in parts.values() if d is not None))), found)
 
     return work
-
-
-def values(sums: Mapping[str, Any], metrics: Iterable[Metric]) -> dict[str, float | None]:
-    """name -> value under plain and prefixed names; None where it is undefined. What training reports are averages."""
-    averages = {name: x for name, x in sums.items() if name.startswith("train_") and np.shape(x) == (3,)}
-    found = measures.values({name: x for name, x in sums.items() if name not in averages}, metrics)
-    found |= {name: float(x[0] / x[1]) if x[1] else math.nan for name, x in averages.items()}
-    return {name: value if math.isfinite(value) else None for name, value in found.items()}
-
-
-def worst(per_site: Mapping[str, Mapping[str, float | None]], metrics: Iterable[Metric]) -> dict[str, str]:
-    """name -> the site with the worst value, the first of several; undefined values are no values."""
-    signs, found = {m.name: -1 if m.better == "min" else 1 for m in metrics}, dict[str, tuple[float, str]]()
-    for site, row in sorted(per_site.items()):
-        for name, value in row.items():
-            sign = signs.get(name) or signs.get(measures.plain(name))
-            if value is not None and sign and (name not in found or sign * value < found[name][0]):
-                found[name] = sign * value, site
-    return {name: site for name, (_, site) in found.items()}
-
-
-def certainty(totals: Iterable[Total], metrics: Iterable[Metric]) -> dict[str, Any]:
-    """`intervals` (name -> [low, high], 95 %) and `bounds` (name -> largest error) of the pooled metrics.
-
-    `site_intervals` has the intervals of each site, unless these are more than MOST_INTERVALS. What training reports
-    has none: the model changed meanwhile.
-    """
-    known, pooled, per_site = list(metrics), dict[str, Any](), dict[str, dict[str, Any]]()
-    for total in totals:
-        pooled.update(total.metrics)
-        for outcome in total.outcomes:
-            if outcome.metrics:
-                per_site.setdefault(outcome.site, {}).update(outcome.metrics)
-    found = {"intervals": _sound(measures.intervals, pooled, known), "bounds": _sound(measures.bounds, pooled, known)}
-    if len(per_site) <= MOST_INTERVALS:
-        found["site_intervals"] = {s: _sound(measures.intervals, sums, known) for s, sums in per_site.items()}
-    return found
-
-
-def _sound(
-    read: Callable[..., Mapping[str, Any]], sums: Mapping[str, Any], metrics: Sequence[Metric]
-) -> dict[str, Any]:
-    try:
-        found = read({name: x for name, x in sums.items() if not name.startswith("train_")}, metrics)
-    except (ArithmeticError, LookupError, TypeError, ValueError):
-        return {}  # sums that no examples give, such as more hits than cases: a site's fault, and no reason to stop
-    return {name: x for name, x in found.items() if np.isfinite(x).all()}
 
 
 def describe(error: BaseException) -> str:

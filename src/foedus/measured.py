@@ -1,0 +1,101 @@
+"""What the Totals of a round say: pooled metrics, those of each site, the worst site, intervals and bounds.
+Metrics and the contract come in; the round loop journals what comes out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from foedus import metrics as measures
+from foedus.core import Total
+from foedus.journal import Journal
+from foedus.metrics import Metric
+
+MOST_INTERVALS = 100  # sites: beyond, a row of the journal would be too long
+PerSite = Mapping[str, Mapping[str, float | None]]
+UNREADABLE = (ArithmeticError, LookupError, TypeError, ValueError)
+
+
+def measured(
+    totals: Sequence[Total], metrics: Collection[Metric], journal: Journal
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The pooled metrics, and those of each site; what cannot be read is told, and spoils nothing else."""
+    pooled, per_site = dict[str, Any](), dict[str, dict[str, Any]]()
+    for total in totals:
+        for outcome in total.outcomes:
+            if outcome.metrics:
+                per_site.setdefault(outcome.site, {}).update(_read(outcome.metrics, metrics, outcome.site, journal))
+        pooled.update(_read(total.metrics, metrics, "", journal))
+        sent = {name for outcome in total.outcomes if outcome.status == "counted" for name in outcome.metrics}
+        for name in sorted(sent - total.metrics.keys()):
+            _unread(journal, "", f"{name!r} has other shapes at other sites, so it has no sum")
+    return pooled, per_site
+
+
+def facts(totals: Sequence[Total], per_site: PerSite, metrics: Collection[Metric], sure: bool) -> dict[str, Any]:
+    """What a step row says of the sites; in fast rounds that others follow nobody would look at the intervals."""
+    found = {"per_site": per_site, "worst": worst(per_site, metrics)}
+    return found | (certainty(totals, metrics) if sure else {})
+
+
+def values(sums: Mapping[str, Any], metrics: Iterable[Metric]) -> dict[str, float | None]:
+    """name -> value under plain and prefixed names; None where it is undefined. What training reports are averages."""
+    averages = {name: x for name, x in sums.items() if name.startswith("train_") and np.shape(x) == (3,)}
+    found = measures.values({name: x for name, x in sums.items() if name not in averages}, metrics)
+    found |= {name: float(x[0] / x[1]) if x[1] else math.nan for name, x in averages.items()}
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
+def worst(per_site: PerSite, metrics: Iterable[Metric]) -> dict[str, str]:
+    """name -> the site with the worst value, the first of several; undefined values are no values."""
+    signs, found = {m.name: -1 if m.better == "min" else 1 for m in metrics}, dict[str, tuple[float, str]]()
+    for site, row in sorted(per_site.items()):
+        for name, value in row.items():
+            sign = signs.get(name) or signs.get(measures.plain(name))
+            if value is not None and sign and (name not in found or sign * value < found[name][0]):
+                found[name] = sign * value, site
+    return {name: site for name, (_, site) in found.items()}
+
+
+def certainty(totals: Iterable[Total], metrics: Iterable[Metric]) -> dict[str, Any]:
+    """`intervals` (name -> [low, high], 95 %) and `bounds` (name -> largest error) of the pooled metrics.
+
+    `site_intervals` has the intervals of each site, unless these are more than MOST_INTERVALS. What training reports
+    has none: the model changed meanwhile.
+    """
+    known, pooled, per_site = list(metrics), dict[str, Any](), dict[str, dict[str, Any]]()
+    for total in totals:
+        pooled.update(total.metrics)
+        for outcome in total.outcomes:
+            if outcome.metrics:
+                per_site.setdefault(outcome.site, {}).update(outcome.metrics)
+    found = {"intervals": _sound(measures.intervals, pooled, known), "bounds": _sound(measures.bounds, pooled, known)}
+    if len(per_site) <= MOST_INTERVALS:
+        found["site_intervals"] = {s: _sound(measures.intervals, sums, known) for s, sums in per_site.items()}
+    return found
+
+
+def _sound(
+    read: Callable[..., Mapping[str, Any]], sums: Mapping[str, Any], metrics: Sequence[Metric]
+) -> dict[str, Any]:
+    try:
+        found = read({name: x for name, x in sums.items() if not name.startswith("train_")}, metrics)
+    except UNREADABLE:
+        return {}  # sums that no examples give, such as more hits than cases: a site's fault, and no reason to stop
+    return {name: x for name, x in found.items() if np.isfinite(x).all()}
+
+
+def _read(sums: Mapping[str, Any], metrics: Collection[Metric], site: str, journal: Journal) -> dict[str, float | None]:
+    try:
+        return values(sums, metrics)
+    except UNREADABLE as error:
+        _unread(journal, site, f"its sums {sorted(sums)} are none of this Job's metrics ({error})")
+        return {}
+
+
+def _unread(journal: Journal, site: str, why: str) -> None:
+    journal.add("event", what="metrics not read", site=site, why=why, at=time.time())
