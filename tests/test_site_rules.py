@@ -57,6 +57,8 @@ def test_the_policy_that_joining_writes_is_read_as_the_defaults_and_the_trusted_
         ('least_examples = "5"', "least_examples"),
         ("least_examples = true", "least_examples"),
         ("most_update_bytes = -1", "most_update_bytes"),
+        ("network = 1", "network = 1 is not of its kind"),
+        ('network = "yes"', "network = 'yes' is not of its kind"),
         ("most_update_bytes = 1.5", "most_update_bytes"),
         ('hours = "20"', "hours"),
         ('hours = "20-25"', "hours"),

@@ -24,6 +24,7 @@ from foedus.files import write_atomic
 from foedus.journal import Journal, task_digest
 from foedus.params import DTYPES, Leaf, Params, Spec, digest
 from foedus.run import Checkpoints, execute
+from foedus.wire.offline import go_offline
 from foedus.wire.pipe import Pipe, inherited
 from foedus.work import describe
 
@@ -32,7 +33,8 @@ def main(fd: int) -> None:
     """Runs the Job that the server names on the pipe, until it ends, fails or the server is gone."""
     pipe = inherited(fd)
     order = pipe.receive()[0]
-    no_network()
+    end_with_server()
+    go_offline("a run worker has no network: only sites train, only the server speaks with them")
     os.chdir(order["scratch"])
     try:
         with build.exactly():
@@ -210,19 +212,9 @@ def put(path: Path, frame: frames.Frame) -> None:
     temporary.replace(path)
 
 
-def no_network() -> None:
-    """Leaves this process without a network where the kernel allows it, and in any case without Python's sockets."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
-    net, user = 0x40000000, 0x10000000
-    if libc.unshare(net) != 0:
-        libc.unshare(user | net)
-    sys.addaudithook(_refuse_network)
-
-
-def _refuse_network(event: str, args: tuple[Any, ...]) -> None:
-    if event in ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.sendto"):
-        raise PermissionError("a run worker has no network: only sites train, only the server speaks with them")
+def end_with_server() -> None:
+    """Has the kernel kill this process when its server is gone."""
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 
 
 if __name__ == "__main__":

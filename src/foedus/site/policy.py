@@ -29,6 +29,7 @@ class Policy(NamedTuple):
     least_examples: int = 1
     most_update_bytes: int = 8 << 30
     hours: Hours = None
+    network: bool = False
 
     def dataset(self, names: Iterable[str]) -> str:
         """Whether these datasets may be used."""
@@ -88,6 +89,8 @@ def _value(key: str, value: Any) -> Any:
     kind = hints[key]
     if kind is int and type(value) is int and value >= 0:
         return value
+    if kind is bool and type(value) is bool:
+        return value
     if kind == Hours and isinstance(value, str) and (found := _HOURS.fullmatch(value)):
         return int(found[1]), int(found[2])
     if kind == Names and value == "all":
@@ -123,4 +126,7 @@ most_update_bytes = {most}
 
 # Hours of the day, by this machine's clock, in which the site takes part; from 20:00 to 5:59 would be "20-6".
 # hours = "20-6"
+
+# Whether the code that loads and trains may use the network, for instance to read a database. It runs on private data.
+# network = true
 """.replace("{most}", str(Policy().most_update_bytes))

@@ -158,7 +158,7 @@ class SiteRun:
     def _do(self, order: Order, activity: Activity) -> None:
         try:
             rules = self._allowed(order)
-            worker = self._host()
+            worker = self._host(rules)
         except FoedusError as error:
             self.tasks.decline(order.at, str(error), "declined", activity)
             return
@@ -231,7 +231,7 @@ class SiteRun:
             raise NotReady(why)
         if lacking:
             raise NotReady(f"packages are missing: {report['packages']}")
-        report |= self._host().ready(Activity(At(self.run, -1, -1, 0), self.leaving), LOADING)
+        report |= self._host(rules).ready(Activity(At(self.run, -1, -1, 0), self.leaving), LOADING)
         if why := rules.examples(report.get("rows", {}).get("train", 0)):
             raise NotReady(why)
 
@@ -246,12 +246,13 @@ class SiteRun:
         if unpack(archive.read_bytes(), source).entry != offer.entry:
             raise NotReady("the bundle's entry is not the one that the submitter signed")
 
-    def _host(self) -> WorkerHost:
+    def _host(self, rules: policy.Policy) -> WorkerHost:
         offer, place = self.offer, self.context.place
         assert offer is not None
         bound = bindings.chosen(place.store, offer.datasets)
         loading = {"entry": offer.entry, "options": offer.options, "seed": offer.seed, "site": place.name,
-                   "data": [list(binding) for binding in bound], "many": len(bound) > 1}  # fmt: skip
+                   "data": [list(binding) for binding in bound], "many": len(bound) > 1,
+                   "network": rules.network}  # fmt: skip
         if self.worker is None or self.worker.loading != loading:
             self._retire()
             log = place.folder / "logs" / f"{self.run}.log"

@@ -1,5 +1,5 @@
 """The site's worker: alone imports a Job, loads the data and trains, in a process without key, network or policy.
-Its agent asks over one pipe; files that it writes are checked there before anything leaves."""
+Its agent asks over one pipe (and may leave it the network); files that it writes are checked before anything leaves."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ from foedus.errors import FoedusError, Refused, SiteError, WireError
 from foedus.faults import point
 from foedus.params import Params
 from foedus.site.orders import spec_of
+from foedus.wire.offline import go_offline
 from foedus.wire.pipe import Pipe, inherited
 from foedus.work import Bench, Order, describe
 
 TELL_EVERY = 1.0  # seconds between messages of progress
+OFFLINE = "no network here: `network = true` in the site's policy.toml would let the Job's code and adapters use it"
 Json = dict[str, Any]
 
 
@@ -42,10 +44,12 @@ def main(fd: int) -> None:
     """Answers the agent until it is gone."""
     os.set_inheritable(fd, False)
     pipe = inherited(fd)
-    threading.Thread(target=_end_with_agent, args=(fd,), daemon=True).start()
-    progress.tell = Teller(pipe)
     try:
         order = pipe.receive()[0]
+        if order.get("network") is not True:
+            go_offline(OFFLINE)  # before there is a second thread: some kernels take the network from one alone
+        threading.Thread(target=_end_with_agent, args=(fd,), daemon=True).start()
+        progress.tell = Teller(pipe)
         loaded, answer = load(order)
         pipe.send(answer)
         if loaded is not None:
