@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +13,7 @@ from typing import Any
 
 from foedus import jobfile, launch
 from foedus.errors import FoedusError
-from foedus.loopback import Federation
+from foedus.loopback import Federation, environment
 from foedus.remote import Run
 from toys import JOB, make_sites
 
@@ -28,6 +31,13 @@ def started(folder: Path, names: list[str], slow: float = 0.0) -> Iterator[tuple
         yield made, sites
     finally:
         made.stop()
+
+
+def foedus(home: Path, *words: object) -> tuple[int, Any]:
+    """The exit code of a verb and what it printed with --json; where it failed, its last line."""
+    command = [sys.executable, "-m", "foedus", *map(str, words), "--home", str(home), "--json"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr.splitlines()[-1] if done.returncode else json.loads(done.stdout)
 
 
 def submit(made: Federation, **options: Any) -> Run:

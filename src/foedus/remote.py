@@ -6,17 +6,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from foedus import home as homes
 from foedus import jobfile, schema
-from foedus.errors import FoedusError, JobError
+from foedus.errors import Denied, FoedusError, JobError
 from foedus.job import Job
 from foedus.result import Result
 from foedus.store.blobs import write_atomic
 from foedus.wire import bundle, submitter
-from foedus.wire.ed25519 import new_key
 from foedus.wire.http_client import Channel
 from foedus.wire.identity import enrol, read_token
 from foedus.wire.link import Link, Member, checked
@@ -27,19 +27,23 @@ Json = dict[str, Any]
 
 
 def login(home: Path, token: str) -> str:
-    """Enrols as a submitter with a one-time token; returns the name."""
-    found, key = read_token(token), new_key()
-    channel = Channel(found.federation.urls[0], found.federation.certificate.encode() or None)
-    body = json.dumps({"entry": plain(enrol(found, key))}).encode()
-    checked(channel.request("POST", "/v1/enrol", {}, body))
-    channel.close()
-    submitter.save(home, found.invitation.name, key, found.federation)
-    return found.invitation.name
+    """Enrols as a submitter with a one-time token; returns the name. After a failure, doing it again goes on."""
+    found = read_token(token)
+    name, federation = found.invitation.name, found.federation
+    if found.invitation.role != "submitter":
+        raise Denied(f"the token of {name!r} is for a site: use it with `foedus site join`")
+    body = json.dumps({"entry": plain(enrol(found, submitter.key(home)))}).encode()
+    with closing(Channel(federation.urls[0], federation.certificate.encode() or None)) as channel:
+        checked(channel.request("POST", "/v1/enrol", {}, body))
+    submitter.save(home, name, federation)
+    return name
 
 
 def connect(url: str | None = None, home: str | Path | None = None) -> Remote:
     """The federation that this home's submitter belongs to; `url` picks one of its addresses."""
-    return Remote(submitter.load(homes.folder(home)), url or "", homes.folder(home))
+    remote = Remote(submitter.load(homes.folder(home)), url or "", homes.folder(home))
+    remote.renew()
+    return remote
 
 
 class Remote:
@@ -48,6 +52,14 @@ class Remote:
     def __init__(self, member: Member, url: str, home: Path) -> None:
         self.home, self.member = home, member
         self.link = Link(member, url)
+
+    def renew(self) -> None:
+        """Stays in the register, where it is time; if that fails, what is asked next says more."""
+        renewal = submitter.due(self.home)
+        if renewal is not None:
+            with suppress(FoedusError):
+                self.link.call("POST", "/v1/renew", {"renewal": plain(renewal)})
+                submitter.save(self.home, self.member.name, self.member.federation, renewal.number)
 
     def submit(
         self,

@@ -12,7 +12,7 @@ from typing import Literal
 from foedus.errors import FoedusError
 from foedus.server.place import Place, create, find
 from foedus.wire import submitter
-from foedus.wire.ed25519 import load_key, new_key
+from foedus.wire.ed25519 import load_key
 from foedus.wire.http_client import Channel
 from foedus.wire.identity import Revocation, enrol, invite, read_token, signed
 from foedus.wire.link import Link, checked
@@ -27,15 +27,15 @@ def found(home: Path, name: str, host: str, port: int, urls: tuple[str, ...]) ->
     from foedus.server.members import REGISTER, Members
     from foedus.store.sql import SqlStore
 
+    key = submitter.key(home)  # first: where somebody has logged in from here, nothing is made
     place = create(home, name, host, port, urls)
     store = SqlStore(place.url)
     members = Members(store, place.federation)
     token = read_token(_invitation(home, OWNER, "submitter", WEEK))
-    key = new_key()
     members.add(enrol(token, key))
     store.release(REGISTER, members.epoch)
     store.close()
-    submitter.save(home, OWNER, key, place.federation)
+    submitter.save(home, OWNER, place.federation)
     return place
 
 

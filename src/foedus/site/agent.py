@@ -182,6 +182,7 @@ class Agent:
 
     def greet(self) -> None:
         """Says hello, takes in the register, tells whether this site takes part. Raises Away, Answered or Denied."""
+        self._renew()  # first: an entry that has expired may do nothing else
         names = [binding.name for binding in bindings.every(self.place.store)]
         body = {"life": plain(self.life), "before": self.life.previous, "pinned": plain(self.roll.pin),
                 "build": build.describe(), "version": VERSION, "datasets": names}  # fmt: skip
@@ -194,12 +195,16 @@ class Agent:
         self._reached()
 
     def _renew(self) -> None:
-        """Stays in the register: a site signs its renewal itself."""
+        """Stays in the register: a site signs its renewal itself, and the server judges whether it is time."""
         member = self.roll.member(self.place.name)
-        if member.due(int(time.time())):
-            wish = renew(self.who.key, self.federation.id, self.place.name, member.renewals + 1)
+        if member is None or not member.due(int(time.time())):
+            return
+        wish = renew(self.who.key, self.federation.id, self.place.name, member.renewals + 1)
+        try:
             self.line.ask("POST", "/v1/renew", {"renewal": plain(wish)})
             self.log.info("the register entry was renewed")
+        except Answered as error:  # what this site may still do, the next request says
+            self.log.warning("the register entry was not renewed: %s", error)
 
     def _tell_accepting(self, line: Line) -> None:
         """Tells the server whether this site takes part at present, if it does not know."""

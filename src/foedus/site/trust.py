@@ -50,8 +50,12 @@ class Roll:
         if self.pin != Pin(told["epoch"], told["digest"]):
             raise Denied("the server's register is not the end of the changes that it sent; ask the federation's owner")
 
-    def member(self, name: str) -> Member:
-        return self.register.admit(name, int(time.time()), renewing=True)
+    def member(self, name: str) -> Member | None:
+        """The unrevoked member of this name, expired or not; None where the pinned register has none."""
+        try:
+            return self.register.admit(name, now=0)
+        except Denied:
+            return None
 
     def submitter(self, public: str) -> str:
         """The name of the submitter with this key. Raises Denied for anybody else."""
