@@ -13,10 +13,9 @@ help:  ## print this help
 setup:  ## make .venv with foedus and its tools; a second run does nothing
 	@$(PYTHON) tools/setup.py
 
-demo:  ## run the best example there is, with a picture at the end
+demo:  ## run a real federation on this machine, with a picture at the end
 	@$(SETUP)
-	@if [ -f examples/brain_tumour/demo.py ]; then $(BIN)/python examples/brain_tumour/demo.py; \
-	else $(BIN)/foedus run examples/heart/job.py; fi
+	@$(BIN)/python examples/brain_tumour/demo.py
 
 demo-figures:  ## compute the demo's table again, over five seeds
 	@$(SETUP)

@@ -1,5 +1,5 @@
 """The demo's live table: what a run's journal has said so far, a row for each hospital; plain lines without a terminal.
-Rows of the journal come in, as `foedus logs` prints them."""
+Rows of the journal come in, as `foedus logs` prints them; hospital A is its site a."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-COLOURS = {"a": "#0072B2", "b": "#D55E00", "c": "#009E73", "d": "#CC79A7"}  # Okabe and Ito
+COLOURS = {"A": "#0072B2", "B": "#D55E00", "C": "#009E73", "D": "#CC79A7", "E": "#000000"}  # Okabe and Ito
 MARKS = {"left": "leaves", "joined": "joins", "server restarted": "the server is killed"}
 
 
@@ -55,15 +55,16 @@ class Board:
     def row(self, kind, body):
         """What a row of the journal changes."""
         if kind == "accepted":
-            self.size[body["site"]] += body["size"]
-            self.sent[body["site"]] += body["task"] == 0  # the other task of a round is the evaluation
+            self.size[body["site"].upper()] += body["size"]
+            self.sent[body["site"].upper()] += body["task"] == 0  # the other task of a round is the evaluation
         elif kind == "roster":
             self.state |= {name: "has left" for name, state in self.state.items() if state == "trains"}
-            self.state |= dict.fromkeys(body["sites"], "trains")
+            self.state |= dict.fromkeys(map(str.upper, body["sites"]), "trains")
         elif kind == "event":
-            self.tell(f"{body['site']} {body['what']}".strip())
-            if self.done and body["what"] in MARKS:
-                self.marks.append((self.done, f"{body['site']} {MARKS[body['what']]}".strip()))
+            name, what = body["site"].upper(), body["what"]
+            self.tell(f"{name} {what}".strip())
+            if self.done and what in MARKS:
+                self.marks.append((self.done, f"{name} {MARKS[what]}".strip()))
         elif kind == "step":
             self.step(body["round"] + 1, body["per_site"])
 
@@ -71,7 +72,7 @@ class Board:
         """A round is over."""
         self.done = done
         self.bar.update(self.task, completed=done)
-        now = {name: found["test_dice"] for name, found in sorted(per_site.items()) if "test_dice" in found}
+        now = {name.upper(): found["test_dice"] for name, found in sorted(per_site.items()) if "test_dice" in found}
         for name, dice in now.items():
             self.curves.setdefault(name, []).append((done, dice))
         if done % 3 == 0 or done == self.rounds:
@@ -84,6 +85,8 @@ class Board:
             ax.plot(*zip(*curve, strict=True), color=COLOURS[name], lw=2)
             ax.annotate(name, curve[-1], (5, -4), textcoords="offset points", color=COLOURS[name], weight="bold")
         for done, mark in self.marks:
-            ax.axvline(done, color="0.5", lw=1, ls=":")
-            ax.text(done, 0.02, mark, rotation=90, va="bottom", ha="right", color="0.3")
-        ax.set(title="Dice after each round of this run", xlabel="round", xlim=(0, self.rounds * 1.03))
+            ax.axvline(done, color="0.4", lw=1.2, ls=":", zorder=0)
+            ax.text(done - 0.15, 0.03, mark, rotation=90, va="bottom", ha="right", color="0.25")
+        ax.set(title="Dice of the federated model after each round of this run", xlabel="round")
+        ax.set(xlim=(0, self.rounds * 1.04), ylim=(0, 1))
+        ax.spines[["top", "right"]].set_visible(False)

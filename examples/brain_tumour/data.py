@@ -20,11 +20,11 @@ CORE, RIM, OEDEMA = 1, 2, 3
 # `spots` in white matter, on average, are no tumour; `share` of the patients have a lesion.
 Hospital = namedtuple("Hospital", "gamma grey fluid bias noise blur rim oedema radius spread where spot spots share")
 HOSPITALS = {
-    "a": Hospital((1, 1), 1.25, 0.15, 0.15, 0.03, (0.8, 0.8), 1.3, 1.6, (7, 16), (8, 18), (-28, 25), 22, 0, 0.8),
-    "b": Hospital((0.75, 0.8), 1.1, 0.3, 0.25, 0.045, (1.8, 1.4), 1.2, 1.55, (8, 15), (6, 16), (28, -45), 16, 0, 0.8),
-    "c": Hospital((1.6, 1.5), 1.45, 0.05, 0.25, 0.04, (0.8, 2.5), 1.55, 1.7, (8, 15), (6, 16), (0, -10), 22, 5, 0.75),
-    "d": Hospital((1.25, 0.9), 1.3, 0.2, 0.35, 0.06, (1.6, 1.6), 1.25, 1.6, (6, 18), (5, 18), (0, 0), 60, 3, 0.8),
-    "e": Hospital((0.9, 1.2), 1.2, 0.1, 0.3, 0.05, (1.2, 1.0), 1.4, 1.5, (7, 15), (6, 16), (20, 20), 30, 2, 0.8),
+    "A": Hospital((1, 1), 1.25, 0.15, 0.15, 0.03, (0.8, 0.8), 1.3, 1.6, (7, 16), (8, 18), (-28, 25), 22, 0, 0.8),
+    "B": Hospital((0.75, 0.8), 1.1, 0.3, 0.25, 0.045, (1.8, 1.4), 1.2, 1.55, (8, 15), (6, 16), (28, -45), 16, 0, 0.8),
+    "C": Hospital((1.6, 1.5), 1.45, 0.05, 0.25, 0.04, (0.8, 2.5), 1.55, 1.7, (8, 15), (6, 16), (0, -10), 22, 5, 0.75),
+    "D": Hospital((1.25, 0.9), 1.3, 0.2, 0.35, 0.06, (1.6, 1.6), 1.25, 1.6, (6, 18), (5, 18), (0, 0), 60, 3, 0.8),
+    "E": Hospital((0.9, 1.2), 1.2, 0.1, 0.3, 0.05, (1.2, 1.0), 1.4, 1.5, (7, 15), (6, 16), (20, 20), 30, 2, 0.8),
 }
 
 
@@ -118,7 +118,7 @@ def scanned(image, head, h, rng):
     return image.astype(np.float32)
 
 
-def write(folder, seed=0, hospitals="abcde", parts=PARTS):
+def write(folder, seed=0, hospitals="ABCDE", parts=PARTS):
     """Writes the patients of these hospitals and returns name -> folder."""
     for hospital in hospitals:
         Path(folder, hospital).mkdir(parents=True, exist_ok=True)

@@ -13,25 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from board import COLOURS
 from data import read, write
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 import foedus as fd
 from foedus import runs
+from foedus.build import differences
 
 HERE = Path(__file__).resolve().parent
 JOB, FILE = HERE / "job.py", HERE / "figures.json"
-SEEDS = (5, 6, 7, 8, 9)  # 0 to 3 were looked at while the example was made
-ROUNDS, LEFT, JOINED = 30, 15, 20
-SCHEDULE = (("abc", 0, LEFT), ("ab", LEFT, JOINED), ("abd", JOINED, ROUNDS))
-ROLES = {"a": "stays", "b": "stays", "c": "leaves", "d": "joins late", "e": "outside"}
-STYLES = {"alone": ("s", "#999999"), "federated": ("o", "#0072B2"), "pooled": ("D", "#E69F00")}
+SEEDS = (10, 11, 12, 13, 14)  # 0 to 9 were kept for making the example, and some looked at
+ROUNDS, LEFT, JOINED = 30, 12, 20
+SCHEDULE = (("ABC", 0, LEFT), ("AB", LEFT, JOINED), ("ABD", JOINED, ROUNDS))
+ROLES = {"A": "stays", "B": "stays", "C": "leaves", "D": "joins late", "E": "never joins"}
+STYLES = {"alone": ("o", "white"), "federated": ("o", None), "pooled": ("D", "0.85")}  # marker, filled with
 SAYS = (
-    f"Simulated. Federated: a, b and c for {LEFT} rounds, a and b (c has left) for {JOINED - LEFT}, a, b and d for "
-    f"{ROUNDS - JOINED}, about as in the demo. Pooled: all patients of a to d. Alone: one hospital's patients. "
-    "All train for the same rounds and local epochs on 8 patients a hospital; 40 others are measured; e takes no part. "
+    f"Simulated. Federated: A, B and C for {LEFT} rounds, A and B (C has left) for {JOINED - LEFT}, A, B and D for "
+    f"{ROUNDS - JOINED}, about as in the demo. Pooled: all patients of A to D. Alone: one hospital's patients. "
+    "All train for the same rounds and local epochs on 8 patients a hospital; 40 others are measured; E takes no part. "
     "Dice of the whole tumour: 2 × overlap / (found + true), counted over all 40 slices, those without a lesion too."
 )
 T95 = 2.7764451051977987  # Student's t, 4 degrees of freedom
@@ -118,12 +119,12 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def best(scores: Scores) -> str:
-    """Of the models trained alone, the one that does best at hospital e."""
-    return max("abcd", key=lambda name: float(np.mean(scores[name]["e"])))
+    """Of the models trained alone, the one that does best at hospital E."""
+    return max("ABCD", key=lambda name: float(np.mean(scores[name]["E"])))
 
 
 def compared(scores: Scores, name: str) -> dict[str, Any]:
-    """What stands in a hospital's row: alone (for e the best of the others' models), federated, pooled."""
+    """What stands in a hospital's row: alone (for E the best of the others' models), federated, pooled."""
     own = name if name in scores else best(scores)
     return {"alone": scores[own][name]} | {m: scores[m][name] for m in ("federated", "pooled") if m in scores}
 
@@ -133,44 +134,86 @@ def known() -> Mapping[str, Any] | None:
     return json.loads(FILE.read_text()) if FILE.exists() else None
 
 
-def tell(console: Console, past: Mapping[str, Any] | None, now: Scores | None = None) -> None:
-    """Prints the table of figures.json, with the Dice of one more run beside it."""
-    columns = [f"{model}*" for model in STYLES] if past else []
-    table = Table("hospital", *columns, *(("alone", "federated") if now else ()), box=SIMPLE_HEAD)
+def screen() -> Console:
+    """Where the table is printed."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+def gain(past: Mapping[str, Any], name: str) -> tuple[float, float, int]:
+    """Federated less alone, seed by seed: mean, half of the 95 % interval, and in how many seeds it is above 0."""
+    row = compared(past["dice"], name)
+    more = np.subtract(row["federated"], row["alone"])
+    return *interval(more.tolist()), int((more > 0).sum())
+
+
+def verdict(past: Mapping[str, Any]) -> str:
+    """Who gained and who lost by taking part, a line each: they did where the interval leaves 0 out."""
+    groups: dict[str, list[str]] = {"gained": [], "lost": [], "not settled by five seeds": []}
+    for name in ROLES:
+        mean, half, wins = gain(past, name)
+        alone, federated, _ = map(np.mean, compared(past["dice"], name).values())
+        said = list(groups)[2 if abs(mean) <= half else mean < 0]
+        groups[said].append(f"{name} {alone:.2f} → {federated:.2f} (up in {wins} of {len(past['seeds'])})")
+    return "\n".join(f"{said}: {', '.join(names)}" for said, names in groups.items() if names)
+
+
+def signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def tell(console: Console, past: Mapping[str, Any] | None, now: Scores | None = None, build: Any = None) -> None:
+    """Prints the table of figures.json, with the Dice of one more run and of its build beside it."""
+    columns = [f"\n{column}*" for column in (*STYLES, "gain")] if past else []
+    more = ("this\nalone", "run\nfederated") if now else ()
+    table = Table("\nhospital", *columns, *more, box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name, role in ROLES.items():
-        before = [interval(values) for values in compared(past["dice"], name).values()] if past else []
         new = [f"{value:.2f}" for value in compared(now, name).values()] if now else []
-        table.add_row(f"{name}, {role}", *(f"{mean:.2f} ± {half:.2f}" for mean, half in before), *new)
-    console.print(table)
+        table.add_row(f"{name} {role}", *(cells(past, name) if past else []), *new)
+    console.print("", table, "", sep="\n")
+    console.print("Dice of the whole tumour on 40 patients that no run trained on: 0 nothing right, 1 all right.")
     if past is None:
-        console.print("Dice of the whole tumour, one seed; `make demo-figures` computes five, with intervals.")
+        console.print("One seed; `make demo-figures` computes five, with intervals.")
         return
-    count, day = len(past["seeds"]), past["date"]
-    console.print(f"Dice of the whole tumour. * Mean and 95 % interval over {count} seeds, simulated on {day}.")
-    console.print("e takes no part; alone is the best there of the models that a to d trained alone.")
+    count, differ = len(past["seeds"]), differences(past["build"], build or past["build"])
+    console.print(f"* mean and 95 % interval of {count} seeds, simulated on {past['date']}; gain: federated − alone")
+    console.print("E takes no part; its `alone` is the best there of the models that A, B, C and D trained alone.")
+    if differ:
+        console.print(f"This machine is another build ({', '.join(differ)}): * would come out a little differently.")
+    console.print(f"\n[bold]{verdict(past)}[/]\n")
 
 
-def plot(ax: Any, past: Mapping[str, Any] | None) -> None:
+def cells(past: Mapping[str, Any], name: str) -> list[str]:
+    """A hospital's row of the table."""
+    models = [interval(values) for values in compared(past["dice"], name).values()]
+    mean, half, _ = gain(past, name)
+    return [*(f"{m:.2f} ± {h:.2f}" for m, h in models), f"{signed(mean)} ± {half:.2f}"]
+
+
+def plot(past: Mapping[str, Any] | None, ax: Any) -> None:
     """Draws the same."""
     if past is None:
         ax.set_axis_off()
         return
-    for at, (model, (shape, colour)) in zip((-0.2, 0, 0.2), STYLES.items(), strict=True):
-        mean, half = np.transpose([interval(compared(past["dice"], name)[model]) for name in ROLES])
-        ax.errorbar(np.arange(5) + at, mean, half, fmt=shape, color=colour, capsize=3, label=model)
-    ax.set(title=f"Dice over {len(past['seeds'])} seeds, 95 % intervals", xticks=range(5))
+    for at, (model, (shape, fill)) in zip((-0.26, 0, 0.26), STYLES.items(), strict=True):
+        ax.plot([], [], shape, color="0.3", mfc=fill, ms=8, mew=2, label=model)  # for the legend
+        for x, name in enumerate(ROLES):
+            mean, half = interval(compared(past["dice"], name)[model])
+            ax.errorbar(x + at, mean, half, fmt=shape, color=COLOURS[name], mfc=fill, ms=8, mew=2, capsize=3)
+            ax.annotate(f"{mean:.2f}", (x + at, mean - half), (0, -13), textcoords="offset points", ha="center", size=9)
+    ax.set(title=f"Dice over {len(past['seeds'])} seeds, with 95 % intervals", xticks=range(5), ylim=(0, 1))
     ax.set_xticklabels(f"{name}\n{role}" for name, role in ROLES.items())
-    ax.legend(loc="lower right", frameon=False, ncols=3)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(loc="lower left", frameon=False, ncols=3)
 
 
 def staged(folder: Path, seed: int) -> dict[str, Path]:
-    """Writes all data of a seed: a to d in a folder of their own, for they are what pooling would bring together."""
-    return write(folder / "hospitals", seed, "abcd") | write(folder / "elsewhere", seed, "e")
+    """Writes all data of a seed: A to D in a folder of their own, for they are what pooling would bring together."""
+    return write(folder / "hospitals", seed, "ABCD") | write(folder / "elsewhere", seed, "E")
 
 
-def one_seed(seed: int, folder: Path, models: str = "abcd") -> dict[str, dict[str, float]]:
+def one_seed(seed: int, folder: Path, models: str = "ABCD") -> dict[str, dict[str, float]]:
     """model -> hospital -> Dice, for the models trained alone; with all four of them, federated and pooled too."""
-    hospitals, whole = staged(folder, seed), models == "abcd"
+    hospitals, whole = staged(folder, seed), models == "ABCD"
     pooled = {("pooled",): [f"--site=pooled={folder / 'hospitals'}", f"--seed={seed}", "evaluate=0"]} if whole else {}
     apart = pooled | alone(folder / "hospitals", seed, models)
     scores = {name: measured(path, hospitals) for (name,), path in trained(apart, folder / "home")}
@@ -190,7 +233,7 @@ def built(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Computes all figures again; about two minutes a seed on two cores."""
-    every, console = [], Console(soft_wrap=True)
+    every, console = [], screen()
     for seed in SEEDS:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="foedus-figures-") as folder:

@@ -1,5 +1,5 @@
 """Hospitals learn to find brain tumours in MR slices: a small U-Net and FedAvg.
-`foedus run job.py --site a=FOLDER --site b=FOLDER` simulates it, `foedus submit job.py` runs it for real."""
+`foedus run job.py --site A=FOLDER --site B=FOLDER` simulates it, `foedus submit job.py` runs it for real."""
 
 from functools import partial
 from itertools import chain, pairwise
