@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foedus.errors import StoreError, WireError
-from foedus.store.blobs import Blobs, write_atomic
+from foedus.files import STRETCH, write_atomic
+from foedus.store.blobs import Blobs
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -37,9 +38,12 @@ def blobs(tmp_path: Path) -> Blobs:
     return Blobs(tmp_path / "blobs")
 
 
+START = "import sys\nfrom foedus.files import write_atomic\nfrom foedus.store.blobs import Blobs\n"
+
+
 def start(code: str, *arguments: object, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", "import sys\nfrom foedus.store.blobs import *\n" + code, *map(str, arguments)],
+        [sys.executable, "-c", START + code, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | env,
         stdout=subprocess.PIPE,
         text=True,
@@ -305,6 +309,12 @@ def test_an_atomic_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     write_atomic(path, b"second")
     assert path.read_bytes() == b"second"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_larger_than_what_the_disk_is_told_of_at_once_is_whole(tmp_path: Path) -> None:
+    data = bytes(range(256)) * (STRETCH // 128) + b"end"  # two stretches and a bit, in uneven pieces
+    write_atomic(tmp_path / "state", [data[:1000], data[1000:]])
+    assert (tmp_path / "state").read_bytes() == data
 
 
 def test_a_key_file_is_never_readable_by_others(tmp_path: Path) -> None:

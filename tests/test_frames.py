@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import resource
 import struct
 import tempfile
@@ -338,6 +339,28 @@ def _touch(found: Any) -> None:
             _touch(inner)
 
 
+# Digests that cost nothing.
+
+
+def test_a_large_frame_is_hashed_beside_other_work_and_a_small_one_when_it_is_asked() -> None:
+    for size in (3, frames.LARGE):
+        frame = frames.pack({"x": np.zeros(size, np.uint8)})
+        assert frame.digesting()() == hashlib.sha256(frame.bytes()).hexdigest()
+
+
+def test_a_digest_is_remembered_for_the_very_arrays_that_were_read_and_nobody_can_change() -> None:
+    model = Params({"x": np.zeros(frames.LARGE, np.uint8)})
+    frame = frames.pack(model)
+    true = hashlib.sha256(frame.bytes()).hexdigest()
+    frames.remember(model, "of arrays that may change")
+    assert frame.digest() == true
+    read = frames.unpack(frame.bytes())
+    frames.remember(read, "known")
+    assert frames.pack(read).digest() == "known"
+    assert frames.pack(read.copy()).digest() == true
+    assert frames.pack([read]).digest() != "known"
+
+
 # Files that are filled later.
 
 
@@ -345,10 +368,10 @@ def test_a_blank_frame_is_filled_in_place_and_read_back() -> None:
     model = golden()["state"]["model"]
     others = {"weight": "3/4", "metrics": {"loss": np.float64([1, 2, 3])}}
     with tempfile.TemporaryFile() as file:
-        blank = frames.blank(file.fileno(), model.spec, "params", others)
-        assert all(not x.any() for x in blank.values())
-        for group, flat in blank.flats.items():
-            flat[:] = model.flats[group]
+        starts = frames.blank(file.fileno(), model.spec, "params", others)
+        assert all(not x.any() for x in frames.unpack(file.read())["params"].values())
+        for group, at in starts.items():
+            os.pwrite(file.fileno(), model.flats[group].tobytes(), at)
         file.seek(0)
         found = frames.unpack(file.read())
     assert found["params"] == model and found["weight"] == "3/4"
@@ -359,6 +382,6 @@ def test_a_blank_frame_is_filled_in_place_and_read_back() -> None:
 def test_a_blank_frame_may_hold_nothing(arrays: dict[str, Any]) -> None:
     spec = Params(arrays).spec
     with tempfile.TemporaryFile() as file:
-        assert frames.blank(file.fileno(), spec, "params", {"n": 1}).size == 0
+        frames.blank(file.fileno(), spec, "params", {"n": 1})
         file.seek(0)
         assert same({"params": Params(arrays), "n": 1}, frames.unpack(file.read()))

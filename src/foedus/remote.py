@@ -13,9 +13,9 @@ from typing import Any
 from foedus import home as homes
 from foedus import jobfile, schema
 from foedus.errors import Denied, FoedusError, JobError
+from foedus.files import write_atomic
 from foedus.job import Job
 from foedus.result import Result
-from foedus.store.blobs import write_atomic
 from foedus.wire import bundle, submitter
 from foedus.wire.http_client import Channel
 from foedus.wire.identity import enrol, read_token

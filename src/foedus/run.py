@@ -271,16 +271,17 @@ def _step(
     checkpoints: Checkpoints,
 ) -> Here:
     state = frames.pack(here.state)
+    digesting = state.digesting()
     known = journal.find("step", here.round)
     name = None
     if known is None and checkpoints.due():
         saved = {"state": here.state, "runner": runner.saved(), "best": here.best, "best_round": here.best_round}
         name = checkpoints.write(here.round, frames.pack(saved))
-    metrics = {k: v for k, v in line.items() if k not in ("round", "seconds")}
+    metrics, digest = {k: v for k, v in line.items() if k not in ("round", "seconds")}, digesting()
     journal.add(
         "step",
         round=here.round,
-        digest=state.digest(),
+        digest=digest,
         seconds=line["seconds"],
         metrics=metrics,
         checkpoint=name,
@@ -290,6 +291,7 @@ def _step(
     row = journal.find("step", here.round)
     saved_state = checkpoints.read(name)["state"] if name else frames.unpack(state.bytes())
     if name is not None:
+        frames.remember(saved_state, digest)
         checkpoints.sweep([name])
     return here._replace(state=saved_state, round=here.round + 1, history=(*here.history, _line(row)))
 

@@ -4,12 +4,11 @@ Aggregators and the saved form come in; the bits are those of `folding`."""
 from __future__ import annotations
 
 import math
-import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,10 +16,10 @@ from foedus import frames, metrics
 from foedus.aggregators.exact import BLOCK
 from foedus.aggregators.folding import UNIT, gathered
 from foedus.core import Gather, Origin, Outcome, Sum, Update
-from foedus.files import fsync_dir
-from foedus.params import Array, Params, Spec, kind, wide
+from foedus.files import fsync_dir, sync_ahead
+from foedus.params import Array, Params, Spec, kind, places, wide
 
-CHUNK = 16 * BLOCK
+CHUNK = 2 * BLOCK  # numbers: sums that stay in the cache are faster than few calls
 
 Counted = tuple[Origin, float, Params]
 
@@ -36,39 +35,49 @@ def fold_files(
     sums = metrics.pooled([o.metrics for o in outcomes if o.status == "counted"])
     tree = {"weight": str(weight), "count": len(counted), "metrics": sums, "outcomes": [list(o) for o in outcomes]}
     temporary = path.with_suffix(".part")
-    with temporary.open("w+b") as file:
-        params = frames.blank(file.fileno(), tuple(wide(leaf) for leaf in spec), "params", tree)
-        _fill(params, aggregator, spec, counted, weights, weight)
-        _flush(params)
+    with temporary.open("w+b", buffering=0) as file:
+        starts = frames.blank(file.fileno(), tuple(wide(leaf) for leaf in spec), "params", tree)
+        for chunk in chunks(spec):
+            rows = [params.flats[chunk.group][chunk.begin : chunk.end] for _, _, params in counted]
+            part = _combined(aggregator, chunk.group, rows, counted, weights, weight)
+            _write(file.fileno(), part, starts[chunk.into] + chunk.place * part.itemsize)
         os.fsync(file.fileno())
     temporary.replace(path)
     fsync_dir(path.parent)
 
 
-def _fill(
-    out: Params, aggregator: Any, spec: Spec, counted: Sequence[Counted], weights: Sequence[float], weight: Fraction
-) -> None:
-    """Each group of the updates goes to its stretch of the Total's group; half-precision groups widen."""
-    if out.spec != spec:
-        _fill_widened(out, aggregator, spec, counted, weights, weight)
-        return
-    for group, into in out.flats.items():
-        rows = [params.flats[group] for _, _, params in counted]
-        for at in range(0, into.size, CHUNK):
-            parts = [row[at : at + CHUNK] for row in rows]
-            into[at : at + CHUNK] = _combined(aggregator, group, parts, counted, weights, weight)
+class Chunk(NamedTuple):
+    """Numbers `begin` to `end` of a group of the updates, which the Total has from `place` on in its group `into`."""
+
+    group: str
+    begin: int
+    end: int
+    into: str
+    place: int
 
 
-def _fill_widened(
-    out: Params, aggregator: Any, spec: Spec, counted: Sequence[Counted], weights: Sequence[float], weight: Fraction
-) -> None:
-    totals = {
-        group: _combined(aggregator, group, [p.flats[group] for _, _, p in counted], counted, weights, weight)
-        for group in dict.fromkeys(leaf.group for leaf in spec)
-    }
-    found = Params.of(spec, totals)
-    for name, x in out.items():
-        x[...] = found[name]
+def chunks(spec: Spec) -> Iterator[Chunk]:
+    """All numbers of an update in pieces of at most CHUNK: half-precision groups widen, and may then be others."""
+    whole: dict[tuple[str, str], list[Chunk]] = {}
+    for (_, group, begin, end), (_, into, place, _) in zip(
+        places(spec), places(tuple(wide(leaf) for leaf in spec)), strict=True
+    ):
+        found = whole.setdefault((group, into), [])
+        if found and found[-1].end == begin and found[-1].place - found[-1].begin == place - begin:
+            found[-1] = found[-1]._replace(end=end)
+        else:
+            found.append(Chunk(group, begin, end, into, place))
+    for c in (c for found in whole.values() for c in found):
+        for at in range(0, c.end - c.begin, CHUNK):
+            yield c._replace(begin=c.begin + at, end=min(c.end, c.begin + at + CHUNK), place=c.place + at)
+
+
+def _write(fd: int, part: Array, at: int) -> None:
+    view = np.ascontiguousarray(part).view(np.uint8).data
+    while view:
+        wrote = os.pwrite(fd, view, at)
+        sync_ahead(fd, at, at + wrote)
+        view, at = view[wrote:], at + wrote
 
 
 def _combined(
@@ -91,13 +100,3 @@ def _combined(
         acc = aggregator.fold(acc, {group: row}, w)
     found: Mapping[str, Array] = aggregator.finish(acc, weight)
     return found[group]
-
-
-def _flush(params: Params) -> None:
-    for flat in params.flats.values():
-        base: Any = flat
-        while base is not None and not isinstance(base, mmap.mmap):
-            base = getattr(base, "base", None) if not isinstance(base, memoryview) else base.obj
-        if isinstance(base, mmap.mmap):
-            base.flush()
-            return

@@ -75,8 +75,13 @@ def _summable(x: Any) -> bool:
 def check_finite(params: Params, site: str) -> None:
     """Raises Refused if an array holds NaN or Inf, and says which."""
     for name, x in params.items():
-        if kind(x.dtype.name) == "trainable" and not np.isfinite(x).all():
+        if kind(x.dtype.name) == "trainable" and not _finite(x.reshape(-1)):
             raise _not_finite(site, name)
+
+
+def _finite(x: Array) -> bool:
+    """Whether all numbers are finite, looked at in chunks so that memory stays flat."""
+    return all(bool(np.isfinite(x[at : at + COLUMNS]).all()) for at in range(0, x.size, COLUMNS))
 
 
 class Folding:

@@ -17,7 +17,6 @@ from typing import Any
 import foedus
 from foedus.errors import WireError
 from foedus.faults import point
-from foedus.files import fsync_dir
 from foedus.server.run import Body, Delivery, Run
 from foedus.server.tasks import Open
 from foedus.store import Fenced
@@ -122,6 +121,9 @@ class Conductor:
             case "append":
                 self._append(message["rows"])
                 pipe.send({})
+                for kind, body in message["rows"]:
+                    if kind == "step":
+                        self._settled(body["round"])
             case "roster":
                 pipe.send({"sites": self._roster(message["least"])})
             case "tasks":
@@ -132,9 +134,6 @@ class Conductor:
     def _append(self, rows: Sequence[tuple[str, Body]]) -> None:
         with self.run.context.news:
             self.run.journal.add_all([(kind, body) for kind, body in rows])
-            for kind, body in rows:
-                if kind == "step":
-                    self._settled(body["round"])
             self.run.context.news.notify_all()
 
     def _roster(self, least: int) -> list[str]:
@@ -327,7 +326,6 @@ class Conductor:
         """Waits for the worker's Total, looking at late arrivals meanwhile is not needed: they wait in the inbox."""
         message, _ = pipe.receive()
         point("server.before-total")
-        fsync_dir(self.run.scratch)
         with self.run.context.news:
             self.run.journal.add("total", round=task.round, task=task.number, file=message["file"], digest="")
         point("server.after-total")
@@ -342,7 +340,9 @@ class Conductor:
 
     def _settled(self, round: int) -> None:
         """Deletes the updates of rounds that are over: the journal keeps their digests, never their arrays."""
-        for accepted in self.run.book.done(round):
+        with self.run.context.news:
+            done = self.run.book.done(round)
+        for accepted in done:
             for digest in filter(None, (accepted.digest, accepted.metrics)):
                 self.run.context.updates(accepted.origin.site).delete(digest)
         for path in [*self.run.scratch.glob("payload-*"), *self.run.scratch.glob("total-*")]:

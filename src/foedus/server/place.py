@@ -10,7 +10,7 @@ from typing import NamedTuple
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from foedus.errors import FoedusError
-from foedus.store.blobs import write_atomic
+from foedus.files import write_atomic
 from foedus.wire.certificate import self_signed
 from foedus.wire.ed25519 import load_key, new_key, public_text, save_key, write_secret
 from foedus.wire.identity import Federation, new_federation

@@ -98,8 +98,8 @@ class Remote:
     def __init__(self, pipe: Pipe, scratch: Path, least: int) -> None:
         self.pipe, self.scratch, self.least = pipe, scratch, least
 
-    def roster(self) -> Sequence[str]:
-        found: list[str] = self.pipe.ask({"do": "roster", "least": self.least})["sites"]
+    def roster(self, least: int) -> Sequence[str]:
+        found: list[str] = self.pipe.ask({"do": "roster", "least": least})["sites"]
         return found
 
     def saved(self) -> State:
@@ -126,9 +126,9 @@ class Remote:
 
     def _published(self, task: Task, round: int, number: int) -> dict[str, Any]:
         frame = frames.pack(task.payload)
-        name = f"payload-{round}-{number}.safetensors"
-        put(self.scratch / name, frame)
-        digest_of_file = frame.digest()
+        name, digesting = f"payload-{round}-{number}.safetensors", frame.digesting()
+        write_atomic(self.scratch / name, frame, durable=False)
+        digest_of_file = digesting()
         deadline = None if task.deadline is None else list(task.deadline)
         return {
             "work": task.work,
@@ -201,15 +201,6 @@ def sums_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def spec_of(rows: Sequence[Sequence[Any]]) -> Spec:
     """A Spec as it travels."""
     return tuple(Leaf(name, tuple(shape), dtype, kind, sent) for name, shape, dtype, kind, sent in rows)
-
-
-def put(path: Path, frame: frames.Frame) -> None:
-    """Writes a file that can be made again: whole, but not synced."""
-    temporary = path.with_suffix(".part")
-    with temporary.open("wb") as file:
-        for piece in frame:
-            file.write(piece)
-    temporary.replace(path)
 
 
 def end_with_server() -> None:

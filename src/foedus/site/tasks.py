@@ -13,11 +13,11 @@ from typing import Any, Literal, NamedTuple, final
 import numpy as np
 
 from foedus import frames
-from foedus.aggregators.folding import CHECKING, check
+from foedus.aggregators.folding import CHECKING, check, check_finite
 from foedus.core import Update
 from foedus.errors import FoedusError, Refused
 from foedus.faults import point
-from foedus.params import DTYPES, Params, kind
+from foedus.params import DTYPES, Params
 from foedus.site.link import Answered, Line, Stopped
 from foedus.site.orders import Activity, At, Blob, Order, Verdict
 from foedus.site.policy import Policy
@@ -29,7 +29,6 @@ from foedus.wire.signing import sign_envelope
 
 RECEIPT = 180.0  # seconds that the server may take to check an update
 MOST_METRICS = 4 << 20
-CHUNK = 1 << 20
 Json = dict[str, Any]
 
 
@@ -187,18 +186,9 @@ def checked(path: Path, weight: float, order: Order, site: str) -> Blob:
         raise Refused(site, CHECKING, "the file holds no Params", looked)
     if check(Update(params, weight), order.returns, site).params is not params:
         raise Refused(site, CHECKING, "its arrays are in another order than announced", looked)
-    for name, x in params.items():
-        if kind(x.dtype.name) == "trainable" and not _finite(x.reshape(-1)):
-            raise Refused(
-                site, CHECKING, f"array {name!r} holds NaN or Inf", "lower the learning rate or clip gradients"
-            )
+    check_finite(params, site)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return Blob(hashlib.sha256(data).hexdigest(), len(data))
-
-
-def _finite(x: np.ndarray[Any, np.dtype[Any]]) -> bool:
-    """Whether all numbers are finite, looked at in chunks so that memory stays flat."""
-    return all(bool(np.isfinite(x[at : at + CHUNK]).all()) for at in range(0, x.size, CHUNK))
 
 
 def _done(answer: Mapping[str, Any]) -> Done:

@@ -21,6 +21,7 @@ from foedus import build, frames, jobfile, progress
 from foedus.core import Decline, Metrics, Update
 from foedus.errors import FoedusError, Refused, SiteError, WireError
 from foedus.faults import point
+from foedus.files import write_all
 from foedus.params import Params
 from foedus.site.orders import spec_of
 from foedus.wire.offline import go_offline
@@ -161,9 +162,9 @@ def _written(update: Update, local: Any, message: Mapping[str, Any]) -> Json:
 
 
 def _write(path: Path, frame: frames.Frame) -> None:
-    with path.open("wb") as file:
+    with path.open("wb", buffering=0) as file:
         for piece in frame:
-            file.write(piece)
+            write_all(file, piece, ahead=True)  # its agent checks it and waits for the disk
 
 
 def packed(metrics: Metrics) -> Json:

@@ -1,9 +1,8 @@
-"""Bytes on disk that outlive a crash: atomic files, and a folder of blobs named by their SHA-256.
+"""Bytes on disk that outlive a crash: a folder of blobs named by their SHA-256.
 Bytes may come in from anywhere; a blob gets its name only once its content was checked and synced."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -19,61 +18,9 @@ from weakref import WeakValueDictionary
 
 from foedus import faults
 from foedus.errors import StoreError, WireError
-
-Buffer = bytes | bytearray | memoryview
+from foedus.files import Buffer, explained, fsync_dir, make_folder, pieces, sync_ahead, write_all
 
 DIGEST = re.compile("[0-9a-f]{64}")
-_FREE, _ALLOW = "free disk space or raise the quota", "make it writable for this user"
-REMEDIES = {
-    errno.ENOSPC: _FREE,
-    errno.EDQUOT: _FREE,
-    errno.EFBIG: _FREE,
-    errno.EACCES: _ALLOW,
-    errno.EPERM: _ALLOW,
-    errno.EROFS: _ALLOW,
-}
-
-
-def fsync_dir(folder: Path) -> None:
-    """Returns once the folder's entries (new files, renames) are on disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def make_folder(folder: Path, durable: bool = True) -> None:
-    """Makes the folder and those above it where they are missing; StoreError if that is not allowed."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent, durable)
-    with _explained(folder):
-        folder.mkdir(exist_ok=True)
-        if durable:
-            fsync_dir(folder.parent)
-
-
-def write_atomic(path: Path, data: Buffer | Iterable[Buffer], durable: bool = True, mode: int = 0o666) -> None:
-    """Writes the file so that after any crash it holds all of `data`, or what it held before.
-
-    With `durable` it is on disk on return. `mode`, less the umask, is the file's: 0o600 for a key. StoreError with
-    the remedy if the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with _explained(path):
-        try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb", buffering=0) as file:
-                for piece in _pieces(data):
-                    _write(file, piece)
-                if durable:
-                    os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        if durable:
-            fsync_dir(path.parent)
 
 
 class Part:
@@ -85,7 +32,7 @@ class Part:
     def __init__(self, blobs: Blobs, path: Path) -> None:
         self._blobs, self._path, self._lock = blobs, path, threading.Lock()
         self._sha, self.offset = hashlib.sha256(), 0
-        with _explained(path):
+        with explained(path):
             self._file = FileIO(path, "a+")
 
     @property
@@ -110,10 +57,12 @@ class Part:
         view = memoryview(data).cast("B")
         with self._using() as file:
             try:
-                _write(file, view)
+                write_all(file, view)
             except OSError:
                 file.truncate(self.offset)
                 raise
+            if self._blobs.durable:
+                sync_ahead(file.fileno(), self.offset, self.offset + len(view))
             self._sha.update(view)
             self.offset += len(view)
 
@@ -148,7 +97,7 @@ class Part:
 
     @contextmanager
     def _using(self) -> Iterator[FileIO]:
-        with self._lock, _explained(self._path):
+        with self._lock, explained(self._path):
             if self.closed:
                 raise WireError("upload: this part was closed, or taken over by a newer connection; open it again")
             yield self._file
@@ -183,7 +132,7 @@ class Blobs:
         """The digest (SHA-256, 64 hex) under which all of the data is now stored."""
         with self.part(uuid.uuid4().hex) as part:
             try:
-                for piece in _pieces(data):
+                for piece in pieces(data):
                     part.append(piece)
                 part.finish(part.digest, part.offset)
             except BaseException:
@@ -220,12 +169,12 @@ class Blobs:
 
     def size(self, digest: str) -> int:
         """The blob's length in bytes; StoreError if it is not here."""
-        with _explained(self.path(digest)):
+        with explained(self.path(digest)):
             return self.path(digest).stat().st_size
 
     def delete(self, digest: str) -> None:
         """Removes the blob, if it is here."""
-        with _explained(self.path(digest)):
+        with explained(self.path(digest)):
             self.path(digest).unlink(missing_ok=True)
 
     def sweep(self, keep: Collection[str], parts: Collection[str] | None = None) -> int:
@@ -268,26 +217,7 @@ def _settle(file: FileIO, path: Path, target: Path, durable: bool) -> None:
         fsync_dir(target.parent)
 
 
-def _pieces(data: Buffer | Iterable[Buffer]) -> Iterable[Buffer]:
-    return [data] if isinstance(data, Buffer) else data
-
-
-def _write(file: FileIO, data: Buffer) -> None:
-    view = memoryview(data).cast("B")
-    while view:
-        view = view[file.write(view) :]
-
-
 def _removed(path: Path) -> int:
     size = path.stat().st_size
     path.unlink()
     return size
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        remedy = REMEDIES.get(error.errno or 0, "check the folder and its disk")
-        raise StoreError(f"{path}: {error.strerror}; {remedy}") from error

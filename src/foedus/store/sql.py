@@ -18,8 +18,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from foedus import faults
 from foedus.errors import Missing, StoreError
+from foedus.files import fsync_dir, make_folder
 from foedus.store import START, Entry, Fenced, Head, Row, canonical, chained, migrations, read_row
-from foedus.store.blobs import fsync_dir, make_folder
 from foedus.store.lease import NOBODY, Lease, check_free
 from foedus.store.sqlite import BUSY, explained, use_wal
 

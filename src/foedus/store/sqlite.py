@@ -15,8 +15,8 @@ from typing import Any
 
 from foedus import faults
 from foedus.errors import StoreError
+from foedus.files import fsync_dir, make_folder
 from foedus.store import START, Entry, Fenced, Head, Row, canonical, chained, read_row
-from foedus.store.blobs import fsync_dir, make_folder
 from foedus.store.lease import NOBODY, Lease, check_free
 
 STEPS: tuple[tuple[str, ...], ...] = (  # schema version n is the first n steps

@@ -22,8 +22,8 @@ from foedus.errors import WireError
 
 CONTROL = 8 << 20
 MOST_HEAD = 64 << 10
-BUFFER = 1 << 20
-PIECE = 256 << 10  # a write's timeout covers a whole piece: smaller than BUFFER, or slow links would never be in time
+BUFFER = 256 << 10  # bytes a connection that brings a body holds, and a cache does between hashing and writing them
+PIECE = 256 << 10  # a write's timeout covers a whole piece: larger, and slow links would never be in time
 SLOWEST = 4096  # bytes a second: whoever drips less only holds a thread
 GLANCE = 0.5
 LINGER = 2.0
