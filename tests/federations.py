@@ -15,6 +15,7 @@ from foedus import jobfile, launch
 from foedus.errors import FoedusError
 from foedus.loopback import Federation, environment
 from foedus.remote import Run
+from foedus.server import owner
 from toys import JOB, make_sites
 
 
@@ -22,13 +23,20 @@ from toys import JOB, make_sites
 def started(folder: Path, names: list[str], slow: float = 0.0) -> Iterator[tuple[Federation, dict[str, Path]]]:
     """A federation whose sites hold toy data; everything ends with the block."""
     sites = make_sites(folder / "data", names, slow)
-    made = Federation(folder / "home")
+    with joined(folder / "home", sites) as made:
+        yield made, sites
+
+
+@contextmanager
+def joined(home: Path, sites: Mapping[str, Path]) -> Iterator[Federation]:
+    """A federation of these sites, each with its dataset `data`."""
+    made = Federation(home)
     try:
         made.start_server()
-        for name, path in sites.items():
-            made.join(name, {"data": path})
+        for name, token in owner.invitations(home, list(sites)).items():  # as `foedus federation invite` does, at once
+            made.start_site(name, "join", token, "--data", f"data={sites[name]}", "--trust", "owner")
         made.await_sites(sites)
-        yield made, sites
+        yield made
     finally:
         made.stop()
 

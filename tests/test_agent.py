@@ -141,19 +141,6 @@ def test_the_job_is_imported_in_the_worker_alone_which_has_no_secrets(fresh: Rig
         time.sleep(0.02)
 
 
-def test_an_idle_agent_asks_once_for_each_wait_and_hears_at_once_of_news(fresh: Rig) -> None:
-    fresh.start(wait=0.5)
-    fresh.server.until(lambda: fresh.server.asked["poll"] >= 1)
-    before = fresh.server.asked.copy()
-    time.sleep(3.0)
-    found = fresh.server.asked - before
-    assert set(found) == {"poll"} and 4 <= found["poll"] <= 7, found  # 6 waits of 0.5 s; with 55 s it is 1.1 a minute
-    fresh.submit()
-    began = time.monotonic()
-    fresh.server.until(lambda: fresh.server.asked["ready"])
-    assert time.monotonic() - began < 5
-
-
 def test_a_server_that_restarts_or_goes_away_is_greeted_again_with_one_line_each_way(fresh: Rig) -> None:
     fresh.start()
     fresh.server.until(lambda: fresh.server.asked["poll"])

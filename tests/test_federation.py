@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from federations import kinds, simulated, started, submit, until
+from federations import foedus, kinds, simulated, started, submit, until
 from foedus import frames, jobfile, launch, runs
 from foedus.loopback import federation
 from foedus.params import digest
@@ -93,10 +93,16 @@ def test_submit_check_says_what_is_missing_before_anything_trains(tmp_path):
     assert calls(sites) == {"north": 0, "south": 0}
 
 
-def test_after_a_run_updates_are_gone_and_every_site_has_the_model(tmp_path):
-    with started(tmp_path, ["north", "south"]) as (made, _):
-        result = submit(made, rounds=3).wait()
-        server = made.home / "server"
+def test_updates_go_when_their_round_is_settled_and_after_a_run_every_site_has_the_model(tmp_path):
+    with started(tmp_path, ["north", "south"], slow=0.3) as (made, _):
+        run, server = submit(made, rounds=8), made.home / "server"
+        until(lambda: len(kinds(run, "step")) >= 3)
+        settled = kinds(run, "step")[-1]["round"]
+        digests = {row["digest"] for row in kinds(run, "accepted") if row["round"] <= settled}
+        assert len(digests) >= 2 * 3 and digests.isdisjoint(path.name for path in (server / "updates").rglob("*"))
+        until(lambda: all(round > settled for round in held(made, run.id)))
+        assert run.status()["state"] == "running"
+        result = run.wait()
         blobs = [path for room in ("blobs", "updates") for path in (server / room).rglob("*") if path.is_file()]
         kept = {name: made.site_home(name) / "sites" / name / "models" / result.run for name in ("north", "south")}
         until(lambda: all((folder / "final.safetensors").exists() for folder in kept.values()))
@@ -105,6 +111,11 @@ def test_after_a_run_updates_are_gone_and_every_site_has_the_model(tmp_path):
     assert models == [result.digest] * 2
     rows = runs.journal(result.folder).all("accepted")
     assert all(row["digest"] and row["size"] and "params" not in row for row in rows)
+
+
+def held(made, run):
+    """The rounds of all updates that are files at a site of the federation."""
+    return [int(path.name.split("-")[0]) for path in made.home.glob(f"homes/*/sites/*/work/{run}/kept/*.update")]
 
 
 def test_run_with_backend_network_is_one_command(tmp_path):
@@ -127,24 +138,21 @@ def test_run_with_backend_network_is_one_command(tmp_path):
         for backend in ("network", "local")
     ]
     assert told[0]["backend"] == "network" and told[0]["digest"] == told[1]["digest"]
+    verified = foedus(tmp_path / "home", "verify", told[0]["run"])
+    assert verified == (0, verified[1]) and verified[1]["same"]
     left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False)
     assert left.stdout == b"", "a process of the federation is still there"
 
 
 def test_a_run_at_the_server_is_listed_stopped_and_resumed_by_its_verbs(tmp_path):
     with started(tmp_path, ["north"], slow=0.4) as (made, sites):
-
-        def foedus(*verb):
-            command = [sys.executable, "-m", "foedus", *verb, "--home", str(made.home), "--json"]
-            return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-
-        run = foedus("submit", str(JOB), "rounds=8", "--no-wait")["run"]
-        until(lambda: foedus("runs")["runs"][0]["rounds"] >= 1)
-        foedus("stop", run)
-        assert foedus("runs")["runs"][0]["state"] == "stopped"
-        foedus("resume", run)
-        assert foedus("watch", run)["state"] == "finished"
-        assert foedus("pull", run)["digest"] == simulated(sites, tmp_path / "sim", rounds=8)
+        run = foedus(made.home, "submit", JOB, "rounds=8", "--no-wait")[1]["run"]
+        until(lambda: made.remote().run(run).status()["rounds"] >= 1)
+        foedus(made.home, "stop", run)
+        assert foedus(made.home, "runs")[1]["runs"][0]["state"] == "stopped"
+        foedus(made.home, "resume", run)
+        assert foedus(made.home, "watch", run)[1]["state"] == "finished"
+        assert foedus(made.home, "pull", run)[1]["digest"] == simulated(sites, tmp_path / "sim", rounds=8)
 
 
 def test_data_that_does_not_fit_the_schema_is_found_before_training(tmp_path):

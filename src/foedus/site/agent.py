@@ -187,6 +187,7 @@ class Agent:
         body = {"life": plain(self.life), "before": self.life.previous, "pinned": plain(self.roll.pin),
                 "build": build.describe(), "version": VERSION, "datasets": names}  # fmt: skip
         register = self.line.ask("POST", "/v1/hello", body)["register"]
+        self.line.nonce = ""  # a new life's hello closes it
         self.place.confirm(self.life)
         self.roll.extend(register)
         self.greeted = time.monotonic()
