@@ -121,7 +121,7 @@ def test_runs_verify_and_their_json(tmp_path: Path) -> None:
     listed = json.loads(foedus(tmp_path, "runs", "--json").out)["runs"]
     assert [(line["run"], line["state"], line["rounds"]) for line in listed] == [(found["run"], "finished", 2)]
     said = foedus(tmp_path, "verify", found["run"][:-2], "--json")
-    assert said.code == 0 and json.loads(said.out)["same"] is True and "the same bits" in said.err
+    assert said.code == 0 and json.loads(said.out)["same"] is True and "has the same bits" in said.err
     plain(tmp_path, inside="params['w'] += 1e-3")
     said = foedus(tmp_path, "verify", found["run"], "--json")
     assert said.code == 6 and json.loads(said.out)["why"] == "round 0" and "the replay differs: round 0" in said.err
@@ -200,7 +200,7 @@ def test_where_every_site_fails_the_last_line_names_them_and_the_cause_and_resum
     assert "No such file or directory: '/no/such/scanner' (job.py, line 11, in fit)" in said.last
     assert "south: declined" in said.last and said.last.endswith("resume the run")
     (run,) = json.loads(foedus(tmp_path, "runs", "--json").out)["runs"]
-    assert run["state"] == "open"
+    assert run["state"] == "paused" and run["why"].startswith("round 0, task 'train': 0 of the 1 updates needed")
     plain(tmp_path)
     said = foedus(tmp_path, "resume", run["run"], "--json")
     assert said.code == 0 and json.loads(said.out)["rounds"] == 2
@@ -262,7 +262,8 @@ def test_an_interrupted_run_says_so_and_goes_on_later(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and out == ""
-    assert err.strip().splitlines()[-1] == "foedus: interrupted; `foedus resume` goes on where a run stands"
+    last = "foedus: interrupted; `foedus runs` lists the run, `foedus resume RUN` goes on where it stands"
+    assert err.strip().splitlines()[-1] == last
     for place in sites.values():
         (place / "slow").write_text("0")
     (run,) = json.loads(foedus(tmp_path, "runs", "--json").out)["runs"]

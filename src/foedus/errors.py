@@ -10,6 +10,10 @@ class FoedusError(Exception):
     code = 1
 
 
+class NoRun(FoedusError):
+    """No run of this name is kept on this machine."""
+
+
 class JobError(FoedusError):
     """The Job cannot be built or run as it is written."""
 
@@ -62,6 +66,10 @@ class StoreError(FoedusError):
     """Storage that cannot be opened, read or written; the message holds the remedy."""
 
 
+class Alone(FoedusError):
+    """Sites that cannot train at once and have to do it one after another; the message says why."""
+
+
 class Missing(FoedusError):
     """An optional library that is not installed; the message holds the `pip install` line."""
 
@@ -69,3 +77,12 @@ class Missing(FoedusError):
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(f"{library} is not installed: pip install 'foedus[{extra}]'")
+
+
+EXTRAS = {"alembic": "server", "fsspec": "server", "sqlalchemy": "server", "torch": "torch"}
+
+
+def explained(error: ImportError) -> Exception:
+    """Missing with the `pip install` line where a library of an extra is not there; any other error as it is."""
+    library = (error.name or "").partition(".")[0]
+    return Missing(library, EXTRAS[library]) if library in EXTRAS else error

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from foedus.errors import FoedusError
+from foedus.errors import FoedusError, NoRun
 
 
 def folder(given: str | os.PathLike[str] | None = None) -> Path:
@@ -26,7 +26,7 @@ def find_run(run: str | os.PathLike[str], given: str | os.PathLike[str] | None =
     if found:
         names = ", ".join(p.name for p in found[:5])
         raise FoedusError(f"{run!r} is the beginning of several runs ({names}): write more of it")
-    raise FoedusError(f"there is no run {str(run)!r} in {runs}: `foedus runs` lists them")
+    raise NoRun(f"there is no run {str(run)!r} in {runs}: `foedus runs` lists them")
 
 
 def model_file(start: str | os.PathLike[str]) -> Path:

@@ -42,31 +42,47 @@ def run(
     """
     backend = resolve(backend, exact)
     data = bind(sites)
+    place = folder or runs.new_folder(job.name)
     if backend == "network":
-        from foedus import jobfile, loopback
-
-        known = source or {"file": jobfile.found(job).path, "rounds": job.rounds}
-        return loopback.run(job, data, seed=seed, folder=folder or runs.new_folder(job.name), source=known, told=told)
+        return _on_loopback(job, data, seed, place, source, told)
     script = runs.script_of(replay)
-    with runs.opened(folder or runs.new_folder(job.name)) as (place, journal), build.exactly():
+    with runs.opened(place) as (place, journal), build.exactly():
         began = time.monotonic()
-        about = {
-            "job": job.digest,
-            "seed": seed,
-            "description": job.describe(),
-            "backend": backend,
-            "exact": True,
-            "build": build.describe(),
-            "source": dict(source or {}),
-            "sites": sorted(data),
-        }
-        _open(journal, about)
+        _open(journal, _about(job, data, seed, backend, source))
         with crew(backend, job, data, seed, workers, partial(_survived, journal)) as hands:
             runner = simulate(hands, sorted(data), journal, seed, job.min_sites, script)
             plan = job.plan(seed)
             ended = _executed(plan, runner, journal, place, script, told)
         runs.finish(journal, place, ended, time.monotonic() - began)
     return runs.result(place)
+
+
+def _about(
+    job: Job, data: Mapping[str, Any], seed: int, backend: str, source: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """A run's first row."""
+    return {
+        "job": job.digest,
+        "seed": seed,
+        "description": job.describe(),
+        "backend": backend,
+        "exact": True,
+        "build": build.describe(),
+        "source": dict(source or {}),
+        "sites": sorted(data),
+    }
+
+
+def _on_loopback(
+    job: Job, data: Mapping[str, Any], seed: int, place: Path, source: Mapping[str, Any] | None, told: Told
+) -> Result:
+    """The Result of a federation of its own, whose server keeps the journal; until it is here, its first row is."""
+    from foedus import jobfile, loopback
+
+    known = source or {"file": str(jobfile.found(job).path), "options": {}, "rounds": job.rounds}
+    with runs.opened(place) as (_, journal):
+        _open(journal, _about(job, data, seed, "network", known))
+    return loopback.run(job, data, seed=seed, folder=place, source=known, told=told)
 
 
 def resolve(backend: str, exact: bool = False) -> str:
@@ -135,18 +151,57 @@ def _open(journal: Journal, about: Mapping[str, Any]) -> None:
 
 
 def verify(folder: Path, job: Job, sites: Any) -> dict[str, Any]:
-    """Replays a finished run in `local`, and compares rounds and digest: `same`, and if not, `why`."""
+    """Replays a finished run in `local`, and compares rounds and digest: `same`, and if not, `why`.
+
+    Without the data of every site that was counted nothing is replayed: `same` is None, and `needs` names the sites.
+    JournalError if the journal's chain is broken.
+    """
     kept, old = runs.result(folder), runs.journal(folder)
+    found: dict[str, Any] = {
+        "run": folder.name,
+        "same": None,
+        "digest": kept.digest,
+        "replayed": None,
+        "needs": [],
+        "why": "",
+    }
+    if kept.digest != (old.find("end") or {})["digest"]:
+        return found | {"same": False, "why": "final.safetensors is not the model that the journal names"}
+    data = {} if sites is None else bind(sites)
+    counted, others = _took_part(old)
+    if needs := sorted(counted - data.keys()):
+        return found | {"needs": needs, "why": f"to replay it, the data of {', '.join(needs)} is needed here"}
+    return found | _replayed(kept, job, dict.fromkeys(others) | data)
+
+
+def _took_part(journal: Journal) -> tuple[set[str], set[str]]:
+    """The sites of which an update was ever counted, and the others that were asked."""
+    asked = {site for row in journal.all("roster") for site in row["sites"]}
+    counted = {site for row in journal.all("close") for site, _, _ in row["counted"]}
+    return counted, asked - counted
+
+
+def _replayed(kept: Result, job: Job, sites: Any) -> dict[str, Any]:
+    about, old = runs.about(kept.folder), runs.journal(kept.folder)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "replay"
-        seed = int(runs.about(folder)["seed"])
-        new = run(job, sites, backend="local", seed=seed, replay=kept, folder=place)
-        steps = runs.journal(place).all("step")
+        new = run(job, sites, backend="local", seed=int(about["seed"]), replay=kept, folder=place)
+        again = runs.journal(place)
+    if new.digest == kept.digest:
+        return {"same": True, "replayed": new.digest}
+    steps = again.all("step")
     why = next((f"round {row['round']}" for row in steps if row["digest"] != runs.state_digest(old, row["round"])), "")
-    odd = build.differences(dict(kept.build), dict(new.build))
-    same = new.digest == kept.digest
-    if not same and odd:
+    if odd := build.differences(dict(kept.build), dict(new.build)):
         why += f" (bits not comparable: {'; '.join(odd)})"
-    if not same and job.digest != runs.about(folder)["job"]:
+    if job.digest != about["job"]:
         why += " (the Job is not the one that was run)"
-    return {"run": folder.name, "same": same, "digest": kept.digest, "replayed": new.digest, "why": "" if same else why}
+    return {"same": False, "replayed": new.digest, "why": why + _uncounted(old, again)}
+
+
+def _uncounted(old: Journal, again: Journal) -> str:
+    """Which sites did not give in the replay what was counted then, and why."""
+    found = []
+    for row in again.all("close"):
+        then = {site for site, _, _ in (old.find("close", row["round"], row["task"]) or row)["counted"]}
+        found += [f"{site}: {why}" for site, status, why, _ in row["outcomes"] if status != "counted" and site in then]
+    return f" ({'; '.join(dict.fromkeys(found))})" if found else ""

@@ -17,25 +17,33 @@ from pathlib import Path
 from typing import Any
 
 import foedus
+from foedus import runs
 from foedus.data import Split, save_split
 from foedus.errors import FoedusError, JobError
-from foedus.files import write_atomic
 from foedus.job import Job
-from foedus.remote import Remote, connect
+from foedus.remote import Remote, Run, connect
 from foedus.result import Result
+from foedus.wire.pipe import PARENT
 
 STARTED = 60.0
 Told = Callable[[Mapping[str, Any]], None]
 
 
 class Federation:
-    """A server and agents that are processes of this one; `stop` ends what is still there."""
+    """A server and agents that are processes of this one; `stop` ends what is still there.
+
+    They end with this process, too, however it ends. A federation that is in `home` already goes on.
+    """
 
     def __init__(self, home: Path, port: int | None = None) -> None:
-        self.home, self.port = home, port or free_port()
+        self.home = home
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.alive = list(os.pipe())  # its second end closes with this process
         self._remote: Remote | None = None
-        self._foedus("federation", "create", "loopback", "--port", str(self.port))
+        known = home / "server" / "federation.json"
+        self.port = json.loads(known.read_bytes())["port"] if known.exists() else port or free_port()
+        if not known.exists():
+            self._foedus("federation", "create", "loopback", "--port", str(self.port))
 
     def start_server(self) -> None:
         """Starts the server and returns when it answers."""
@@ -49,6 +57,10 @@ class Federation:
         token = self._foedus("federation", "invite", name).strip()
         bound = [text for dataset, path in data.items() for text in ("--data", f"{dataset}={path}")]
         self.start_site(name, "join", token, *bound, "--trust", trust, *more)
+
+    def joined(self, name: str) -> bool:
+        """Whether this site has a key and its data here already."""
+        return (self.site_home(name) / "sites" / name / "policy.toml").exists()
 
     def start_site(self, name: str, *arguments: str) -> None:
         """Starts a site's agent: `join TOKEN …` the first time, `start` later."""
@@ -97,6 +109,8 @@ class Federation:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        while self.alive:
+            os.close(self.alive.pop())
 
     def log(self, name: str) -> str:
         """The end of what a process wrote."""
@@ -116,7 +130,8 @@ class Federation:
         with (self.home / f"{name}.log").open("ab") as out:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, *arguments],
-                env=environment(),
+                env=environment() | {PARENT: str(self.alive[0])},
+                pass_fds=self.alive[:1],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -145,21 +160,38 @@ def federation(home: Path) -> Iterator[Federation]:
 
 
 def run(job: Job, data: Mapping[str, Any], *, seed: int, folder: Path, source: Mapping[str, Any], told: Told) -> Result:
-    """Runs a job file over these sites in a federation that ends with the run; its folder keeps all logs."""
+    """Runs a job file over these sites in a federation that ends with the run; its folder keeps all logs.
+
+    Where the folder holds a federation that was interrupted, it and its run go on.
+    """
     file = source.get("file")
     if not file:
         raise JobError("the backend 'network' sends code as files: put the Job into job.py and run that file")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "source.json", json.dumps({"workers": None, "sites": None, **source}, default=str).encode())
+    runs.sources(folder, file, source.get("options"), source.get("rounds"), source.get("sites"))
     with federation(folder / "federation") as made:
         made.start_server()
-        datasets = list(job.datasets) or ["data"]
         for name, held in data.items():
-            made.join(name, dict.fromkeys(datasets, bound(made.home / "data" / name, name, held)))
+            _take_part(made, name, held, list(job.datasets) or ["data"])
         made.await_sites(data)
-        remote = made.remote()
-        started = remote.submit(file, source.get("options"), seed=seed, rounds=source.get("rounds"))
-        return started.wait(told, folder)
+        return _started(made.remote(), file, source, seed).wait(told, folder)
+
+
+def _take_part(made: Federation, name: str, held: Any, datasets: Sequence[str]) -> None:
+    if made.joined(name):
+        made.start_site(name)
+    else:
+        made.join(name, dict.fromkeys(datasets, bound(made.home / "data" / name, name, held)))
+
+
+def _started(remote: Remote, file: str, source: Mapping[str, Any], seed: int) -> Run:
+    """The one run of this federation, begun or going on."""
+    for known in remote.runs():
+        run = remote.run(known["run"])
+        if known["state"] in ("stopped", "failed"):
+            run.steer("resume")
+        return run
+    return remote.submit(file, source.get("options"), seed=seed, rounds=source.get("rounds"))
 
 
 def bound(place: Path, name: str, held: Any) -> Path:

@@ -225,25 +225,40 @@ class Run:
         return self.pull(folder)
 
     def pull(self, folder: Path | None = None) -> Result:
-        """Fetches journal and models into `folder` (this home's runs/ID), where every local verb finds them."""
+        """Fetches journal, models and code into `folder` (this home's runs/ID), where every local verb finds them.
+
+        All of them or, after an error, nothing.
+        """
         from foedus import runs
 
-        folder = folder or self.remote.home / "runs" / self.id
-        folder.mkdir(parents=True, exist_ok=True)
+        folder, rows = folder or self.remote.home / "runs" / self.id, self._all_rows()
+        bodies = {kind: body for _, _, kind, body, _ in rows}
+        if "end" not in bodies:
+            raise FoedusError(f"run {self.id} is not finished: `foedus watch {self.id}` shows where it stands")
+        with runs.arriving(folder) as place:
+            runs.import_rows(place / "run.db", self.id, rows)
+            for name, digest in bodies["end"].get("models", {}).items():
+                self._fetch(place / f"{name}.safetensors", digest)
+            self._fetch_code(place / "bundle", bodies["submitted"])
+            if not (folder / runs.SOURCE).exists():  # it does where the run was started from its own folder
+                told = bodies["submitted"]
+                runs.sources(place, f"bundle/{told['entry']}", told["options"], told["override_rounds"])
+        return runs.result(folder)
+
+    def _all_rows(self) -> list[list[Any]]:
         rows: list[list[Any]] = []
         while new := self.rows(rows[-1][0] if rows else 0)[0]:
             rows += new
-        runs.import_rows(folder / "run.db", self.id, rows)
-        end = runs.journal(folder).find("end")
-        if end is None:
-            raise FoedusError(f"run {self.id} is not finished: `foedus watch {self.id}` shows where it stands")
-        for name, digest in end.get("models", {}).items():
-            self._fetch(folder / f"{name}.safetensors", digest)
-        return runs.result(folder)
+        return rows
+
+    def _fetch_code(self, into: Path, told: Mapping[str, Any]) -> None:
+        """The job file and its neighbours as the sites approved them."""
+        archive = into.with_suffix(".zip")
+        self._fetch(archive, told["bundle"]["digest"])
+        bundle.unpack(archive.read_bytes(), into)
+        archive.unlink()
 
     def _fetch(self, path: Path, digest: str) -> None:
-        path.unlink(missing_ok=True)
         self.remote.link.download(f"/v1/blobs/{digest}", f"run={self.id}", path, 1 << 50)
         if bundle.digest(path.read_bytes()) != digest:
-            path.unlink()
             raise JobError(f"{path.name} of run {self.id} was damaged on its way: pull it again")

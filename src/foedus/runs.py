@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from foedus.store.log import StoreLog
 from foedus.store.sqlite import SqliteStore
 
 LEASE = 3600.0
+SOURCE = "source.json"
 
 
 class Opened(NamedTuple):
@@ -143,8 +145,14 @@ def about(folder: Path) -> Mapping[str, Any]:
     found = journal(folder).find("open")
     if found is None:
         raise FoedusError(f"run {folder.name} was killed before its first row: run the job again")
-    source = folder / "source.json"  # of a loopback federation: its server never heard where the job file is
+    source = folder / SOURCE  # of a run at a server, which never heard where the job file is on this machine
     return {**found, "source": json.loads(source.read_bytes())} if source.exists() else found
+
+
+def sources(folder: Path, file: Path | str, options: Any, rounds: int | None, sites: Any = None) -> None:
+    """Notes of which job file a run at a server is, relative to `folder` where it was fetched with it."""
+    facts = {"file": str(file), "options": options, "rounds": rounds, "sites": sites, "workers": None}
+    write_atomic(folder / SOURCE, json.dumps(facts, default=str).encode())
 
 
 def listed(given: Any = None) -> list[dict[str, Any]]:
@@ -157,12 +165,21 @@ def listed(given: Any = None) -> list[dict[str, Any]]:
 
 def _state(folder: Path) -> dict[str, Any]:
     try:
-        kept = journal(folder)
-    except FoedusError:  # a damaged run does not hide the others
-        return {"state": "damaged", "rounds": 0, "digest": None}
+        found = rows(folder)
+    except FoedusError as error:  # a damaged run does not hide the others
+        return {"state": "damaged", "rounds": 0, "digest": None, "why": str(error)}
+    kept = Journal(Kept(found))
     end = kept.find("end") or {}
-    rounds = sum(row["digest"] != "" for row in kept.all("step"))  # the last evaluation is no round
-    return {"state": "finished" if end else "open", "rounds": rounds, "digest": end.get("digest")}
+    done = sum(row["digest"] != "" for row in kept.all("step"))  # the last evaluation is no round
+    state, why = ("finished", end["reason"]) if end else _unfinished(found)
+    return {"state": state, "rounds": done, "digest": end.get("digest"), "why": why}
+
+
+def _unfinished(found: list[Any]) -> tuple[str, str]:
+    """`paused` and why, where that is the newest thing that happened; else `open`."""
+    if found and found[-1].kind == "event" and found[-1].body["what"] == "paused":
+        return "paused", found[-1].body["why"]
+    return "open", ""
 
 
 def state_digest(journal: Journal, round: int) -> str:
@@ -176,16 +193,35 @@ def not_from_a_file(folder: Path) -> FoedusError:
 
 
 def import_rows(path: Path, run: str, found: list[list[Any]]) -> None:
-    """Copies rows of a journal kept elsewhere, times and chain unchanged; rows that are there already stay."""
+    """Writes rows of a journal kept elsewhere into a new file, times and chain unchanged."""
     now = time.time()
     store = SqliteStore(path, durable=False, clock=lambda: now)
     try:
         epoch = store.acquire(run, this_process(), LEASE)
-        have = {row.seq for row in store.rows(run)}
-        for seq, at, kind, body, _ in found:
+        for seq, at, kind, body, chain in found:
             now = at  # what the store's clock reads
-            if seq not in have:
-                store.append(run, [(kind, body)], epoch)
+            if store.append(run, [(kind, body)], epoch)[0].chain != chain:
+                raise JournalError(f"journal row {seq} of run {run} was changed on its way: fetch it again")
         store.release(run, epoch)
     finally:
         store.close()
+
+
+@contextmanager
+def arriving(folder: Path) -> Iterator[Path]:
+    """A place for a run that is fetched; what is in it moves into `folder` when all is there, the journal last.
+
+    After an error nothing is left of it: a folder without a journal is no run.
+    """
+    place = folder / f".arriving-{secrets.token_hex(4)}"
+    place.mkdir(parents=True)
+    try:
+        yield place
+        for path in sorted(place.iterdir(), key=lambda path: path.name == "run.db"):
+            if path.is_dir():
+                shutil.rmtree(folder / path.name, ignore_errors=True)
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        with suppress(OSError):  # it is not empty: the run arrived, or was there before
+            folder.rmdir()

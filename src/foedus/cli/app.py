@@ -3,9 +3,20 @@ Only the groups of verbs may come in."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from foedus.cli import federation, remote, simulate, site
+from foedus.cli import federation, kept, remote, simulate, site
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from foedus.build import installed
+
+        print(f"foedus {installed('foedus')}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="foedus",
@@ -13,7 +24,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Train and validate AI models on data that never leaves its owners.",
 )
-for group in (simulate, federation, site, remote):
+for group in (simulate, kept, federation, site, remote):
     group.add_to(app)
+
+
+@app.callback()
+def foedus(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train and validate AI models on data that never leaves its owners."""

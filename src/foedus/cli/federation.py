@@ -3,12 +3,14 @@ The server's code comes in when a verb is called."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 
+from foedus.cli.given import HomeOption, JsonOption
 from foedus.cli.show import note, out
-from foedus.cli.simulate import HomeOption, JsonOption
+from foedus.errors import explained
 
 Names = Annotated[list[str], typer.Argument(metavar="NAME...")]
 
@@ -40,15 +42,22 @@ def create(
     from foedus.home import folder
     from foedus.server import owner
 
+    _need_the_servers_libraries()
     place = owner.found(folder(home), name, host, port, tuple(url or ()))
+    federation, keys = place.federation, place.folder.parent / "owner"
     found = {
-        "federation": place.federation.name,
-        "id": place.federation.id,
-        "url": place.federation.urls[0],
+        "federation": federation.name,
+        "id": federation.id,
+        "url": federation.urls[0],
         "server": str(place.folder),
-        "owner": str(place.folder.parent / "owner"),
+        "owner": str(keys),
     }
-    out(found, json)
+    lines = [
+        f"federation {federation.name} is made; sites will reach it at {', '.join(federation.urls)}",
+        f"the owner's key is in {keys}: keep a copy in a safe place, and away from the server if you can",
+        "next: `foedus server start`, and `foedus federation invite NAME...` for the sites' tokens",
+    ]
+    out(found, json, lines)
 
 
 def invite(
@@ -64,11 +73,13 @@ def invite(
 
     tokens = owner.invitations(folder(home), names, "submitter" if submitter else "site", days * 86_400)
     if json:
-        out({"tokens": tokens}, True)
+        out({"tokens": tokens}, True, [])
         return
+    verb = "login" if submitter else "site join"
+    note(f"each token is good for {days} days and for one use, by whoever has it: hand it over in secret")
     for name, token in tokens.items():
-        note(f"{name}:")
-        print(token)
+        note(f"{name}, for `foedus {verb} TOKEN`:")
+        print(token, flush=True)
 
 
 def revoke(
@@ -82,30 +93,49 @@ def revoke(
     from foedus.server import owner
 
     owner.revoke(folder(home), name, reason)
-    out({"revoked": name}, json)
+    out({"revoked": name}, json, [f"{name!r} is revoked and its connections are cut; a new token lets it join again"])
 
 
 def status(home: HomeOption = None, json: JsonOption = False) -> None:
     """Show what the running server says of itself."""
     from foedus.remote import connect
 
-    out(connect(home=home).status(), json)
+    with connect(home=home) as remote:
+        found = remote.status()
+    lines = [
+        f"federation {found['federation']}: its server has been up for {found['up']:.0f} s",
+        f"{found['sites']} sites are enrolled (`foedus sites`); the register is at epoch {found['epoch']}",
+        f"{found['runs']} runs, {found['running']} of them at work (`foedus runs`)",
+        f"{found['free'] / 1e9:.1f} GB of disk are free",
+    ]
+    out(found, json, lines)
 
 
 def start(
     host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="The port to listen on.")] = None,
     home: HomeOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """Run the server in the foreground, until Ctrl-C."""
+    """Run the server in the foreground, until Ctrl-C; with --json it prints one object as soon as it answers."""
     import logging
 
-    from foedus.errors import Missing
     from foedus.home import folder
 
-    try:
-        from foedus.server.__main__ import serve
-    except ImportError as error:
-        raise Missing(str(error.name), "server") from error
+    _need_the_servers_libraries()
+    from foedus.server.__main__ import serve
+
+    def ready(found: dict[str, Any]) -> None:
+        out(found, json, [])
+        sys.stdout.flush()
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    serve(folder(home), host, port)
+    serve(folder(home), host, port, ready)
+
+
+def _need_the_servers_libraries() -> None:
+    """Raises Missing before anything is made."""
+    try:
+        import foedus.store.sql  # noqa: F401
+    except ImportError as error:
+        raise explained(error) from error

@@ -9,10 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from foedus.cli.show import Progress, note, out
-from foedus.cli.simulate import HomeOption, JsonOption, pairs, reported
+from foedus.cli.given import HomeOption, JsonOption, pairs
+from foedus.cli.kept import tell
+from foedus.cli.show import Progress, columns, note, out
 
-RunArgument = Annotated[str, typer.Argument(help="A run's id or a unique prefix.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id at the server, or a unique prefix.")]
+PAUSED = 5
 
 
 def add_to(app: typer.Typer) -> None:
@@ -20,17 +22,24 @@ def add_to(app: typer.Typer) -> None:
         app.command()(verb)
 
 
-def login(token: str, home: HomeOption = None, json: JsonOption = False) -> None:
+def login(
+    token: Annotated[str, typer.Argument(help="What the federation's owner handed over; it is used up.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
     """Enrol as a submitter, with a token from the federation's owner."""
     from foedus.home import folder
     from foedus.remote import login as enrolled
 
-    out({"submitter": enrolled(folder(home), token)}, json)
+    name = enrolled(folder(home), token)
+    key = folder(home) / "submitter"
+    said = [f"logged in as {name!r}; the key is in {key}", "`foedus submit job.py` runs a job on the federation"]
+    out({"submitter": name}, json, said)
 
 
 def submit(
     job: Annotated[Path, typer.Argument(help="A Python file that defines `job`.")],
-    options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the job.")] = None,
+    options: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the job.")] = None,
     seed: Annotated[int, typer.Option(help="Names all randomness of the run.")] = 0,
     rounds: Annotated[int | None, typer.Option(help="Rounds, in place of the Job's.")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until the run is over.")] = True,
@@ -43,16 +52,17 @@ def submit(
 
     remote = connect(home=home)
     if check:
-        rows = remote.check(job, pairs(options or [], "KEY=VALUE"))
+        rows = remote.check(job, pairs(options, "KEY=VALUE"))
         out({"sites": rows}, json, table(rows))
         raise typer.Exit(0 if rows and all(row["ready"] for row in rows) else 4)
-    run = remote.submit(job, pairs(options or [], "KEY=VALUE"), seed=seed, rounds=rounds)
-    note(f"run {run.id}")
+    run = remote.submit(job, pairs(options, "KEY=VALUE"), seed=seed, rounds=rounds)
+    note(f"run {run.id} is at the server, and goes on if this command ends: `foedus watch {run.id}`")
     if not wait:
-        out({"run": run.id}, json)
+        out({"run": run.id}, json, [])
         return
-    with Progress(rounds) as told:
-        out(reported(run.wait(told)), json)
+    with Progress(run.status()["of"]) as told:
+        result = run.wait(told)
+    tell(result, json)
 
 
 def watch(run: RunArgument, home: HomeOption = None, json: JsonOption = False) -> None:
@@ -61,16 +71,20 @@ def watch(run: RunArgument, home: HomeOption = None, json: JsonOption = False) -
 
     found = connect(home=home).run(run)
     state: tuple[str, str] = ("", "")
-    with Progress(None) as told:
+    with Progress(found.status()["of"]) as told:
         for kind, news in found.watch():
             if kind == "state":
                 state = news
-                note(f"{found.id}: {state[0]}{f' ({state[1]})' if state[1] else ''}")
+                note(f"run {found.id}: {state[0]}{f', {state[1]}' if state[1] else ''}")
             elif news[2] == "step":
                 told({"round": news[3]["round"], **news[3]["metrics"]})
-    out({"run": found.id, "state": state[0], "why": state[1]}, json)
-    if state[0] != "finished":
-        raise typer.Exit(5)
+    finished = state[0] == "finished"
+    said = [
+        f"`foedus pull {found.id}` fetches its models" if finished else f"`foedus resume {found.id}` goes on with it"
+    ]
+    out({"run": found.id, "state": state[0], "why": state[1]}, json, said)
+    if not finished:
+        raise typer.Exit(1 if state[0] == "failed" else PAUSED)
 
 
 def logs(run: RunArgument, home: HomeOption = None, json: JsonOption = False) -> None:
@@ -83,7 +97,7 @@ def logs(run: RunArgument, home: HomeOption = None, json: JsonOption = False) ->
 
 def stop(run: RunArgument, home: HomeOption = None, json: JsonOption = False) -> None:
     """Stop a run; `foedus resume` goes on with it."""
-    _steer(run, "stop", home, json)
+    _steer(run, "stop", home, json, "is stopped: `foedus resume {run}` goes on with it")
 
 
 def skip(
@@ -93,14 +107,14 @@ def skip(
     json: JsonOption = False,
 ) -> None:
     """Wait no longer for a site in the open round."""
-    _steer(run, "skip", home, json, site=site)
+    _steer(run, "skip", home, json, f"waits for {site} no longer in this round; the next one asks it again", site=site)
 
 
 def pull(run: RunArgument, home: HomeOption = None, json: JsonOption = False) -> None:
     """Fetch a finished run's journal and models into this home."""
     from foedus.remote import connect
 
-    out(reported(connect(home=home).run(run).pull()), json)
+    tell(connect(home=home).run(run).pull(), json)
 
 
 def sites(home: HomeOption = None, json: JsonOption = False) -> None:
@@ -108,26 +122,32 @@ def sites(home: HomeOption = None, json: JsonOption = False) -> None:
     from foedus.remote import connect
 
     found = connect(home=home).sites()
-    out({"sites": found}, json, [f"{s['site']:20} {s['state']}" for s in found])
+    rows = [[s["site"], s["state"], "never" if s["seconds"] is None else f"{s['seconds']:.0f} s ago"] for s in found]
+    nobody = ["no site has joined yet: `foedus federation invite NAME` prints a token for one"]
+    out({"sites": found}, json, columns(["site", "state", "heard"], rows) if rows else nobody)
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """One line a site, and under it why it could not."""
     names = ("site", "reachable", "dataset", "schema", "rows", "packages", "approval")
-    cells = [[str(row.get(name) or "-") for name in names] for row in rows]
-    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
-    lines = [
-        "  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in [names, *cells]
-    ]
+    cells = [[_cell(row.get(name)) for name in names] for row in rows]
+    ready = sum(row["ready"] for row in rows)
+    lines = [*columns(names, cells), f"{ready} of {len(rows)} sites could take part"]
     return lines + [f"{row['site']}: {row['why']}" for row in rows if row["why"]]
 
 
-def _steer(run: str, verb: str, home: Path | None, json: bool, **body: Any) -> None:
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count}" for name, count in value.items())
+    return str(value or "-")
+
+
+def _steer(run: str, verb: str, home: Path | None, json: bool, said: str, **body: Any) -> None:
     from foedus.remote import connect
 
     found = connect(home=home).run(run)
     found.steer(verb, **body)
-    out({"run": found.id, "done": verb, **body}, json)
+    out({"run": found.id, "done": verb, **body}, json, [f"run {found.id} {said.format(run=found.id)}"])
 
 
 def _line(seq: int, at: float, kind: str, body: dict[str, Any], chain: str) -> str:

@@ -31,20 +31,43 @@ def quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def out(found: Mapping[str, Any], as_json: bool, lines: Sequence[str] | None = None) -> None:
+def out(found: Mapping[str, Any], as_json: bool, lines: Sequence[str]) -> None:
     """One JSON object on standard output, or a few lines for people."""
     if as_json:
         print(json.dumps(found, default=str))
         return
-    for line in lines if lines is not None else _lines(found):
+    for line in lines:
         note(line)
 
 
-def _lines(found: Mapping[str, Any]) -> list[str]:
-    flat = {k: v for k, v in found.items() if k not in ("per_site", "metrics") and v not in (None, "", {})}
-    metrics = found.get("metrics", {})
-    lines = [f"{name:>14}: {value}" for name, value in flat.items()]
-    return lines + [f"{name:>14}: {value:.4f}" for name, value in metrics.items() if value is not None]
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines, each column as wide as its longest cell."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in (head, *rows)]
+
+
+def result_lines(found: Mapping[str, Any]) -> list[str]:
+    """What a finished run ended with, for people: metrics with what is sure of them, and where everything is."""
+    sure = "the same bits on the same build" if found["exact"] else "other runs come near, not to the bit"
+    lines = [
+        f"finished: {found['reason']}; {found['rounds']} rounds in {found['seconds']:.1f} s on backend "
+        f"{found['backend']}",
+        f"digest: {'' if found['exact'] else '≈ '}{found['digest']} ({sure})",
+    ]
+    if found["best_round"] is not None:
+        lines.append(f"best model: round {found['best_round'] + 1}")
+    values = [[name, f"{x:.4f}", _sure(found, name)] for name, x in found["metrics"].items() if x is not None]
+    if values:
+        lines += columns(["metric", "value", "95 % interval"], values)
+    lines.append(f"models: {found['folder']}")
+    return [*lines, f"report: {found['report']}"] if "report" in found else lines
+
+
+def _sure(found: Mapping[str, Any], name: str) -> str:
+    """A metric's interval, and the error of its bins where it has any."""
+    low, high = found["intervals"].get(name, (None, None))
+    interval = "-" if low is None else f"{low:.4f} to {high:.4f}"
+    return f"{interval} (bins: ± {found['bounds'][name]:.2g})" if name in found["bounds"] else interval
 
 
 class Progress:

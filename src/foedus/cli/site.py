@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foedus.cli.given import HomeOption, JsonOption, pairs
 from foedus.cli.show import note, out
 from foedus.errors import FoedusError
 
 if TYPE_CHECKING:
     from foedus.site.place import Place
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="FOEDUS_HOME for this command.")]
 NameOption = Annotated[str | None, typer.Option("--name", help="The site, where this home has several.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 CodeArgument = Annotated[str, typer.Argument(metavar="RUN|BUNDLE", help="A run or a bundle's hash, or how it begins.")]
 DataOption = Annotated[list[str] | None, typer.Option("--data", metavar="NAME=PATH", help="A dataset; repeat it.")]
 _ADAPTER = "A *.py of this site with def adapt(path, name); repeat it."
@@ -58,7 +57,7 @@ def join(
     federation, key = place.federation(), fingerprint(public_text(place.key()))
     note(f"site {place.name} has joined {federation.name}; its key never leaves {place.folder}")
     found = {"site": place.name, "federation": federation.name, "key": key, "folder": str(place.folder)}
-    out(found, json, [f"key {key}"])
+    out(found, json, [f"key {key}", *([] if start else ["next: `foedus site start`"])])
     sys.stdout.flush()
     if start:
         service.start(place)
@@ -69,9 +68,8 @@ def start(home: HomeOption = None, name: NameOption = None, json: JsonOption = F
     from foedus.site import service
 
     place = _place(home, name)
-    if json:
-        out({"site": place.name, "folder": str(place.folder)}, json)
-        sys.stdout.flush()
+    out({"site": place.name, "folder": str(place.folder)}, json, [])
+    sys.stdout.flush()
     service.start(place)
 
 
@@ -179,10 +177,9 @@ def _decide(code: str, home: Path | None, name: str | None, json: bool, yes: boo
 
 
 def _bindings(data: list[str] | None, adapter: list[str] | None) -> list[Any]:
-    from foedus.cli.simulate import pairs
     from foedus.site.bindings import Binding
 
-    paths, adapters = pairs(data or [], "NAME=PATH"), pairs(adapter or [], "NAME=FILE")
+    paths, adapters = pairs(data, "NAME=PATH"), pairs(adapter, "NAME=FILE")
     if odd := adapters.keys() - paths.keys():
         raise FoedusError(f"--adapter {min(odd)}=…: give --data {min(odd)}=PATH with it")
     return [Binding(name, path, adapters.get(name, "")) for name, path in paths.items()]

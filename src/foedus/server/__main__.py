@@ -6,28 +6,38 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import resource
 import signal
+import socket
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from foedus.errors import FoedusError
 from foedus.server.app import App
 from foedus.server.federation import Hub
-from foedus.server.place import find
+from foedus.server.place import Place, find
+from foedus.server.ports import listening
+from foedus.store import Held
 from foedus.wire.certificate import server_context
-from foedus.wire.http_server import Server
+from foedus.wire.pipe import end_with_parent
+
+Ready = Callable[[dict[str, Any]], object]
 
 
-def serve(home: Path, host: str | None = None, port: int | None = None, ready: Path | None = None) -> None:
-    """Runs the server of this home until SIGTERM or SIGINT; `ready` names a file that is written once it answers."""
+def serve(home: Path, host: str | None = None, port: int | None = None, ready: Ready = lambda found: None) -> None:
+    """Runs the server of this home until SIGTERM or SIGINT; `ready` is told once it answers, and where."""
     place = find(home)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection a site, and the usual limit is 1024
-    hub = Hub(place)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    hub = _hub(place)
     tls = server_context(place.folder / "tls.pem", place.folder / "tls.key")
-    server = Server(App(hub), host or place.host, place.port if port is None else port, tls)
+    server = listening(App(hub), host or place.host, place.port if port is None else port, tls)
     hub.cut_connections = server.cut
     done = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -37,9 +47,21 @@ def serve(home: Path, host: str | None = None, port: int | None = None, ready: P
         logging.getLogger("foedus").info(
             "federation %s on https://%s:%d", place.federation.name, place.host, server.port
         )
-        if ready is not None:
-            ready.write_text(str(server.port))
+        facts = place.federation
+        ready({"federation": facts.name, "url": facts.urls[0], "port": server.port, "pid": os.getpid()})
         done.wait()
+
+
+def _hub(place: Place) -> Hub:
+    try:
+        return Hub(place)
+    except Held as error:
+        host, pid = error.holder.split(":")[:2]
+        where = "" if host == socket.gethostname() else f" on {host}"
+        raise FoedusError(
+            f"a server of {place.folder} is at work already, process {pid}{where}: stop it (`kill {pid}`{where}), "
+            "or name another --home"
+        ) from error
 
 
 def main() -> None:
@@ -49,12 +71,18 @@ def main() -> None:
     parser.add_argument("--port", type=int)
     parser.add_argument("--ready", type=Path)
     found = parser.parse_args()
+    end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
-        serve(found.home, found.host, found.port, found.ready)
+        serve(found.home, found.host, found.port, partial(_write, found.ready))
     except FoedusError as error:
         print(f"foedus: {error}", file=sys.stderr)
         sys.exit(error.code)
+
+
+def _write(path: Path | None, found: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(str(found["port"]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from foedus.errors import FoedusError
-from foedus.server.place import Place, create, find
+from foedus.server.place import Place, check_vacant, create, find
 from foedus.wire import submitter
 from foedus.wire.ed25519 import load_key
 from foedus.wire.http_client import Channel
@@ -27,6 +27,7 @@ def found(home: Path, name: str, host: str, port: int, urls: tuple[str, ...]) ->
     from foedus.server.members import REGISTER, Members
     from foedus.store.sql import SqlStore
 
+    check_vacant(home)
     key = submitter.key(home)  # first: where somebody has logged in from here, nothing is made
     place = create(home, name, host, port, urls)
     store = SqlStore(place.url)

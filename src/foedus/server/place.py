@@ -40,9 +40,8 @@ def create(home: Path, name: str, host: str = "127.0.0.1", port: int = PORT, url
 
     FoedusError if there is one already.
     """
+    check_vacant(home)
     folder, owner = home / "server", home / "owner"
-    if (folder / "federation.json").exists():
-        raise FoedusError(f"{folder} holds a federation already: choose another --home, or remove it")
     for made in (folder, owner):
         made.mkdir(parents=True, exist_ok=True)
         made.chmod(0o700)
@@ -59,6 +58,13 @@ def create(home: Path, name: str, host: str = "127.0.0.1", port: int = PORT, url
     for where in (owner, folder):
         write_atomic(where / "federation.json", json.dumps(facts, indent=2).encode())
     return Place(folder, federation, host, port)
+
+
+def check_vacant(home: Path) -> None:
+    """FoedusError where a federation is in this home already."""
+    folder = home / "server"
+    if (folder / "federation.json").exists():
+        raise FoedusError(f"{folder} holds a federation already: choose another --home, or remove it")
 
 
 def find(home: Path, room: str = "server") -> Place:

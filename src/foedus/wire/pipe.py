@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +16,8 @@ from foedus.errors import WireError
 
 MOST_BYTES = 256 << 20
 MOST_FDS = 250  # Linux passes 253 at once
+PARENT = "FOEDUS_PARENT"  # in the environment: a descriptor whose other end closes when the parent is gone
+GRACE = 10.0  # seconds to end in order
 
 
 class Pipe:
@@ -86,3 +90,18 @@ def pair() -> tuple[Pipe, socket.socket]:
 def inherited(fd: int) -> Pipe:
     """The end that this process inherited as descriptor `fd`."""
     return Pipe(socket.socket(fileno=fd))
+
+
+def end_with_parent() -> None:
+    """Has this process end as by SIGTERM when its parent is gone, however that ended; if a parent asked for it."""
+    fd = os.environ.pop(PARENT, "")
+    if fd:
+        os.set_inheritable(int(fd), False)
+        threading.Thread(target=_end_with, args=(int(fd),), name="parent", daemon=True).start()
+
+
+def _end_with(fd: int) -> None:
+    os.read(fd, 1)  # nothing is ever written
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os.kill(os.getpid(), signal.SIGKILL)

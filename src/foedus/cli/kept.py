@@ -1,0 +1,200 @@
+"""Verbs of runs that are kept on this machine: resume, verify, report, runs.
+The launcher comes in when a verb is called, the server's side only where a run is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foedus.cli.given import HomeOption, JsonOption, RunArgument, SiteOption, as_paths, data_of
+from foedus.cli.show import Progress, columns, note, out, quiet, result_lines
+from foedus.errors import FoedusError, NoRun
+
+if TYPE_CHECKING:
+    from foedus.job import Job
+    from foedus.result import Result
+
+
+def add_to(app: typer.Typer) -> None:
+    for verb in (resume, verify, report, runs):
+        app.command()(verb)
+
+
+def resume(run: RunArgument, home: HomeOption = None, json: JsonOption = False) -> None:
+    """Go on with a run that was killed, interrupted, paused or stopped, here or at the federation's server."""
+    from foedus import launch
+    from foedus import runs as kept
+
+    folder = _folder(run, home, elsewhere=True)
+    if folder is None:
+        _resume_there(run, home, json)
+        return
+    if kept.journal(folder).find("end"):
+        note(f"run {folder.name} is finished already")
+        tell(kept.result(folder), json)
+        return
+    with quiet():
+        about, chosen, named = _as_started(folder)
+        with Progress(chosen.rounds) as told:
+            result = launch.run(
+                chosen,
+                named,
+                backend=about["backend"],
+                seed=about["seed"],
+                folder=folder,
+                workers=about["source"]["workers"],
+                source=about["source"],
+                told=told,
+            )
+    tell(result, json)
+
+
+def verify(run: RunArgument, site: SiteOption = None, home: HomeOption = None, json: JsonOption = False) -> None:
+    """Check a run's journal, replay the run and compare the bits.
+
+    For a run of a real federation, name where a copy of each site's data is: --site NAME=PATH, repeated.
+    """
+    from foedus import launch
+
+    given, folder = data_of(site), _folder(run, home)
+    assert folder is not None
+    with quiet():
+        _, chosen, named = _as_started(folder)
+        found = launch.verify(folder, chosen, as_paths(given) if given else named)
+    for line in _verified(found):
+        note(line)
+    out(found, json, [])
+    if not found["same"]:
+        raise typer.Exit(1 if found["needs"] else 6)
+
+
+def _verified(found: Mapping[str, Any]) -> list[str]:
+    if found["needs"]:
+        again = " ".join(f"--site {name}=PATH" for name in found["needs"])
+        return [f"run {found['run']}: the journal is whole, and it names the model that is here; nothing was replayed.",
+                f"To replay the run, give the data of every site: foedus verify {found['run']} {again}"]  # fmt: skip
+    if found["same"]:
+        return [f"run {found['run']}: the journal is whole, and the replay has the same bits: {found['digest']}"]
+    return [f"run {found['run']}: the replay differs: {found['why']}",
+            f"digest of the run    {found['digest']}", f"digest of the replay {found['replayed']}"]  # fmt: skip
+
+
+def report(
+    run: RunArgument,
+    file: Annotated[Path | None, typer.Option("--out", help="The file, in place of report.html in the folder.")] = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a run's report, finished or not: one HTML page that needs no network."""
+    from foedus.report import write
+
+    folder = _folder(run, home)
+    assert folder is not None
+    path = str(write(folder, file))
+    out({"run": folder.name, "report": path}, json, [f"the report of run {folder.name} is {path}"])
+
+
+def runs(home: HomeOption = None, json: JsonOption = False) -> None:
+    """List the runs that are kept on this machine, and those at the federation's server."""
+    from foedus import runs as kept
+
+    found = [{"where": "here", **line} for line in kept.listed(home)]
+    if _logged_in(home):
+        found += _listed_there(home)
+    rows = [[r["run"], r["where"], r["state"], str(r["rounds"]), _short(r["why"])] for r in found]
+    head = ["run", "where", "state", "rounds", ""]
+    out({"runs": found}, json, columns(head, rows) if found else ["no runs yet: `foedus run job.py` makes one"])
+
+
+def tell(result: Result, json: bool) -> None:
+    """Prints what a finished run ended with."""
+    found = reported(result)
+    out(found, json, result_lines(found))
+
+
+def reported(result: Result) -> dict[str, Any]:
+    """What is printed of a finished run, whose report is written beside it; a full disk makes the run no failure.
+
+    `bounds`: metric -> its largest error, where it is taken from bins; `intervals`: metric -> [low, high], 95 %.
+    """
+    from foedus import runs as kept
+    from foedus.report import story
+
+    newest = story.pooled(story.read(kept.rows(result.folder)))
+    found = result.about() | {
+        "bounds": {name: m.bound for name, m in newest.items() if m.bound is not None},
+        "intervals": {name: list(m.interval) for name, m in newest.items() if m.interval is not None},
+    }
+    try:
+        return found | {"report": str(result.report())}
+    except FoedusError as error:
+        note(f"no report: {error}")
+        return found
+
+
+def _folder(run: str, home: Path | None, elsewhere: bool = False) -> Path | None:
+    """The run's folder on this machine; None, if that may be, where the run can only be at the server."""
+    from foedus.home import find_run
+
+    try:
+        return find_run(run, home)
+    except NoRun as error:
+        if not _logged_in(home):
+            raise
+        if elsewhere:
+            return None
+        raise NoRun(f"{error}; if it is at the server, `foedus pull {run}` fetches it") from None
+
+
+def _logged_in(home: Path | None) -> bool:
+    from foedus.home import folder
+
+    return (folder(home) / "submitter" / "identity.json").exists()
+
+
+def _resume_there(run: str, home: Path | None, json: bool) -> None:
+    from foedus.remote import connect
+
+    with connect(home=home) as remote:
+        found = remote.run(run)
+        if found.status()["state"] == "finished":
+            done = f"run {found.id} is finished already: `foedus pull {found.id}` fetches its models"
+        else:
+            found.steer("resume")
+            done = f"run {found.id} goes on at the server: `foedus watch {found.id}` follows it"
+        out({"run": found.id, "done": "resume", "state": found.status()["state"]}, json, [done])
+
+
+def _listed_there(home: Path | None) -> list[dict[str, Any]]:
+    """The server's runs; none, with a note, where it cannot be reached."""
+    from foedus.errors import WireError
+    from foedus.remote import connect
+
+    try:
+        with connect(home=home) as remote:
+            return [{"where": "server", **line} for line in remote.runs()]
+    except WireError as error:
+        note(str(error))
+        return []
+
+
+def _as_started(folder: Path) -> tuple[Mapping[str, Any], Job, Any]:
+    """The first row of a run, its Job, and the data of its sites (None: they are at the sites of a federation)."""
+    from foedus import jobfile
+    from foedus import runs as kept
+
+    about = kept.about(folder)
+    source = about["source"]
+    if not source.get("file"):
+        raise kept.not_from_a_file(folder)
+    loaded = jobfile.load(folder / source["file"], source["options"])
+    chosen = loaded.job if source["rounds"] is None else loaded.job.replace(rounds=source["rounds"])
+    fetched = not Path(source["file"]).is_absolute()  # from the server: what the job file offers is not what was used
+    return about, chosen, as_paths(loaded.sites if source["sites"] is None and not fetched else source["sites"])
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:97]}..."
