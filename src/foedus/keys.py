@@ -1,5 +1,5 @@
 """Named randomness: equal names give equal numbers, whoever asks first and wherever.
-Only numpy may come in; torch is imported when a torch generator is asked for."""
+Only numpy and errors may come in; torch is imported when a torch generator is asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import operator
 from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 import numpy as np
+
+from foedus.errors import explained
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +35,11 @@ class Key(NamedTuple):
         return np.random.Generator(np.random.Philox(key=int.from_bytes(self.digest()[:16], "little")))
 
     def torch(self) -> torch.Generator:
-        """A torch CPU generator of its own."""
-        import torch
+        """A torch CPU generator of its own. Missing without torch."""
+        try:
+            import torch
+        except ImportError as error:
+            raise explained(error) from error
 
         return torch.Generator().manual_seed(self.number())
 
