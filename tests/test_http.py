@@ -578,6 +578,53 @@ def test_cut_ends_a_running_upload(server: Server, pem: Pem, world: World) -> No
         assert _said(sock) == b""
 
 
+def test_a_sender_hears_at_once_that_it_was_cut_even_while_nobody_takes_its_bytes(pem: Pem, tmp_path: Path) -> None:
+    taking, done = threading.Event(), threading.Event()
+
+    def busy(request: Request) -> Response:
+        request.connection.tag = "south"
+        request.body._take(memoryview(bytearray(MB)))
+        taking.set()
+        done.wait(20)  # a disk that is slow: the sender's window closes
+        return Response(200)
+
+    _blob(tmp_path / "blob", 64 * MB)
+    with Server(busy, tls=pem.context) as server, closing(_channel(server.port, pem, 60.0)) as channel:
+        when: list[float] = []
+
+        def cut() -> None:
+            taking.wait(20)
+            time.sleep(0.5)  # the sender has filled all buffers by then
+            when.append(time.monotonic())
+            server.cut("south")
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        with pytest.raises(WireError, match=r"connection was lost|no answer in time"):
+            channel.upload("PUT", "/", {}, FilePart(tmp_path / "blob", 0, 64 * MB))
+        took = time.monotonic() - when[0]
+        done.set()
+        thread.join()
+    assert took < SOON
+
+
+def test_a_sender_waits_for_a_peer_that_takes_nothing_for_a_while(pem: Pem, tmp_path: Path) -> None:
+    found = hashlib.sha256()
+
+    def slow(request: Request) -> Response:
+        request.body._take(memoryview(first := bytearray(MB)))
+        found.update(first)
+        threading.Event().wait(1.2)  # two looks of the sender at its peer
+        with open(os.devnull, "wb") as nowhere:
+            request.body.into(nowhere.fileno(), found.update)
+        return Response(200)
+
+    data = _blob(tmp_path / "blob", 32 * MB)
+    with Server(slow, tls=pem.context) as server, closing(_channel(server.port, pem)) as channel:
+        assert channel.upload("PUT", "/", {}, FilePart(tmp_path / "blob", 0, 32 * MB)).status == 200
+    assert found.digest() == hashlib.sha256(data).digest()
+
+
 def test_cut_ends_a_running_download(server: Server, pem: Pem, world: World) -> None:
     _blob(world.folder / "blob", 64 * MB)
     with _raw(server.port, pem) as sock:

@@ -149,6 +149,31 @@ def test_a_revoked_site_loses_its_open_poll_within_a_second(rig):
         link.call("POST", "/v1/poll", {})
 
 
+def test_a_revoked_site_loses_its_upload_within_a_second(rig):
+    run, link, size = submitted(rig), rig.site("north"), 256 << 20
+    task = {"round": 0, "task": 0, "asked": ["north"], "quorum": None, "least": 1, "late": "drop"}
+    rig.hub.run(run).book.publish(task)
+    with open(rig.home / "update", "wb") as file:
+        file.truncate(size)
+    under_way, revoked = threading.Event(), []
+
+    def revoke():
+        under_way.wait(20)
+        public = rig.hub.members.register.admit("north", int(time.time())).entry.public
+        revoked.append(time.monotonic())
+        assert rig.post("/v1/revoke", {"revocation": plain(rig.revoke("north", public))})[0] == 200
+
+    thread = threading.Thread(target=revoke)
+    thread.start()
+    with pytest.raises(FoedusError):
+        link.upload(f"/v1/uploads/{run}/0/0/0", rig.home / "update", 0, "0" * 64, lambda count: under_way.set())
+    took = time.monotonic() - revoked[0]
+    thread.join()
+    assert took < 1.0
+    with pytest.raises(Denied, match="revoked"):
+        link.call("POST", "/v1/poll", {})
+
+
 def test_a_revocation_that_the_owner_did_not_sign_is_refused(rig):
     rig.site("north")
     public = rig.hub.members.register.admit("north", int(time.time())).entry.public

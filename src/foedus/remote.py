@@ -3,10 +3,9 @@ The wire and the Job come in; the server's own code does not."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from foedus.files import write_atomic
 from foedus.job import Job
 from foedus.result import Result
 from foedus.wire import bundle, submitter
-from foedus.wire.http_client import Channel
 from foedus.wire.identity import enrol, read_token
-from foedus.wire.link import Link, Member, checked
+from foedus.wire.link import Link, Member, publish
 from foedus.wire.plain import plain
 from foedus.wire.signing import sign_envelope
 
@@ -32,9 +30,7 @@ def login(home: Path, token: str) -> str:
     name, federation = found.invitation.name, found.federation
     if found.invitation.role != "submitter":
         raise Denied(f"the token of {name!r} is for a site: use it with `foedus site join`")
-    body = json.dumps({"entry": plain(enrol(found, submitter.key(home)))}).encode()
-    with closing(Channel(federation.urls[0], federation.certificate.encode() or None)) as channel:
-        checked(channel.request("POST", "/v1/enrol", {}, body))
+    publish(federation, "/v1/enrol", {"entry": plain(enrol(found, submitter.key(home)))})
     submitter.save(home, name, federation)
     return name
 
@@ -127,11 +123,9 @@ class Remote:
         file = self.home / "submitter" / f"{digest[:16]}.zip"
         write_atomic(file, data)
         try:
-            found = self.link.upload(f"/v1/bundles/{digest}", file, 0, digest)
+            self.link.upload(f"/v1/bundles/{digest}", file, 0, digest)
         finally:
             file.unlink()
-        if found.status != 200:
-            raise FoedusError(str(found.body.get("error", found)))
 
     def run(self, run: str) -> Run:
         """A run by its id or a unique prefix."""
@@ -259,6 +253,6 @@ class Run:
         archive.unlink()
 
     def _fetch(self, path: Path, digest: str) -> None:
-        self.remote.link.download(f"/v1/blobs/{digest}", f"run={self.id}", path, 1 << 50)
+        self.remote.link.download(f"/v1/blobs/{digest}", f"run={self.id}", path)
         if bundle.digest(path.read_bytes()) != digest:
             raise JobError(f"{path.name} of run {self.id} was damaged on its way: pull it again")

@@ -3,9 +3,9 @@ Identity comes in; the store only when a federation is made."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +13,8 @@ from foedus.errors import FoedusError
 from foedus.server.place import Place, check_vacant, create, find
 from foedus.wire import submitter
 from foedus.wire.ed25519 import load_key
-from foedus.wire.http_client import Channel
 from foedus.wire.identity import Revocation, enrol, invite, read_token, signed
-from foedus.wire.link import Link, checked
+from foedus.wire.link import Link, publish
 from foedus.wire.plain import plain
 
 WEEK = 7 * 86_400
@@ -57,14 +56,11 @@ def _invitation(home: Path, name: str, role: Literal["site", "submitter"], secon
 def revoke(home: Path, name: str, reason: str) -> None:
     """Revokes a site's key at the running server, which cuts its connections."""
     place = find(home, "owner")
-    link = Link(submitter.load(home))
-    changes = link.call("POST", "/v1/hello", {})["register"]["changes"]
+    with closing(Link(submitter.load(home))) as link:
+        changes = link.call("POST", "/v1/hello", {})["register"]["changes"]
     entries = [c["statement"] for c in changes if c["statement"].get("invitation", {}).get("name") == name]
     if not entries:
         raise FoedusError(f"there is no {name!r} in the register: `foedus sites` lists them")
     blank = Revocation(place.federation.id, name, entries[-1]["public"], int(time.time()), reason)
     statement = signed(load_key(home / "owner" / "owner.key"), blank)
-    channel = Channel(place.federation.urls[0], place.federation.certificate.encode() or None)
-    checked(channel.request("POST", "/v1/revoke", {}, json.dumps({"revocation": plain(statement)}).encode()))
-    channel.close()
-    link.close()
+    publish(place.federation, "/v1/revoke", {"revocation": plain(statement)})

@@ -12,14 +12,13 @@ from typing import Any, final
 from foedus import build
 from foedus.errors import Denied, WireError
 from foedus.site import bindings, policy
-from foedus.site.link import Answered, Away, Line, pauses
 from foedus.site.orders import read_ending, read_offer, read_order, verdicts
 from foedus.site.place import Place
 from foedus.site.runs import ENDED, RUNS, Context, SiteRun
 from foedus.site.shelf import PENDING
 from foedus.site.trust import Roll
 from foedus.wire.identity import renew
-from foedus.wire.link import Member
+from foedus.wire.link import Answered, Away, Link, Member, pauses
 from foedus.wire.plain import plain
 
 VERSION = 1
@@ -43,7 +42,7 @@ class Agent:
         self.life = place.new_life()
         self.who = Member(self.federation, place.name, place.key(), self.life.number)
         self.roll = Roll(place.store, self.federation)
-        self.line, self.side = Line(self.who), Line(self.who)
+        self.line, self.side = Link(self.who), Link(self.who)
         self.runs: dict[str, SiteRun] = {}
         self.ended = {run for run, _ in place.store.items(ENDED)}
         self.stopping = threading.Event()
@@ -91,7 +90,7 @@ class Agent:
         while not self.stopping.is_set():
             try:
                 began = time.monotonic()
-                reply = self.line.ask("POST", "/v1/poll", self._poll(), self.wait + SPARE)
+                reply = self.line.call("POST", "/v1/poll", self._poll(), timeout=self.wait + SPARE)
                 self._reached()
                 stale = time.monotonic() - self.greeted > DAY or reply.get("epoch", 0) > self.roll.pin.epoch
                 if stale or self.line.renewed:
@@ -186,7 +185,7 @@ class Agent:
         names = [binding.name for binding in bindings.every(self.place.store)]
         body = {"life": plain(self.life), "before": self.life.previous, "pinned": plain(self.roll.pin),
                 "build": build.describe(), "version": VERSION, "datasets": names}  # fmt: skip
-        register = self.line.ask("POST", "/v1/hello", body)["register"]
+        register = self.line.call("POST", "/v1/hello", body)["register"]
         self.line.nonce = ""  # a new life's hello closes it
         self.place.confirm(self.life)
         self.roll.extend(register)
@@ -202,12 +201,12 @@ class Agent:
             return
         wish = renew(self.who.key, self.federation.id, self.place.name, member.renewals + 1)
         try:
-            self.line.ask("POST", "/v1/renew", {"renewal": plain(wish)})
+            self.line.call("POST", "/v1/renew", {"renewal": plain(wish)})
             self.log.info("the register entry was renewed")
         except Answered as error:  # what this site may still do, the next request says
             self.log.warning("the register entry was not renewed: %s", error)
 
-    def _tell_accepting(self, line: Line) -> None:
+    def _tell_accepting(self, line: Link) -> None:
         """Tells the server whether this site takes part at present, if it does not know."""
         wish, why = self.place.wish(), ""
         yes = bool(wish["accepting"])
@@ -217,7 +216,7 @@ class Agent:
             yes, why = False, "outside of its hours"
         told = self.place.store.get("about", "told") or {"accepting": True}
         if told != {"accepting": yes}:
-            line.ask("POST", "/v1/accepting", {"accepting": yes, "why": why})
+            line.call("POST", "/v1/accepting", {"accepting": yes, "why": why})
             self.place.store.put("about", "told", {"accepting": yes})
             self.log.info("this site %s", "takes part again" if yes else f"does not take part: {why}")
 
@@ -262,7 +261,7 @@ class Agent:
         working = [(run, activity) for run in [*self.runs.values()] if (activity := run.now) is not None]
         for run, activity in working:
             said = activity.at._asdict() | {"progress": activity.count, "cpu": round(activity.cpu, 2)}
-            wanted = self.side.ask("POST", "/v1/beat", said).get("go_on", True)
+            wanted = self.side.call("POST", "/v1/beat", said).get("go_on", True)
             if not wanted and run.cancel([str(activity.at)]):
                 self.log.info("%s: given up, the server does not need it any more", activity.at)
         return bool(working)

@@ -8,10 +8,11 @@ from collections.abc import Collection, Sequence
 
 from foedus import home
 from foedus.errors import Denied, FoedusError
-from foedus.site import bindings, link, policy
+from foedus.site import bindings, policy
 from foedus.site.bindings import Binding
 from foedus.site.place import Place
 from foedus.wire.identity import NAME, enrol, read_token
+from foedus.wire.link import publish
 from foedus.wire.plain import plain
 
 
@@ -37,5 +38,5 @@ def enrol_site(
     policy.load(place.folder / "policy.toml")
     for binding in checked:
         bindings.add(place.store, binding)
-    link.enrol(token.federation, plain(enrol(token, place.key())))
+    publish(token.federation, "/v1/enrol", {"entry": plain(enrol(token, place.key()))})
     return place

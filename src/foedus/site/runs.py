@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, final
 
 from foedus.errors import FoedusError
 from foedus.site import bindings, policy
-from foedus.site.link import Answered, Stopped
 from foedus.site.orders import Activity, At, Blob, Ending, Offer, Order, Verdict
 from foedus.site.place import Place
 from foedus.site.shelf import Shelf
@@ -23,7 +22,7 @@ from foedus.site.transfer import fetch, holds
 from foedus.site.trust import Code, Roll, consent
 from foedus.site.workerhost import ARCHIVE, WorkerHost
 from foedus.wire.bundle import MOST_BYTES, unpack
-from foedus.wire.link import Member
+from foedus.wire.link import Answered, Member, Stopped
 
 RUNS, ENDED = "runs", "ended"
 SOURCE = "source"  # in the run's folder: its code for the owner to read
@@ -211,7 +210,7 @@ class SiteRun:
         if answer != self.answered:
             said = f"not ready: {why}" if why else f"ready, {report.get('rows')} rows"
             self.context.log.info("run %s: %s", self.run, said)
-            line.patient(lambda: line.ask("POST", "/v1/ready", answer), self.leaving)
+            line.patient(lambda: line.call("POST", "/v1/ready", answer), self.leaving)
             self.answered = answer
         self._remember(why)  # after the answer: who dies in between is asked again
 

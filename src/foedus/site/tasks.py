@@ -18,13 +18,12 @@ from foedus.core import Update
 from foedus.errors import FoedusError, Refused
 from foedus.faults import point
 from foedus.params import DTYPES, Params
-from foedus.site.link import Answered, Line, Stopped
 from foedus.site.orders import Activity, At, Blob, Order, Verdict
 from foedus.site.policy import Policy
 from foedus.site.shelf import Pending, Shelf
 from foedus.site.transfer import fetch, holds, upload
 from foedus.site.workerhost import Died, Raised, Stalled, WorkerHost
-from foedus.wire.link import Member
+from foedus.wire.link import Answered, Link, Member, Stopped
 from foedus.wire.signing import sign_envelope
 
 RECEIPT = 180.0  # seconds that the server may take to check an update
@@ -54,7 +53,7 @@ class Tasks:
 
     def __init__(self, who: Member, shelf: Shelf, payloads: Path, log: logging.Logger) -> None:
         self.who, self.shelf, self.payloads, self.log = who, shelf, payloads, log
-        self.line = Line(who)
+        self.line = Link(who)
         self.checked: set[str] = set()  # payloads whose bytes this process has hashed
 
     def do(self, order: Order, worker: WorkerHost, policy: Policy, activity: Activity) -> None:
@@ -112,7 +111,7 @@ class Tasks:
     def _told(self, path: str, purpose: str, body: Json, activity: Activity) -> Json:
         envelope = sign_envelope(self.who.key, f"foedus/{purpose}/1", body)
         asked = {"envelope": envelope}
-        return self.line.patient(lambda: self.line.ask("POST", f"/v1/{path}", asked, RECEIPT), activity.gone)
+        return self.line.patient(lambda: self.line.call("POST", f"/v1/{path}", asked, timeout=RECEIPT), activity.gone)
 
     def _computed(self, order: Order, worker: WorkerHost, policy: Policy, activity: Activity) -> Pending:
         """The update, durable. Raises Declined."""

@@ -7,21 +7,19 @@ import hashlib
 import os
 from pathlib import Path
 from threading import Event
-from typing import Any, final
+from typing import final
 
 from foedus.errors import WireError
 from foedus.faults import point
-from foedus.site.link import Answered, Line, Stopped
 from foedus.site.orders import Activity, At, Blob
-from foedus.wire.http_connection import FilePart
+from foedus.wire.link import MOST_BYTES, Answered, Link, Stopped
 
 TRIES = 3  # for bytes that arrive damaged
 SHOWN_AT = 0.6  # the share of a body after which the fault point lies
 GONE, NO_MORE, ELSEWHERE = 410, 416, (400, 409)
-MOST_BYTES = 1 << 40
 
 
-def fetch(line: Line, run: str, blob: Blob, into: Path, activity: Activity | None, gone: Event) -> Path:
+def fetch(line: Link, run: str, blob: Blob, into: Path, activity: Activity | None, gone: Event) -> Path:
     """The blob as the file `into`, whose bytes have its digest. Raises WireError, Answered or Stopped."""
     for _ in range(TRIES):
         incoming = _Incoming(into.with_name(f"{blob.digest}.part"), activity)
@@ -53,13 +51,13 @@ class _Incoming:
             self.sha = hashlib.file_digest(file, "sha256")
             self.offset = file.tell()
 
-    def more(self, line: Line, run: str, blob: Blob) -> None:
+    def more(self, line: Link, run: str, blob: Blob) -> None:
         """Takes what is missing; a blob of unknown size is whole when the server has no more of it."""
         if blob.size == self.offset:
             return
         limit = MOST_BYTES if blob.size < 0 else blob.size - self.offset
         try:
-            line.download(f"/v1/blobs/{blob.digest}", f"run={run}", self.path, self.offset, limit, self._took)
+            line.download(f"/v1/blobs/{blob.digest}", f"run={run}", self.path, limit, self.offset, self._took)
         except Answered as error:
             if error.status != NO_MORE:
                 raise
@@ -71,7 +69,7 @@ class _Incoming:
             self.activity.advance()
 
 
-def upload(line: Line, at: At, path: Path, blob: Blob, activity: Activity, fresh: bool) -> bool:
+def upload(line: Link, at: At, path: Path, blob: Blob, activity: Activity, fresh: bool) -> bool:
     """Whether the server has all bytes of the update now, durably; False if it does not want them any more.
 
     `fresh`: none were ever sent, so that the first attempt need not ask where to go on. Raises Answered or Stopped.
@@ -91,18 +89,17 @@ def upload(line: Line, at: At, path: Path, blob: Blob, activity: Activity, fresh
 
 @final
 class _Outgoing:
-    def __init__(self, line: Line, at: At, path: Path, blob: Blob, activity: Activity, offset: int | None) -> None:
+    def __init__(self, line: Link, at: At, path: Path, blob: Blob, activity: Activity, offset: int | None) -> None:
         self.line, self.url, self.path, self.blob = line, f"/v1/uploads/{at}", path, blob
         self.activity, self.offset = activity, offset
         self.sent, self.length = 0, 0
 
-    def rest(self) -> dict[str, Any]:
+    def rest(self) -> None:
         """Sends what the server does not have; whatever happens, the next attempt asks it again."""
-        offset = self.offset if self.offset is not None else int(self.line.ask("GET", self.url)["offset"])
+        offset = self.offset if self.offset is not None else int(self.line.call("GET", self.url)["offset"])
         self.offset = None
         self.sent, self.length = 0, self.blob.size - offset
-        part = FilePart(self.path, offset, self.length)
-        return self.line.upload(self.url, part, self.blob.size, self.blob.digest, self._told)
+        self.line.upload(self.url, self.path, offset, self.blob.digest, self._told)
 
     def _told(self, count: int) -> None:
         before, self.sent = self.sent, self.sent + count

@@ -17,9 +17,9 @@ from typing import Any, TypeVar, final
 
 import foedus
 from foedus.errors import FoedusError, WireError
-from foedus.site.link import Stopped
 from foedus.site.orders import Activity, Blob
 from foedus.wire.bundle import digest, unpack
+from foedus.wire.link import Stopped
 from foedus.wire.pipe import Pipe, pair
 
 ARCHIVE = "bundle.zip"  # in the run's folder: the code as it was signed

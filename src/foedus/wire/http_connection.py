@@ -137,10 +137,18 @@ class Connection:
 
     def send(self, data: bytes | memoryview) -> None:
         """Sends all of it; OSError if the peer is gone or takes less than a piece in `patience` seconds."""
-        self._sock.settimeout(self.patience)
+        self._sock.settimeout(GLANCE)
         view = memoryview(data)
         for start in range(0, len(view), PIECE):
-            self._sock.sendall(view[start : start + PIECE])
+            self._send_piece(view[start : start + PIECE], monotonic() + self.patience)
+
+    def _send_piece(self, view: memoryview, deadline: float) -> None:
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+            except TimeoutError:  # who was cut off while its peer takes nothing would hear of it by looking alone
+                if monotonic() > deadline or self.closed():
+                    raise
 
     def send_part(self, part: FilePart, progress: Progress | None = None) -> None:
         """Sends a part of a file by way of one small buffer: a mapped file that shrinks would kill the process."""
