@@ -1,82 +1,22 @@
 """The server's requests in one process: who may ask what, and what a stranger, a copy or a revoked site hears."""
 
 import contextlib
-import hashlib
-import json
 import threading
 import time
 
 import pytest
 
 from foedus.errors import Denied, FoedusError, WireError
-from foedus.server import owner
-from foedus.server.app import App
-from foedus.server.federation import Hub
 from foedus.server.place import create
-from foedus.wire import bundle, submitter
-from foedus.wire.certificate import server_context
-from foedus.wire.ed25519 import load_key, new_key
+from foedus.wire.ed25519 import new_key
 from foedus.wire.freshness import Life
 from foedus.wire.http_client import Channel
-from foedus.wire.http_server import Server
-from foedus.wire.identity import Revocation, enrol, invite, read_token, signed
-from foedus.wire.link import Link, Member
+from foedus.wire.identity import enrol, signed
 from foedus.wire.plain import plain
 from foedus.wire.signing import sign_envelope
+from server_rig import Rig
 
 pytestmark = pytest.mark.processes
-
-
-class Rig:
-    def __init__(self, home):
-        owner.found(home, "fed", "127.0.0.1", 0, ("https://127.0.0.1:1",))
-        self.home = home
-        from foedus.server.place import find
-
-        self.place = find(home)
-        self.hub = Hub(self.place)
-        tls = server_context(self.place.folder / "tls.pem", self.place.folder / "tls.key")
-        self.server = Server(App(self.hub), "127.0.0.1", 0, tls).start()
-        self.hub.cut_connections = self.server.cut
-        self.url = f"https://127.0.0.1:{self.server.port}"
-        self.links = []
-
-    def token(self, name, role="site", seconds=3600):
-        key = load_key(self.home / "owner" / "owner.key")
-        return read_token(invite(key, self.place.federation, name, role, expires=int(time.time()) + seconds))
-
-    def post(self, path, body):
-        channel = Channel(self.url, self.place.federation.certificate.encode())
-        reply = channel.request("POST", path, {}, json.dumps(body).encode())
-        channel.close()
-        return reply.status, json.loads(reply.body)
-
-    def site(self, name):
-        """A link of an enrolled site that has said hello."""
-        key = new_key()
-        assert self.post("/v1/enrol", {"entry": plain(enrol(self.token(name), key))})[0] == 200
-        link = self.link(name, key, 1)
-        link.call("POST", "/v1/hello", {"life": plain(Life(1, "a" * 32, ""))})
-        return link
-
-    def link(self, name, key, life=0):
-        link = Link(Member(self.place.federation, name, key, life), self.url)
-        self.links.append(link)
-        return link
-
-    def owner_link(self):
-        member = submitter.load(self.home)
-        return self.link(member.name, member.key)
-
-    def revoke(self, name, public):
-        key = load_key(self.home / "owner" / "owner.key")
-        return signed(key, Revocation(self.place.federation.id, name, public, int(time.time()), "left the consortium"))
-
-    def close(self):
-        for link in self.links:
-            link.close()
-        self.server.close()
-        self.hub.close()
 
 
 @pytest.fixture
@@ -234,29 +174,5 @@ def test_a_second_federation_in_one_home_is_refused(rig):
 
 
 def submitted(rig):
-    """A run that only prepares (so that no worker starts), by the owner."""
-    folder = rig.home / "code"
-    folder.mkdir()
-    (folder / "job.py").write_text("job = 1\n")
-    data = bundle.pack(folder, "job.py")
-    digest, link = hashlib.sha256(data).hexdigest(), rig.owner_link()
-    (rig.home / "bundle.zip").write_bytes(data)
-    assert link.upload(f"/v1/bundles/{digest}", rig.home / "bundle.zip", 0, digest).status == 200
-    body = {
-        "name": "j",
-        "bundle": {"digest": digest, "size": len(data)},
-        "entry": "job.py",
-        "options": {},
-        "seed": 0,
-        "datasets": [],
-        "schema": None,
-        "requires": [],
-        "min_sites": 1,
-        "rounds": 1,
-        "privacy": "none",
-        "check": True,
-    }
-    envelope = sign_envelope(link.member.key, "foedus/submission/1", body)
-    first = link.call("POST", "/v1/runs", {"envelope": envelope})["run"]
-    assert link.call("POST", "/v1/runs", {"envelope": envelope})["run"] == first  # a retry starts no second run
-    return first
+    """A run that only prepares, so that no worker starts."""
+    return rig.submit("job = 1\n", check=True)

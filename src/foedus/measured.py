@@ -12,6 +12,7 @@ import numpy as np
 
 from foedus import metrics as measures
 from foedus.core import Total
+from foedus.errors import Refused
 from foedus.journal import Journal
 from foedus.metrics import Metric
 
@@ -45,7 +46,8 @@ def facts(totals: Sequence[Total], per_site: PerSite, metrics: Collection[Metric
 def values(sums: Mapping[str, Any], metrics: Iterable[Metric]) -> dict[str, float | None]:
     """name -> value under plain and prefixed names; None where it is undefined. What training reports are averages."""
     averages = {name: x for name, x in sums.items() if name.startswith("train_") and np.shape(x) == (3,)}
-    found = measures.values({name: x for name, x in sums.items() if name not in averages}, metrics)
+    rest = {name: x for name, x in sums.items() if name not in averages} if len(averages) < len(sums) else {}
+    found = measures.values(rest, metrics) if rest else {}
     found |= {name: float(x[0] / x[1]) if x[1] else math.nan for name, x in averages.items()}
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
@@ -87,6 +89,15 @@ def _sound(
     except UNREADABLE:
         return {}  # sums that no examples give, such as more hits than cases: a site's fault, and no reason to stop
     return {name: x for name, x in found.items() if np.isfinite(x).all()}
+
+
+def check(sums: Mapping[str, Any], metrics: Iterable[Metric], site: str, stage: str) -> None:
+    """Raises Refused where a site's sums are none of this Job's metrics."""
+    try:
+        values(sums, metrics)
+    except Exception as error:  # a metric may be the Job's own code
+        why = f"its sums {sorted(sums)} are none of this Job's metrics ({type(error).__name__}: {error})"
+        raise Refused(site, stage, why, "return the sums that the metric declares") from error
 
 
 def _read(sums: Mapping[str, Any], metrics: Collection[Metric], site: str, journal: Journal) -> dict[str, float | None]:

@@ -39,6 +39,7 @@ class Metric(NamedTuple):
     better: Literal["min", "max"]
     bound: Callable[[Array], float] | None = None
     interval: Callable[[Array], Interval] | None = None
+    shapes: Sequence[tuple[int | None, ...]] = ()  # that the sums may have, None for any length; (): not known
 
 
 def metric(spec: str | Metric, reads: Reads = "logits") -> Metric:
@@ -128,7 +129,17 @@ def _matched(sums: Mapping[str, Any], metrics: Iterable[str | Metric]) -> Iterat
     for name, x in sums.items():
         found = known.get(name) or known.get(plain(name))
         if found is not None:
-            yield name, found, np.asarray(x)
+            yield name, found, _shaped(name, found, np.asarray(x))
+
+
+def _shaped(name: str, m: Metric, x: Array) -> Array:
+    if m.shapes and not any(_like(x.shape, pattern) for pattern in m.shapes):
+        raise ValueError(f"the sums of {name!r} have shape {x.shape}, not {' or '.join(map(str, m.shapes))}")
+    return x
+
+
+def _like(shape: tuple[int, ...], pattern: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(pattern) and all(n in (None, k) for n, k in zip(pattern, shape, strict=True))
 
 
 def _accepted(name: str, value: Any) -> Array:
@@ -417,4 +428,10 @@ _ALL = (
     Metric("mae", _absolute, _share, "min", None, _normal),
     Metric("rmse", _squared, _root, "min", None, _root_interval),
 )
-BUILT = {m.name: m for m in _ALL}
+_SHAPES: Mapping[Any, Sequence[tuple[int | None, ...]]] = {
+    _hits: [(2,)],
+    _confusion: [(2, 2)],
+    _by_class: [(2, None)],
+    _binned: [(2, BINS), (None, 2, BINS)],
+}
+BUILT = {m.name: m._replace(shapes=_SHAPES.get(m.sums, [(2,), (3,)])) for m in _ALL}

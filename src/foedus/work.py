@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from foedus import schema
+from foedus import measured, schema
 from foedus.aggregators.folding import check
 from foedus.core import Decline, Learner, Local, SiteContext, Update, Work
 from foedus.data import Site, Split, load_split
 from foedus.errors import JobError, Refused, SiteError
 from foedus.keys import key
-from foedus.measured import values
 from foedus.params import Params, Spec
 
 FOREIGN = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen")  # code that is not the user's
@@ -67,9 +66,16 @@ class Bench:
 
         Raises SiteError with site, stage, file and line when the Job's code raises, Refused for an update of no use.
         """
+        return self.work(order, local, self.context(order, data))
+
+    def context(self, order: Order, data: Any) -> SiteContext:
+        """What the order's work may touch. Raises SiteError where the data cannot be had."""
         split = self.split(order.site, data)
         train = self.learner.train if self.learner else _no_learner
-        context = SiteContext(order.site, split, train, key(self.seed, order.round, order.task, order.site))
+        return SiteContext(order.site, split, train, key(self.seed, order.round, order.task, order.site))
+
+    def work(self, order: Order, local: Local, context: SiteContext) -> tuple[Local, Update | Decline]:
+        """As `perform`, where the context is there."""
         try:
             local, update = self.works[order.work](order.payload, local, context)
         except SiteError:
@@ -78,18 +84,11 @@ class Bench:
             raise SiteError(order.site, order.work, describe(error)) from error
         if isinstance(update, Update):
             update = check(update, order.payload.spec if order.returns is None else order.returns, order.site)
-            self._check_metrics(update, order)
+            measured.check(update.metrics, self.metrics, order.site, order.work)
         elif not isinstance(update, Decline):
             why = f"it returned {type(update).__name__}"
             raise Refused(order.site, order.work, why, "return fd.Update or fd.Decline")
         return local, update
-
-    def _check_metrics(self, update: Update, order: Order) -> None:
-        try:
-            values(update.metrics, self.metrics)
-        except Exception as error:
-            why = f"its sums {sorted(update.metrics)} are none of this Job's metrics ({describe(error)})"
-            raise Refused(order.site, order.work, why, "return the sums that the metric declares") from error
 
     def split(self, site: str, data: Any) -> Split:
         """The site's data as the Job's `load` gives it, with a validation part."""

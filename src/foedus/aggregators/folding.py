@@ -18,6 +18,7 @@ from foedus.errors import FoedusError, Refused
 from foedus.params import DTYPES, Array, Params, Spec, kind, wide
 
 MOST_UPDATES = 1 << 22
+MOST_WHOLE = (1 << 63) // MOST_UPDATES  # of a whole number among metrics, so that the sum of all has 64 bits
 UNIT = 160  # weights are whole multiples of 2**-160
 COLUMNS = 1 << 16
 CHECKING = "checking its update"
@@ -66,10 +67,11 @@ def _check_sums(sums: Any, site: str) -> None:
 
 def _summable(x: Any) -> bool:
     try:
-        dtype = np.asarray(x).dtype
+        x = np.asarray(x)
     except ValueError:
         return False
-    return dtype.kind in "biuf" and dtype != np.uint64
+    whole = x.dtype.kind in "iu" and x.dtype != np.uint64
+    return x.dtype.kind in "bf" or (whole and not ((x >= MOST_WHOLE) | (x <= -MOST_WHOLE)).any())
 
 
 def check_finite(params: Params, site: str) -> None:
@@ -82,6 +84,22 @@ def check_finite(params: Params, site: str) -> None:
 def _finite(x: Array) -> bool:
     """Whether all numbers are finite, looked at in chunks so that memory stays flat."""
     return all(bool(np.isfinite(x[at : at + COLUMNS]).all()) for at in range(0, x.size, COLUMNS))
+
+
+def check_room(aggregator: Sum | Gather, update: Update, site: str, asked: int) -> None:
+    """Raises Refused if the arithmetic has no room for an update of finite numbers: its largest ones are tried."""
+    if isinstance(aggregator, Gather):
+        return
+    if aggregator.bind is not None:
+        aggregator = aggregator.bind(asked)
+    weight = aggregator.weigh(update, Origin(site, 0, 0))
+    for group, x in update.params.flats.items():
+        if kind(group) != "integer" and x.size and (aggregator.ring is not None or group.startswith("float64")):
+            ends = np.stack([x.max(), x.min()])
+            try:
+                aggregator.fold(None, {group: ends}, weight)
+            except (exact.NotFinite, OutOfBound) as error:
+                raise _beyond(update.params, site, error) from None
 
 
 class Folding:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 
 from foedus.build import installed
 from foedus.errors import Denied, FoedusError, WireError
+from foedus.server import said
 from foedus.server.federation import Hub
 from foedus.server.run import Delivery
 from foedus.server.tasks import read_task_id
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 VERSION = 1
 POLL = 55.0
 CHECKING = 120.0
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+MOST_TEXT = 2000
+MOST_REPORT = 64 << 10
 Json = dict[str, Any]
 
 
@@ -95,9 +99,9 @@ class App:
             return answer({"error": str(error)}, 403)
         except (Truncated, TooLarge):
             raise
-        except (WireError, KeyError, TypeError, ValueError) as error:
+        except (WireError, *MALFORMED) as error:
             text = str(error) if isinstance(error, WireError) else f"malformed request: {type(error).__name__} {error}"
-            return answer({"error": text}, 400)
+            return answer({"error": " ".join(text.split())[:MOST_TEXT]}, 400)
         except FoedusError as error:
             return answer({"error": str(error)}, 409)
 
@@ -220,6 +224,7 @@ class App:
         return ranged(path, asked.request.headers)
 
     def offset(self, asked: Asked) -> Response:
+        self.hub.run(asked.parts[0])
         with self.hub.updates(asked.name).part("/".join(asked.parts)) as part:
             return answer({"offset": part.offset})
 
@@ -248,7 +253,7 @@ class App:
 
     def update(self, asked: Asked) -> Response:
         envelope = asked.json()["envelope"]
-        body = self._opened(asked, envelope, "foedus/update/1")
+        body = said.update(self._opened(asked, envelope, "foedus/update/1"))
         metrics = json.dumps(body["metrics"], sort_keys=True).encode() if body.get("metrics") else b""
         blobs = self.hub.updates(asked.name)
         if not blobs.has(body["digest"]) and not self._known(asked.name, body):
@@ -263,6 +268,7 @@ class App:
                 if found.receipt is None:
                     return answer({"error": "the run's worker is not there to check it; send it again later"}, 503)
                 return answer(found.receipt)
+            self.hub.forget(asked.name, (body["digest"], stored))  # nobody will look at them
             return answer(found)
 
     def _known(self, site: str, body: Json) -> bool:
@@ -279,7 +285,7 @@ class App:
         return body
 
     def decline(self, asked: Asked) -> Response:
-        body = self._opened(asked, asked.json()["envelope"], "foedus/decline/1")
+        body = said.place(self._opened(asked, asked.json()["envelope"], "foedus/decline/1"))
         with self.hub.news:
             found = self.hub.run(body["run"]).decline(asked.name, body)
             self.hub.told()
@@ -287,22 +293,22 @@ class App:
 
     def ready(self, asked: Asked) -> Response:
         body = asked.json()
-        said: Json = {
+        answered: Json = {
             "ready": bool(body["ready"]),
-            "why": str(body.get("why", ""))[:2000],
-            "report": body.get("report") or {},
+            "why": str(body.get("why", ""))[:MOST_TEXT],
+            "report": _report(body),
         }
         with self.hub.news:
             live = self.hub.run(body["run"])
             before = live.answer(asked.name)
-            self.hub.members.store.put("ready", f"{live.id}/{asked.name}", said)
-            if before is None or before["ready"] != said["ready"]:
-                live.event("joined" if said["ready"] else "not ready", said["why"], asked.name)
+            self.hub.members.store.put("ready", f"{live.id}/{asked.name}", answered)
+            if before is None or before["ready"] != answered["ready"]:
+                live.event("joined" if answered["ready"] else "not ready", answered["why"], asked.name)
             self.hub.told()
         return answer({})
 
     def beat(self, asked: Asked) -> Response:
-        body = asked.json()
+        body = said.place(asked.json())
         with self.hub.news:
             live = self.hub.runs.get(body["run"])
             task = live.book.tasks.get((body["round"], body["task"])) if live and not live.over else None
@@ -363,6 +369,14 @@ class App:
 
 def answer(found: Any, status: int = 200) -> Response:
     return Response(status, {"content-type": "application/json"}, json.dumps(found).encode())
+
+
+def _report(body: Json) -> Json:
+    """What a site reports of itself to the submitter."""
+    found = body.get("report") or {}
+    if not isinstance(found, dict) or len(json.dumps(found)) > MOST_REPORT:
+        raise WireError(f"a site's report is a JSON object of at most {MOST_REPORT} characters")
+    return found
 
 
 def body_of(request: Request) -> bytes:

@@ -10,12 +10,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import foedus
-from foedus.errors import WireError
+from foedus.aggregators.folding import CHECKING
+from foedus.errors import FoedusError, Refused, WireError
 from foedus.faults import point
 from foedus.server.run import Body, Delivery, Run
 from foedus.server.tasks import Open
@@ -25,6 +26,12 @@ from foedus.wire.pipe import Pipe, pair
 log = logging.getLogger(__name__)
 GATHER = 60.0  # seconds that a run waits at its start for enrolled sites that have not answered yet
 MOST_DEATHS = 5
+ACCEPTED = {"status": "accepted", "why": ""}
+SAID = ("site", "size", "weight", "metrics", "stateful", "build")  # of an update's envelope, for the run worker
+
+
+class Failed(FoedusError):
+    """What the run worker says when it cannot go on."""
 
 
 class Conductor:
@@ -57,6 +64,9 @@ class Conductor:
             except Fenced as error:
                 log.error("run %s: %s", self.run.id, error)
                 return
+            except FoedusError as error:
+                self.run.set("failed", str(error))
+                return
             except Exception as error:
                 log.exception("run %s", self.run.id)
                 self.run.set("failed", f"{type(error).__name__}: {error}")
@@ -69,17 +79,15 @@ class Conductor:
         pipe = self._start()
         try:
             while True:
-                message, _ = pipe.receive()
+                message = _heard(pipe)
                 if message["do"] == "ended":
                     self._ended(message)
-                    return True
-                if message["do"] == "failed":
-                    self.run.set("failed", message["why"])
                     return True
                 self._answer(pipe, message)
                 self.deaths = 0
         finally:
-            pipe.close()
+            pipe.close()  # at which the worker ends
+            self._exit()
 
     def _start(self) -> Pipe:
         self.run.scratch.mkdir(parents=True, exist_ok=True)
@@ -111,8 +119,13 @@ class Conductor:
         return mine
 
     def _exit(self) -> str:
-        code = self.process.wait(10) if self.process else None
-        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        assert self.process is not None
+        try:
+            code = self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
 
     def _answer(self, pipe: Pipe, message: Body) -> None:
         match message["do"]:
@@ -228,6 +241,7 @@ class Conductor:
         if task.desk.attempt == 0 or self.run.nudged:
             self.run.nudged = False
             self.run.set("running")
+            self.run.journal.add("again", round=task.round, task=task.number, attempt=task.desk.attempt + 1)
             task.again()
             self.run.context.news.notify_all()
             return
@@ -239,32 +253,46 @@ class Conductor:
 
     def _check_inbox(self, pipe: Pipe) -> None:
         """Has the worker look at what arrived; rows first, receipts after."""
-        with self.run.context.news:
-            arrived, self.run.inbox = self.run.inbox, []
-        for delivery in arrived:
-            self._check(pipe, delivery)
+        while self.run.inbox:
+            delivery = self.run.inbox[0]
+            task = self.run.book.tasks[delivery.body["round"], delivery.body["task"]]
+            self._receive(delivery, task, self._looked(pipe, delivery, task))
 
-    def _check(self, pipe: Pipe, delivery: Delivery) -> None:
-        body = delivery.body
-        task = self.run.book.tasks[body["round"], body["task"]]
-        fd = os.open(self.run.context.updates(delivery.site).path(body["digest"]), os.O_RDONLY)
+    def _looked(self, pipe: Pipe, delivery: Delivery, task: Open) -> str | None:
+        """ "" if the worker finds that the update can be counted, else why not; None if its bytes are gone."""
+        if delivery.deaths >= MOST_DEATHS:
+            return str(Refused(delivery.site, CHECKING, f"the run worker died {MOST_DEATHS} times over it"))
+        said = {name: delivery.body.get(name) for name in SAID}
         try:
-            found = pipe.ask({"check": {"task": task.number, "site": delivery.site}}, [fd])
+            fd = os.open(self.run.context.updates(delivery.site).path(delivery.body["digest"]), os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            pipe.send({"check": {"task": task.number, **said}}, [fd])
+            return str(_heard(pipe)["why"])
         except WireError:
-            with self.run.context.news:
-                self.run.inbox.append(delivery)
+            delivery.deaths += 1
             raise
         finally:
             os.close(fd)
+
+    def _receive(self, delivery: Delivery, task: Open, why: str | None) -> None:
+        """Journals what became of an update, and has its site told."""
+        body = delivery.body
         with self.run.context.news:
+            self.run.inbox.remove(delivery)
             if not task.wants(delivery.site, body["attempt"]):
                 delivery.receipt = {"status": "dropped", "why": "it came too late"}
-            elif not found["checked"]:
-                self.run.settle_row("refused", task, delivery.site, found["why"])
-                delivery.receipt = {"status": "refused", "why": found["why"]}
+            elif why is None:
+                delivery.receipt = {"status": "send", "why": "its bytes are gone: upload them again"}
+            elif why:
+                self.run.settle_row("refused", task, delivery.site, why)
+                delivery.receipt = {"status": "refused", "why": why}
             else:
                 self._accept(task, delivery)
             self.run.context.news.notify_all()
+        if delivery.receipt != ACCEPTED:
+            self.run.context.forget(delivery.site, (body["digest"], delivery.metrics))
 
     def _accept(self, task: Open, delivery: Delivery) -> None:
         body = delivery.body
@@ -284,7 +312,7 @@ class Conductor:
         self.run.journal.add("accepted", **row)
         point("server.after-accept")
         self.run.book.settle("accepted", row)
-        delivery.receipt = {"status": "accepted", "why": ""}
+        delivery.receipt = ACCEPTED
 
     def _close(self, pipe: Pipe, task: Open) -> None:
         with self.run.context.news:
@@ -298,7 +326,7 @@ class Conductor:
             counted = [self.run.journal.find("accepted", r, t, s, self._attempt(s, r, t)) for s, r, t in row["counted"]]
             self.run.book.close(row)
             self.run.context.news.notify_all()
-        if done is not None:
+        if done is not None and file_digest(self.run.scratch / done["file"]) == done["digest"]:
             pipe.send({"task": task.number, "total": done["file"]})
             return
         close = [
@@ -308,14 +336,15 @@ class Conductor:
                 "task": c["task"],
                 "age": task.round - c["round"],
                 "weight": c["weight"],
-                "metrics": self._metrics(c["site"], c["metrics"]),
+                "metrics": json.loads(self._kept(c, "metrics").read_bytes()) if c["metrics"] else {},
             }
             for c in counted
             if c
         ]
         outcomes = [o[:3] for o in row["outcomes"]]
-        fds = [os.open(self.run.context.updates(c["site"]).path(c["digest"]), os.O_RDONLY) for c in counted if c]
+        fds = list[int]()
         try:
+            fds += (os.open(self._kept(c, "digest"), os.O_RDONLY) for c in counted if c)
             pipe.send({"task": task.number, "close": close, "outcomes": outcomes}, fds)
         finally:
             for fd in fds:
@@ -324,27 +353,35 @@ class Conductor:
 
     def _total(self, pipe: Pipe, task: Open) -> None:
         """Waits for the worker's Total, looking at late arrivals meanwhile is not needed: they wait in the inbox."""
-        message, _ = pipe.receive()
+        message = _heard(pipe)
+        digest = file_digest(self.run.scratch / message["file"])
         point("server.before-total")
         with self.run.context.news:
-            self.run.journal.add("total", round=task.round, task=task.number, file=message["file"], digest="")
+            self.run.journal.add("total", round=task.round, task=task.number, file=message["file"], digest=digest)
         point("server.after-total")
         pipe.send({})
 
-    def _attempt(self, site: str, round: int, number: int) -> int:
-        found = [a for a in range(16) if self.run.journal.find("accepted", round, number, site, a)]
-        return found[-1] if found else 0
+    def _kept(self, row: Mapping[str, Any], name: str) -> Path:
+        """The file of a counted update's `digest` or `metrics`. FoedusError if it is gone."""
+        path = self.run.context.updates(row["site"]).path(row[name])
+        if not path.exists():
+            raise FoedusError(
+                f"round {row['round']}: the update of {row['site']!r} is gone, and the Total of it is damaged; "
+                "restore the server's folder from a backup, or submit the job again"
+            )
+        return path
 
-    def _metrics(self, site: str, digest: str) -> Any:
-        return json.loads(self.run.context.updates(site).path(digest).read_bytes()) if digest else {}
+    def _attempt(self, site: str, round: int, number: int) -> int:
+        attempts = range(self.run.book.tasks[round, number].desk.attempt + 1)
+        found = [a for a in attempts if self.run.journal.find("accepted", round, number, site, a)]
+        return found[-1] if found else 0
 
     def _settled(self, round: int) -> None:
         """Deletes the updates of rounds that are over: the journal keeps their digests, never their arrays."""
         with self.run.context.news:
             done = self.run.book.done(round)
         for accepted in done:
-            for digest in filter(None, (accepted.digest, accepted.metrics)):
-                self.run.context.updates(accepted.origin.site).delete(digest)
+            self.run.context.forget(accepted.origin.site, (accepted.digest, accepted.metrics))
         for path in [*self.run.scratch.glob("payload-*"), *self.run.scratch.glob("total-*")]:
             r, number = map(int, path.stem.split("-")[1:3])
             task = self.run.book.tasks.get((r, number))
@@ -365,6 +402,14 @@ class Conductor:
                 seconds=round(time.monotonic() - self.run.began, 3),
             )
             self.run.set("finished", message["reason"])
+
+
+def _heard(pipe: Pipe) -> Body:
+    """What the run worker says next. Raises Failed with its cause if it cannot go on."""
+    message: Body = pipe.receive()[0]
+    if message.get("do") == "failed":
+        raise Failed(message["why"])
+    return message
 
 
 def file_digest(path: Path) -> str | None:

@@ -5,26 +5,31 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foedus.errors import FoedusError
+from foedus.errors import FoedusError, JournalError, WireError
+from foedus.journal import Journal, Memory
 from foedus.server.conductor import Conductor
 from foedus.server.members import LEASE, REGISTER, Members
 from foedus.server.place import Place
 from foedus.server.run import Context, Run
+from foedus.store import verify_chain
 from foedus.store.blobs import Blobs
 from foedus.store.lease import this_process
+from foedus.store.log import StoreLog
 from foedus.store.sql import SqlStore
 from foedus.wire.bundle import unpack
 from foedus.wire.signing import sign_envelope
 
 log = logging.getLogger(__name__)
 CHECKING = "checking"
+RUN = re.compile(r"[A-Za-z0-9._-]{1,85}")  # the name of a folder, here and at sites
 Json = dict[str, Any]
 
 
@@ -65,8 +70,10 @@ class Hub:
         """Takes up every run that was not over when the last server ended."""
         for run in self.store.runs():
             if run != REGISTER:
-                live = self._open(run)
-                if live.journal.find("end"):
+                live = self._found(run)
+                if live.damaged:
+                    log.error("run %s: %s", run, live.why)
+                elif live.journal.find("end"):
                     live.state = "finished"
                 elif live.submission.get("check"):
                     live.state = "stopped"
@@ -77,10 +84,30 @@ class Hub:
                     self._serve(live)
 
     def _open(self, run: str) -> Run:
+        """The run as its journal has it. Raises JournalError or another FoedusError for one that cannot be read."""
         epoch = self.store.acquire(run, this_process(), LEASE)
-        context = Context(self.store, self.blobs, self.updates, self.members, self.news, self.key, self.place.folder)
-        live = self.runs[run] = Run(context, run, epoch)
+        try:
+            verify_chain(self.store.rows(run))
+            live = Run(self._context(), run, Journal(StoreLog(self.store, run, epoch)))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise JournalError(f"its rows make no sense ({type(error).__name__}: {error})") from error
+        self.runs[run] = live
         return live
+
+    def _found(self, run: str) -> Run:
+        """A run of an earlier server; one that cannot be read is over and says why, and the others go on."""
+        try:
+            return self._open(run)
+        except FoedusError as error:
+            live = self.runs[run] = Run(self._context(), run, Journal(Memory()))
+            live.state, live.damaged = "failed", True
+            live.why = f"its journal cannot be read: {error}; restore the server's folder from a backup"
+            return live
+
+    def _context(self) -> Context:
+        return Context(
+            self.store, self.blobs, self.updates, self.forget, self.members, self.news, self.key, self.place.folder
+        )
 
     def updates(self, site: str) -> Blobs:
         """The blobs of one site."""
@@ -88,6 +115,13 @@ class Hub:
             if site not in self.of_sites:
                 self.of_sites[site] = Blobs(self.place.folder / "updates" / site)
             return self.of_sites[site]
+
+    def forget(self, site: str, digests: Sequence[str]) -> None:
+        """Deletes bytes that a site sent, unless some run still needs them: equal updates are one file."""
+        with self.news:
+            needed = {digest for live in self.runs.values() for digest in live.needs(site)}
+            for digest in set(digests) - needed - {""}:
+                self.updates(site).delete(digest)
 
     def _serve(self, live: Run) -> None:
         conductor = self.conductors[live.id] = Conductor(live)
@@ -120,6 +154,8 @@ class Hub:
                 raise FoedusError("the bundle is not here: upload it first")
             stamp = time.strftime("%Y%m%d-%H%M%S")
             run = f"{stamp}-{body.get('name') or 'run'}-{secrets.token_hex(2)}"
+            if not RUN.fullmatch(run):
+                raise WireError(f"a run's name has letters, digits, '.', '_' and '-', at most 64; {run!r:.99} is none")
             self._unpack(run, body)
             with self.store.transaction():
                 live = self._open(run)
@@ -162,6 +198,8 @@ class Hub:
                     live.settle_row("lost", task, body["site"], f"skipped by {who}")
                 live.event("skipped", f"by {who}", body["site"])
             elif verb == "stop":
+                if live.state in ("finished", "failed"):
+                    raise FoedusError(f"run {live.id} is {live.state} already: there is nothing to stop")
                 if live.id in self.conductors:
                     self.conductors[live.id].stop()
                 live.set("stopped", f"by {who}")
@@ -194,7 +232,7 @@ class Hub:
         """The runs that are over, of which this site was a part and does not know it yet."""
         found = []
         for run, live in self.runs.items():
-            if live.over and run not in known and live.answer(site) is not None:
+            if live.over and not live.damaged and run not in known and live.answer(site) is not None:
                 end = live.journal.find("end") or {}
                 models = end.get("models", {})
                 found.append(
@@ -212,7 +250,7 @@ class Hub:
         """The file of a blob that this member may read in this run; knowing a digest gives nothing."""
         with self.news:
             live = self.runs.get(run)
-            if live is None:
+            if live is None or live.damaged:
                 return None
             if digest == live.submission["bundle"]["digest"]:
                 return self.blobs.path(digest)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,6 @@ from foedus.server.members import Members
 from foedus.server.tasks import Book, Open, task_id
 from foedus.store import Store
 from foedus.store.blobs import Blobs
-from foedus.store.log import StoreLog
 from foedus.wire.signing import sign_envelope
 
 log = logging.getLogger(__name__)
@@ -30,6 +29,7 @@ class Delivery:
     def __init__(self, site: str, body: Mapping[str, Any], metrics: str) -> None:
         self.site, self.body, self.metrics = site, body, metrics
         self.receipt: Body | None = None
+        self.deaths = 0  # of run workers that looked at it
 
 
 class Context(NamedTuple):
@@ -38,6 +38,7 @@ class Context(NamedTuple):
     store: Store
     blobs: Blobs  # what submitters sent
     updates: Callable[[str], Blobs]  # what one site sent; nobody else's bytes can be claimed by knowing their digest
+    forget: Callable[[str, Sequence[str]], None]  # deletes bytes that one site sent and no run needs
     members: Members
     news: threading.Condition
     key: Any
@@ -47,14 +48,13 @@ class Context(NamedTuple):
 class Run:
     """A run from its submission to its end: its journal, its Tasks, and what sites and submitters are told."""
 
-    def __init__(self, context: Context, id: str, epoch: int) -> None:
-        self.context, self.id = context, id
-        self.journal = Journal(StoreLog(context.store, id, epoch))
+    def __init__(self, context: Context, id: str, journal: Journal) -> None:
+        self.context, self.id, self.journal = context, id, journal
         self.book = Book(self.journal)
         self.submission: Body = dict(self.journal.find("submitted") or {})
         self.scratch = context.folder / "runs" / id
         self.inbox: list[Delivery] = []
-        self.state, self.why = "starting", ""
+        self.state, self.why, self.damaged = "starting", "", False
         self.began = time.monotonic()
         self.nudged = False
         self.envelopes: dict[str, Body] = {}
@@ -139,6 +139,12 @@ class Run:
         self.inbox.append(delivery)
         self.context.news.notify_all()
         return delivery
+
+    def needs(self, site: str) -> frozenset[str]:
+        """The digests of a site's bytes that may still be looked at."""
+        waiting = {digest for d in self.inbox if d.site == site for digest in (d.body["digest"], d.metrics)}
+        kept = (*self.book.kept.values(), *self.book.settled)
+        return frozenset(waiting | {digest for a in kept if a.origin.site == site for digest in (a.digest, a.metrics)})
 
     def decline(self, site: str, body: Mapping[str, Any]) -> Body:
         """Journals a Decline."""

@@ -4,26 +4,24 @@ What it knows comes over one pipe and from read-only descriptors; what it decide
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from foedus import build, frames, jobfile, params
 from foedus.aggregators.chunks import fold_files
-from foedus.aggregators.folding import check_finite
 from foedus.core import Origin, Outcome, RoundContext, State, Task, Total
-from foedus.errors import FoedusError, Refused, WireError
+from foedus.errors import FoedusError, WireError
 from foedus.faults import point
 from foedus.files import write_atomic
 from foedus.journal import Journal, task_digest
-from foedus.params import DTYPES, Leaf, Params, Spec, digest
+from foedus.metrics import Metric
+from foedus.params import digest
 from foedus.run import Checkpoints, execute
+from foedus.server.checking import checked, mapped, sums_of
 from foedus.wire.offline import go_offline
 from foedus.wire.pipe import Pipe, inherited
 from foedus.work import describe
@@ -64,8 +62,9 @@ def run(pipe: Pipe, order: Mapping[str, Any]) -> dict[str, Any]:
         source=order["source"],
         sites=[],
     )
-    runner = Remote(pipe, scratch, job.min_sites)
-    ended = execute(job.plan(order["seed"]), runner, journal, Checkpoints(scratch, lazy=False))
+    plan = job.plan(order["seed"])
+    runner = Remote(pipe, scratch, job.min_sites, plan.metrics.values())
+    ended = execute(plan, runner, journal, Checkpoints(scratch, lazy=False))
     about = {"run": order["run"], "rounds": len(ended.history)}
     write_atomic(scratch / "final.safetensors", frames.model(ended.params, about))
     if ended.best is not None:
@@ -95,8 +94,8 @@ class PipeLog:
 class Remote:
     """A Runner whose sites are reached by the server at the other end of the pipe."""
 
-    def __init__(self, pipe: Pipe, scratch: Path, least: int) -> None:
-        self.pipe, self.scratch, self.least = pipe, scratch, least
+    def __init__(self, pipe: Pipe, scratch: Path, least: int, metrics: Collection[Metric]) -> None:
+        self.pipe, self.scratch, self.least, self.metrics = pipe, scratch, least, metrics
 
     def roster(self, least: int) -> Sequence[str]:
         found: list[str] = self.pipe.ask({"do": "roster", "least": least})["sites"]
@@ -116,7 +115,7 @@ class Remote:
         while len(totals) < len(tasks):
             message, fds = self.pipe.receive()
             if "check" in message:
-                self.pipe.send(_checked(message["check"], tasks[message["check"]["task"] - first], fds))
+                self.pipe.send(self._checked(message["check"], dict(zip(numbers, tasks, strict=True)), fds[0]))
             elif message.get("total"):
                 totals[message["task"]] = read_total(self.scratch / message["total"])
             else:
@@ -143,11 +142,17 @@ class Remote:
             "least": min(self.least, len(task.sites)),
         }
 
+    def _checked(self, said: Mapping[str, Any], tasks: Mapping[int, Task], fd: int) -> dict[str, Any]:
+        """What the server is told of an update that arrived; a late one would be counted by a Task that is open."""
+        task = tasks.get(said["task"]) or next(iter(tasks.values()))
+        why = checked(said, task, self.metrics, fd)
+        return {"checked": not why, "why": why}
+
     def _closed(self, message: Mapping[str, Any], task: Task, round: int, fds: Sequence[int]) -> Total:
         point("runworker.before-fold")
         name = f"total-{round}-{message['task']}.safetensors"
         counted = [(Origin(c["site"], c["round"], c["task"], c["age"]), c) for c in message["close"]]
-        metrics = {origin.site: sums_of(c["metrics"]) for origin, c in counted}
+        metrics = {origin.site: sums_of(c["metrics"], origin.site) for origin, c in counted}
         weights = {origin.site: float.fromhex(c["weight"]) for origin, c in counted}
         outcomes = [
             Outcome(s, status, why, weights.get(s, 0.0), metrics.get(s, {})) for s, status, why in message["outcomes"]
@@ -159,48 +164,11 @@ class Remote:
         return read_total(self.scratch / name)
 
 
-def _checked(order: Mapping[str, Any], task: Task, fds: Sequence[int]) -> dict[str, Any]:
-    """Whether an update that arrived can be counted."""
-    try:
-        found = mapped(fds[0])
-        if not isinstance(found, Params) or found.spec != tuple(task.returns or ()):
-            raise Refused(order["site"], "checking its update", "its arrays are not those that the Task announced")
-        check_finite(found, order["site"])
-    except FoedusError as error:
-        return {"checked": False, "why": str(error)}
-    return {"checked": True, "why": ""}
-
-
-def mapped(fd: int) -> Any:
-    """The tree in the file behind a descriptor, which is closed."""
-    try:
-        return frames.unpack(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
-    except ValueError as error:
-        raise WireError(f"an empty update file: {error}") from error
-    finally:
-        os.close(fd)
-
-
 def read_total(path: Path) -> Total:
     """A Total as `fold_files` wrote it."""
     found = frames.read(path)
     outcomes = [Outcome(*row) for row in found["outcomes"]]
     return Total(found["params"], float(Fraction(found["weight"])), found["count"], found["metrics"], outcomes)
-
-
-def sums_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics as they travel in an envelope, as arrays."""
-    import base64
-
-    return {
-        name: np.frombuffer(base64.b64decode(m["data"]), DTYPES[m["dtype"]]).reshape(m["shape"]).copy()
-        for name, m in metrics.items()
-    }
-
-
-def spec_of(rows: Sequence[Sequence[Any]]) -> Spec:
-    """A Spec as it travels."""
-    return tuple(Leaf(name, tuple(shape), dtype, kind, sent) for name, shape, dtype, kind, sent in rows)
 
 
 def end_with_server() -> None:
