@@ -89,6 +89,14 @@ def test_numbers_fit_every_library() -> None:
     assert max(found) > 2**62  # the high bits are used
 
 
+def test_a_lent_generator_gives_the_numbers_of_ones_own() -> None:
+    for name in ("a", "b", "a"):
+        own, lent = key(0, name).numpy(), key(0, name).lent()
+        assert lent.permutation(7).tolist() == own.permutation(7).tolist()
+        assert lent.random(3).tolist() == own.random(3).tolist()
+        assert lent.integers(9, size=5, dtype=np.uint8).tolist() == own.integers(9, size=5, dtype=np.uint8).tolist()
+
+
 def test_draws_of_neighbouring_keys_are_not_alike() -> None:
     draws = np.array([key(0, i).numpy().uniform() for i in range(2000)])
     assert abs(draws.mean() - 0.5) < 0.03  # 4.6 standard errors

@@ -108,10 +108,10 @@ class Job(Options):
         found = [metric("loss"), *map(metric, named)]
         return {m.name: m for m in found}
 
-    def bench(self, seed: int) -> Bench:
-        """What performs this Job's works at one place."""
+    def bench(self, seed: int, learner: Learner | None = None) -> Bench:
+        """What performs this Job's works at one place; `learner`: in the place of the Job's own."""
         contract = Contract(self.datasets, schemas.read(self.schema))
-        return Bench(self.algorithm.works, self.learner, self.data, list(self.table().values()), seed, contract)
+        return Bench(self.algorithm.works, learner or self.learner, self.data, list(self.table().values()), seed, contract)
 
     def plan(self, seed: int) -> Plan:
         """What the round loop needs."""

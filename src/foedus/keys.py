@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
-from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
@@ -34,6 +35,11 @@ class Key(NamedTuple):
         """A numpy generator (Philox) of its own."""
         return np.random.Generator(np.random.Philox(key=int.from_bytes(self.digest()[:16], "little")))
 
+    def lent(self) -> np.random.Generator:
+        """The numbers of `numpy()` from a generator that is this thread's, until it lends it again: ten times sooner."""
+        number = int.from_bytes(self.digest()[:16], "little")
+        return _lender.lend(number)
+
     def torch(self) -> torch.Generator:
         """A torch CPU generator of its own. Missing without torch."""
         try:
@@ -46,6 +52,21 @@ class Key(NamedTuple):
     def number(self) -> int:
         """A whole number in [0, 2**63), for libraries that take a seed."""
         return int.from_bytes(self.digest()[:8], "little") >> 1
+
+
+class _Lender(threading.local):
+    def __init__(self) -> None:
+        self.bits = np.random.Philox(key=0)
+        self.generator = np.random.Generator(self.bits)
+        self.start: Any = self.bits.state
+
+    def lend(self, number: int) -> np.random.Generator:
+        self.start["state"]["key"][:] = number & (2**64 - 1), number >> 64
+        self.bits.state = self.start
+        return self.generator
+
+
+_lender = _Lender()
 
 
 def key(seed: SupportsIndex, *names: Name) -> Key:

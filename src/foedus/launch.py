@@ -19,7 +19,8 @@ from foedus.journal import Journal
 from foedus.result import Result
 from foedus.run import Checkpoints, Ended, Plan, execute
 
-BACKENDS = ("auto", "local", "processes", "network")
+BACKENDS = ("auto", "local", "vectorized", "processes", "network")
+CLOSE = ("vectorized",)  # whose bits another run only comes near
 Told = Callable[[Mapping[str, Any]], None]
 
 
@@ -49,7 +50,7 @@ def run(
     with runs.opened(place) as (place, journal), build.exactly():
         began = time.monotonic()
         _open(journal, _about(job, data, seed, backend, source))
-        with crew(backend, job, data, seed, workers, partial(_survived, journal)) as hands:
+        with crew(backend, job, data, seed, workers, partial(_note, journal)) as hands:
             runner = simulate(hands, sorted(data), journal, seed, job.min_sites, script)
             plan = job.plan(seed)
             ended = _executed(plan, runner, journal, place, script, told)
@@ -66,7 +67,7 @@ def _about(
         "seed": seed,
         "description": job.describe(),
         "backend": backend,
-        "exact": True,
+        "exact": backend not in CLOSE,
         "build": build.describe(),
         "source": dict(source or {}),
         "sites": sorted(data),
@@ -89,6 +90,8 @@ def resolve(backend: str, exact: bool = False) -> str:
     """The backend of that name; `auto` is `local` for now."""
     if backend not in BACKENDS:
         raise JobError(f"there is no backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if exact and backend in CLOSE:
+        raise JobError(f"backend {backend!r} only comes close, and --exact forbids that: use local or processes")
     return "local" if backend == "auto" else backend
 
 
@@ -110,7 +113,7 @@ def crew(
     data: Mapping[str, Any],
     seed: int,
     workers: int | None,
-    note: Callable[[str], object] = lambda why: None,
+    note: Callable[..., object] = lambda why, what="": None,
 ) -> Iterator[Any]:
     """Who does the sites' work; `note` hears of mishaps that the run survives."""
     if backend == "processes":
@@ -118,6 +121,11 @@ def crew(
 
         with processes.crew(job, data, seed, workers, note) as hands:
             yield hands
+        return
+    if backend == "vectorized":
+        from foedus.backends.vectorized import Many
+
+        yield Many(job, data, seed, partial(note, what="one site after another"))
         return
     from foedus.backends.local import Here
 
@@ -130,8 +138,8 @@ def simulate(hands: Any, sites: list[str], journal: Journal, seed: int, least: i
     return Simulation(hands, sites, journal, seed, least, script)
 
 
-def _survived(journal: Journal, why: str) -> None:
-    journal.add("event", what="worker died", why=why, at=time.time())
+def _note(journal: Journal, why: str, what: str = "worker died") -> None:
+    journal.add("event", what=what, why=why, at=time.time())
 
 
 def _executed(plan: Plan, runner: Runner, journal: Journal, place: Path, script: Journal | None, told: Told) -> Ended:

@@ -3,7 +3,7 @@ A Bench and the sites' data come in as values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from foedus.aggregators import Folding
@@ -26,14 +26,19 @@ class Here:
         return [perform(self.bench, order, locals.get(order.site), self.data[order.site]) for order in orders]
 
     def _folded(self, order: Order, local: Local, into: Folding) -> Done:
-        done = perform(self.bench, order, local, self.data[order.site])
-        return done if done.update is None else folded(done, order, into)
+        made = perform(self.bench, order, local, self.data[order.site])
+        return made if made.update is None else folded(made, order, into)
 
 
 def perform(bench: Bench, order: Order, local: Local, data: Any) -> Done:
     """One site's work, whatever happens there told as an Outcome."""
+    return done(order, lambda: bench.perform(order, local, data))
+
+
+def done(order: Order, work: Callable[[], tuple[Local, Update | Decline]]) -> Done:
+    """What became of the order, if this is its work."""
     try:
-        local, update = bench.perform(order, local, data)
+        local, update = work()
     except Refused as error:
         return Done(Outcome(order.site, "refused", str(error)), error=error)
     except SiteError as error:
@@ -43,11 +48,11 @@ def perform(bench: Bench, order: Order, local: Local, data: Any) -> Done:
     return Done(Outcome(order.site, "counted", "", update.weight, update.metrics), local, update)
 
 
-def folded(done: Done, order: Order, into: Folding) -> Done:
+def folded(made: Done, order: Order, into: Folding) -> Done:
     """The same without its update, which `into` has counted, or refused."""
-    assert isinstance(done.update, Update)
+    assert isinstance(made.update, Update)
     try:
-        into.add(done.update, Origin(order.site, order.round, order.task))
+        into.add(made.update, Origin(order.site, order.round, order.task))
     except Refused as error:
         return Done(Outcome(order.site, "refused", str(error)), error=error)
-    return done._replace(update=None)
+    return Done(made.outcome, made.local)

@@ -43,7 +43,7 @@ class Feed(NamedTuple):
                 yield self.batch(self._collated([data[int(i)] for i in part]), len(part))
             return
         for part in _cut(rows, size * max(1, GATHERED // (size * _row_bytes(data)))):
-            x, y = self._input(_gathered(data.x, part)), self._target(_gathered(data.y, part))
+            x, y = self.input(_gathered(data.x, part)), self.target(_gathered(data.y, part))
             for at in range(0, len(part), size):
                 yield Batch(x[at : at + size], y[at : at + size], min(size, len(part) - at))
 
@@ -53,16 +53,16 @@ class Feed(NamedTuple):
             raise JobError(f"an example is {type(pair).__name__}: a dataset gives (input, target); see collate=…")
         *inputs, target = pair
         x = inputs[0] if len(inputs) == 1 else tuple(inputs)
-        return Batch(_each(x, self._input), _each(target, self._target), n)
+        return Batch(_each(x, self.input), _each(target, self.target), n)
 
     def _collated(self, examples: list[Any]) -> Any:
         return (self.collate or default_collate)(examples)
 
-    def _input(self, x: Any) -> Tensor:
+    def input(self, x: Any) -> Tensor:
         made = tensor(x)
         return made.to(self.device, self.dtype if made.is_floating_point() else made.dtype)
 
-    def _target(self, y: Any) -> Tensor:
+    def target(self, y: Any) -> Tensor:
         made = tensor(y)
         whole = torch.bool if made.dtype == torch.bool else torch.int64
         return made.to(self.device, self.dtype if made.is_floating_point() else whole)

@@ -3,7 +3,6 @@ Machines, batches and losses come in; what it knows of the federation is the con
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain
@@ -25,10 +24,11 @@ from foedus.torch import build
 from foedus.torch.arrays import as_array, snapshot
 from foedus.torch.batches import Batch, Feed, arguments, measured_at_once, order
 from foedus.torch.loop import Context
-from foedus.torch.losses import checked, natural, per_example
+from foedus.torch.losses import checked, natural, per_example, totals
 from foedus.torch.machine import Machine
 from foedus.torch.randomness import named, reseed
 from foedus.torch.sgd import Optimizer, optimizer
+from foedus.torch.together import Call, Together
 
 MOST_DEPTH = 8
 MODEL, EVALUATION = key(0, "model"), key(0, "evaluate")
@@ -95,7 +95,7 @@ class TorchLearner:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what is made at first use: the model's memory cannot move, a copy makes its own."""
-        return {name: x for name, x in vars(self).items() if name not in ("machine", "losses")}
+        return {name: x for name, x in vars(self).items() if name not in ("machine", "losses", "stacked")}
 
     @cached_property
     def machine(self) -> Machine:
@@ -129,6 +129,18 @@ class TorchLearner:
         finally:
             machine.clear()
 
+    @cached_property
+    def stacked(self) -> Together:
+        """The model for many sites. Raises Alone with the reason where these have to train one after another."""
+        return Together(self)
+
+    def together(self, calls: Sequence[Call]) -> list[Fit | Refused]:
+        """What `train` gives for each of the calls (its arguments), or the refusal; close, but not the same bits.
+
+        Raises Alone with the reason where the sites have to train one after another.
+        """
+        return self.stacked.train(calls)
+
     def evaluate(self, params: Params, data: Any, metrics: Sequence[Any]) -> dict[str, Array]:
         """name -> sums over `data` for these metrics."""
         self.machine.load(params)
@@ -136,12 +148,17 @@ class TorchLearner:
         wanted = [m for m in map(measures.metric, metrics) if self.losses or m.name != "loss"]
         losses = self.losses if any(m.name == "loss" for m in wanted) else None
         with named(EVALUATION, self.machine.device, not isinstance(data, Pairs)), torch.no_grad():
-            batches = self._feed().batches(data, np.arange(len(data)), measured_at_once(data))
+            batches = self.feed.batches(data, np.arange(len(data)), measured_at_once(data))
             return measures.add(self._measured(batch, wanted, losses) for batch in batches)
 
     def order(self, examples: int, key: Key) -> Iterator[Array]:
         """The rows of each epoch of a Task, one epoch after the other: its batches are cut from each."""
         return order(examples, self._used(examples), key("order").numpy())
+
+    def epochs_of(self, examples: int, key: Key, count: int) -> Array:
+        """The first `count` epochs of `order`, (count, rows)."""
+        draw = key("order").lent().permutation
+        return np.stack([draw(examples) for _ in range(count)])[:, : self._used(examples)]
 
     def loss_fn(self, params: Mapping[str, Tensor], batch: Any, key: Key) -> Tensor:
         """The mean loss of `batch` = (inputs, targets) in training, purely: `key` draws dropout, no buffer changes.
@@ -149,7 +166,7 @@ class TorchLearner:
         `params`: name -> tensor; what is missing is the model's own. torch.func may differentiate and map it, for a
         batch of tensors, once the model is there: ask for `learner.machine` before.
         """
-        x, y, _ = self._feed().batch(batch, 0)
+        x, y, _ = self.feed.batch(batch, 0)
         self.machine.mode(training=True)
         model = self.machine.model
         kept = {name: tensor.clone() for name, tensor in model.named_buffers()}
@@ -163,30 +180,34 @@ class TorchLearner:
         machine.load(params)
         machine.mode(training=True)
         with named(key, machine.device):
-            loss = self._step(self._optimizer(key), self._feed().batch(batch, 0), correct)
+            loss = self._step(self.stepper(key, self.machine.trained), self.feed.batch(batch, 0), correct)
         machine.clear()
         return machine.read().ordered(params.spec), float(loss)
 
     def _steps(self, split: Split, key: Key, correct: Correct | None) -> Fit:
-        device, optimizer = self.machine.device, self._optimizer(key)
-        epochs, feed = self.order(len(split.train), key), self._feed()
+        device, optimizer = self.machine.device, self.stepper(key, self.machine.trained)
+        epochs, feed = self.order(len(split.train), key), self.feed
         batches = chain.from_iterable(feed.batches(split.train, rows, self.batch_size) for rows in epochs)
         seen = []
-        for i in range(self._count(len(split.train))):
+        for i in range(self.count(len(split.train))):
             reseed(key("step", i), device)  # what draws the batch and what is drawn in the step has a name of its own
             batch = next(batches)
             seen.append((self._step(optimizer, batch, correct), batch.n))
             progress()
-        sums = _sums(seen, key)
+        sums = totals(_numbers([loss for loss, _ in seen]), [n for _, n in seen], key)
         return Fit(self.machine.read(), len(split.train), len(seen), optimizer.lr * len(seen), {"train_loss": sums})
 
     def _used(self, examples: int) -> int:
         """Of how many examples an epoch is made."""
         return examples // self.batch_size * self.batch_size or examples if self.drop_last else examples
 
-    def _count(self, examples: int) -> int:
+    def count(self, examples: int) -> int:
         """How many steps a Task takes."""
-        return self.steps or self.epochs * -(-self._used(examples) // self.batch_size)
+        return self.steps or self.epochs * self.count_once(examples)
+
+    def count_once(self, examples: int) -> int:
+        """How many steps an epoch takes."""
+        return -(-self._used(examples) // self.batch_size)
 
     def _step(self, optimizer: Optimizer, batch: Batch, correct: Correct | None) -> Tensor:
         self.machine.clear()
@@ -206,12 +227,15 @@ class TorchLearner:
         self.machine.check()
         return fitted(loop, self.machine.read(), split, returned)
 
-    def _optimizer(self, key: Key) -> Optimizer:
+    def stepper(self, key: Key, parameters: Sequence[Tensor]) -> Optimizer:
+        """A new optimizer of these parameters, with the learning rate of the key's round."""
         if self.optimizer is None:
             raise JobError("this learner has its own loop: it takes no steps by itself")
-        return optimizer(self.optimizer, self.machine.trained, self.schedule(_round(key)) if self.schedule else 1.0)
+        return optimizer(self.optimizer, parameters, self.schedule(_round(key)) if self.schedule else 1.0)
 
-    def _feed(self) -> Feed:
+    @property
+    def feed(self) -> Feed:
+        """Where batches go."""
         return Feed(self.machine.device, self.machine.dtype, self.collate)
 
     def _loss(self, outputs: Any, targets: Any) -> Tensor:
@@ -263,18 +287,6 @@ def _described(x: Any, depth: int = 0) -> Any:
 
 def _round(key: Key) -> int:
     return int(key.names[1]) if len(key.names) > 1 else 0
-
-
-def _sums(seen: Sequence[tuple[Tensor, int]], key: Key) -> Array:
-    """[sum, count, sum of squares] of the batches' losses, by their examples. Raises Refused where one is no number."""
-    losses, counts = _numbers([loss for loss, _ in seen]), [n for _, n in seen]
-    for i, x in enumerate(losses):
-        if not math.isfinite(x):
-            site = str(key.names[3]) if len(key.names) > 3 else "here"
-            why = f"the loss of step {i + 1} of {len(losses)} is {x:g}"
-            raise Refused(site, "training", why, "lower the learning rate, clip gradients, or look for NaN in the data")
-    pairs = list(zip(losses, counts, strict=True))
-    return np.array([sum(x * n for x, n in pairs), sum(counts), sum(x * x * n for x, n in pairs)])
 
 
 def _numbers(scalars: Sequence[Tensor]) -> list[float]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foedus.errors import JobError
+from foedus.errors import JobError, Refused
+from foedus.keys import Key
+from foedus.params import Array
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -29,7 +33,7 @@ def per_example(loss: Loss) -> Loss:
 
     A loss that knows no `reduction` gives its mean over the batch to every example.
     """
-    each = _unreduced(loss)
+    each = unreduced(loss)
 
     def losses(outputs: Any, targets: Any) -> Tensor:
         found, n = each(outputs, targets), len(targets)
@@ -50,6 +54,17 @@ def natural(outputs: Any, targets: Any) -> Tensor:
         raise JobError(f"there is no natural loss of {shapes}: give TorchLearner a loss=…") from error
 
 
+def totals(losses: Sequence[float], counts: Sequence[int], key: Key) -> Array:
+    """[sum, count, sum of squares] of batches' mean losses, by examples. Raises Refused where one is no number."""
+    for i, x in enumerate(losses):
+        if not math.isfinite(x):
+            site = str(key.names[3]) if len(key.names) > 3 else "here"
+            why = f"the loss of step {i + 1} of {len(losses)} is {x:g}"
+            raise Refused(site, "training", why, "lower the learning rate, clip gradients, or look for NaN in the data")
+    pairs = list(zip(losses, counts, strict=True))
+    return np.array([sum(x * n for x, n in pairs), sum(counts), sum(x * x * n for x, n in pairs)])
+
+
 def _natural(outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point():
         return F.mse_loss(outputs.reshape(targets.shape), targets, reduction="none")
@@ -64,7 +79,8 @@ def _averaged(found: Tensor) -> Tensor:
     return found.cpu().double().reshape(len(found), -1).mean(1)
 
 
-def _unreduced(loss: Loss) -> Loss:
+def unreduced(loss: Loss) -> Loss:
+    """The loss itself, with `reduction="none"` if it knows that."""
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
         each = copy.copy(loss)
         vars(each)["reduction"] = "none"

@@ -21,6 +21,7 @@ class Optimizer(NamedTuple):
 
     step: Callable[[], Any]
     lr: float
+    of: Any  # the object that holds its state
 
 
 def optimizer(factory: Callable[..., Any], parameters: Sequence[Tensor], factor: float = 1.0) -> Optimizer:
@@ -30,11 +31,12 @@ def optimizer(factory: Callable[..., Any], parameters: Sequence[Tensor], factor:
     settings = plain(factory)
     if settings is not None:
         lr = settings["lr"] * factor
-        return Optimizer(SGD(parameters, **{**settings, "lr": lr}).step, lr)
+        own = SGD(parameters, **{**settings, "lr": lr})
+        return Optimizer(own.step, lr, own)
     made = factory(parameters)
     for group in made.param_groups:
         group["lr"] *= factor
-    return Optimizer(made.step, float(made.param_groups[0]["lr"]))
+    return Optimizer(made.step, float(made.param_groups[0]["lr"]), made)
 
 
 def plain(factory: Any) -> dict[str, Any] | None:

@@ -1,0 +1,314 @@
+"""Local training of many sites at once: their parameters are stacked, their batches padded, and who is done leaves.
+A TorchLearner and the calls of its `train` come in; batches, steps and stopping are those of one site alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foedus.core import Correct, Fit
+from foedus.data import Pairs, Split
+from foedus.errors import Alone, Refused
+from foedus.keys import Key, key
+from foedus.params import Array, Params, kind, places
+from foedus.progress import progress
+from foedus.torch.arrays import as_array, torch_dtype
+from foedus.torch.losses import totals, unreduced
+from foedus.torch.sgd import SGD, Optimizer
+from foedus.torch.stacked import Forward, stacked
+
+Call = tuple[Params, Any, Key, Correct | None]  # the arguments of `train`
+MOST_BYTES = 1 << 26  # of stacked parameters
+PROOF = key(0, 0, 0, "here", "together")
+MOST_DATA = 1 << 28  # of examples copied side by side
+ELEMENTWISE = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam")
+
+
+class Plan(NamedTuple):
+    """Which rows each site takes at each step: `rows` (steps, sites, batch) of the examples laid side by side.
+
+    `counts` (steps, sites) says how many of them are real, `shares` (steps, sites, batch) what each adds to its batch's
+    mean: nothing where it only pads. `active` says how many sites still train: these come first.
+    """
+
+    rows: Array
+    counts: Array
+    shares: Tensor
+    active: list[int]
+
+
+class Together:
+    """A learner's model for many sites. Raises Alone with the reason where these have to train one after another."""
+
+    def __init__(self, learner: Any) -> None:
+        self.learner = learner
+        if learner.own is not None:
+            raise Alone("the learner has its own training loop")
+        if learner.collate is not None:
+            raise Alone("collate=… puts a site's examples together")
+        self.machine = learner.machine
+        if self.machine.dtype not in (torch.float32, torch.float64):
+            raise Alone(f"the model is {self.machine.dtype}")
+        self.machine.mode(training=True)
+        self.forward: Forward = stacked(self.machine.model)
+        self.each = unreduced(learner.loss)
+        self.proved = False
+
+    @cached_property
+    def others(self) -> dict[str, Tensor]:
+        """Parameters that do not train, and buffers: the same for all sites."""
+        model = self.machine.model
+        every = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+        trained = {id(p) for p in self.machine.trained}
+        return {name: x for name, x in every.items() if id(x) not in trained}
+
+    def train(self, calls: Sequence[Call]) -> list[Fit | Refused]:
+        """What `learner.train` gives for each of the calls."""
+        for _, split, _, _ in calls:
+            if not isinstance(split.train, Pairs) or isinstance(split.train.x, (tuple, list, dict)):
+                raise Alone(f"its examples are {type(split.train).__name__}, not (x, y) arrays")
+        if not self.proved:
+            self._prove(*calls[0][:2])
+        found: list[Fit | Refused | None] = [None] * len(calls)
+        steps = [self.learner.count(len(split.train)) for _, split, _, _ in calls]
+        order = sorted(range(len(calls)), key=lambda i: -steps[i])
+        for group in _groups(order, calls):
+            made = self._group([calls[i] for i in group], [steps[i] for i in group])
+            for i, fit in zip(group, made, strict=True):
+                found[i] = fit
+        return found  # type: ignore[return-value]
+
+    def _prove(self, params: Params, split: Any) -> None:
+        """Takes a step on a padded batch beside another site, and the same one alone. Raises Alone if they differ."""
+        n = max(1, min(len(split.train), self.learner.batch_size) - 1)
+        longer, own = (Split(split.train[[*range(n), *more]]) for more in ([0], []))
+        calls = [(params.map(lambda x: 1.5 * x), longer, PROOF, None), (params, own, PROOF, None)]
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", ".*performance drop")  # vmap would work one site after another
+                found = self._group(calls, [1, 1])[1]
+            alone, loss = self.learner.step(params, own.train[:], PROOF)
+        except Alone:
+            raise
+        except Exception as error:  # whatever torch cannot map
+            raise Alone(f"its model cannot be mapped over sites ({str(error).splitlines()[0]})") from error
+        if any(not np.array_equal(alone[name], params[name]) for name in params if params.kinds[name] != "trainable"):
+            raise Alone("its model changes its buffers while it trains")
+        if any(not torch.equal(getattr(place.module, place.attribute), x) for place, x in self.machine.rest):
+            raise Alone("its model keeps something from one step to the next")
+        if isinstance(found, Fit) and not _near(found, alone, loss):
+            raise Alone("a step on a padded batch is another: model or loss do not treat the examples one by one")
+        self.proved = True
+
+    def _group(self, calls: Sequence[Call], steps: Sequence[int]) -> list[Fit | Refused]:
+        stack = Stack(self, calls)
+        x, y = self._examples([split.train for _, split, _, _ in calls])
+        plan = self._plan(calls, steps)
+        losses = torch.zeros(plan.counts.shape)
+        for t, k in enumerate(plan.active):
+            stack.keep(k)
+            rows = torch.from_numpy(plan.rows[t, :k])
+            losses[t, :k] = stack.step(x[rows], y[rows], plan.shares[t, :k])
+            progress(k)
+        told = losses.double().T.tolist(), plan.counts.T.tolist()
+        return [self._fit(stack, i, call, steps[i], told[0][i], told[1][i]) for i, call in enumerate(calls)]
+
+    def _examples(self, parts: Sequence[Pairs]) -> tuple[Tensor, Tensor]:
+        feed = self.learner.feed
+        return feed.input(_joined([part.x for part in parts])), feed.target(_joined([part.y for part in parts]))
+
+    def _plan(self, calls: Sequence[Call], steps: Sequence[int]) -> Plan:
+        """Batches are cut from each epoch's order, as for one site."""
+        size, most = self.learner.batch_size, steps[0]
+        rows = np.zeros((len(calls), most * size), np.int64)
+        counts = np.zeros((len(calls), most), np.int64)
+        at = 0
+        for i, (_, split, name, _) in enumerate(calls):
+            n = len(split.train)
+            each = self.learner.count_once(n)  # steps an epoch
+            drawn = self.learner.epochs_of(n, name, -(-steps[i] // each))
+            padded = np.full((len(drawn), each * size), at)  # what pads is masked, and is this site's own
+            padded[:, : drawn.shape[1]] += drawn
+            rows[i, : steps[i] * size] = padded.reshape(-1)[: steps[i] * size]
+            counts[i, : steps[i]] = size
+            counts[i, each - 1 : steps[i] : each] = drawn.shape[1] - (each - 1) * size
+            at += n
+        active = [sum(count > t for count in steps) for t in range(most)]
+        each = np.ascontiguousarray(rows.reshape(len(calls), most, size).swapaxes(0, 1))
+        real = torch.from_numpy(np.ascontiguousarray(counts.T))
+        shares = (torch.arange(size) < real[:, :, None]) / real.clamp(min=1)[:, :, None].to(self.machine.dtype)
+        return Plan(each, counts.T, shares, active)
+
+    def _fit(
+        self, stack: Stack, i: int, call: Call, steps: int, losses: list[float], counts: list[int]
+    ) -> Fit | Refused:
+        params, split, key, _ = call
+        try:
+            sums = totals(losses[:steps], counts[:steps], key)
+        except Refused as error:
+            return error
+        return Fit(stack.read(i, params), len(split.train), steps, stack.lr * steps, {"train_loss": sums})
+
+
+class Stack:
+    """The models of some sites on their way: one flat array a group, a row a site, and views of it as parameters."""
+
+    def __init__(self, together: Together, calls: Sequence[Call]) -> None:
+        self.together, self.calls = together, calls
+        learner, spec = together.learner, calls[0][0].spec
+        self.machine = learner.machine
+        self.machine.load(calls[0][0])
+        self.flats = {g: _rows(g, [call[0] for call in calls]) for g in calls[0][0].flats if kind(g) == "trainable"}
+        self.hosts = {g: as_array(x) for g, x in self.flats.items()}
+        at = {leaf.name: (self.flats[g][:, a:b], leaf.shape) for leaf, g, a, b in places(spec) if g in self.flats}
+        self.views = {p.name: _shaped(*at[p.name]) for p in self.machine.places if p.kind == "trainable"}
+        self.spec, self.trained = spec, tuple(leaf for leaf in spec if leaf.kind == "trainable")
+        self.corrects = [call[3] for call in calls]
+        self.corrected = any(correct is not None for correct in self.corrects)
+        self.leaves: dict[str, Tensor] = {}
+        self.optimizer: Optimizer | None = None
+
+    @property
+    def lr(self) -> float:
+        return 0.0 if self.optimizer is None else self.optimizer.lr
+
+    def keep(self, count: int) -> None:
+        """The first `count` sites go on."""
+        if self.leaves and len(next(iter(self.leaves.values()))) == count:
+            return
+        old = list(self.leaves.values())
+        self.leaves = {name: x[:count].detach().requires_grad_() for name, x in self.views.items()}
+        others = {name: x.expand(count, *x.shape) for name, x in self.together.others.items()}
+        self.params = {**others, **self.leaves}
+        if self.optimizer is None:
+            self.optimizer = self.together.learner.stepper(self.calls[0][2], list(self.leaves.values()))
+            _check_elementwise(self.optimizer)
+        else:
+            _shrink(self.optimizer, old, list(self.leaves.values()))
+
+    def step(self, x: Tensor, y: Tensor, shares: Tensor) -> Tensor:
+        """One optimizer step of each site on its own batch; the losses before it, one a site."""
+        made = self.together.forward(self.params, x)
+        found = self.together.each(made.flatten(0, 1), y.flatten(0, 1))
+        if found.dim() > 1:
+            found = found.flatten(1).mean(1)
+        losses = found.view(shares.shape).mul(shares)
+        grads = torch.autograd.grad(losses.sum(), list(self.leaves.values()), allow_unused=True)
+        for leaf, grad in zip(self.leaves.values(), grads, strict=True):
+            leaf.grad = grad
+        if self.corrected:
+            self._correct(len(shares))
+        if self.together.learner.clip is not None:
+            _clip([leaf.grad for leaf in self.leaves.values() if leaf.grad is not None], self.together.learner.clip)
+        assert self.optimizer is not None
+        self.optimizer.step()
+        return losses.detach().sum(1)
+
+    def read(self, i: int, like: Params) -> Params:
+        """The model of one site: a row of the stack, which is not used again."""
+        return Params.of(like.spec, {g: self.hosts[g][i] if g in self.hosts else x for g, x in like.flats.items()})
+
+    def _correct(self, count: int) -> None:
+        """Each site's correction of its own gradients, row by row."""
+        grads = {g: torch.zeros_like(x[:count]) for g, x in self.flats.items()}
+        views = {leaf.name: grads[g][:, a:b] for leaf, g, a, b in places(self.trained)}
+        for name, leaf in self.leaves.items():
+            if leaf.grad is not None:
+                views[name].copy_(leaf.grad.flatten(1) if leaf.dim() > 1 else leaf.grad[:, None])
+        hosts = {g: as_array(x) for g, x in grads.items()}
+        for i, correct in enumerate(self.corrects[:count]):
+            if correct is not None:
+                row, here = (
+                    Params.of(self.trained, {g: x[i] for g, x in flats.items()}) for flats in (hosts, self.hosts)
+                )
+                for g, x in correct(row, here).flats.items():
+                    hosts[g][i] = x
+        for name, leaf in self.leaves.items():
+            leaf.grad = _shaped(views[name], leaf.shape[1:])
+
+
+def _near(fit: Fit, params: Params, loss: float) -> bool:
+    close = partial(np.allclose, rtol=1e-4, atol=1e-5, equal_nan=True)
+    return close(fit.metrics["train_loss"][0] / fit.examples, loss) and all(
+        close(fit.params[k], x) for k, x in params.items()
+    )
+
+
+def _rows(group: str, params: Sequence[Params]) -> Tensor:
+    """The group's flat arrays, a row a site."""
+    first = params[0].flats[group]
+    made = torch.empty((len(params), first.size), dtype=torch_dtype(first.dtype))
+    host = as_array(made)
+    if all(p is params[0] for p in params):
+        host[:] = first
+    else:
+        for row, p in zip(host, params, strict=True):
+            row[:] = p.flats[group]
+    return made
+
+
+def _shaped(rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """Rows of a flat array as arrays of that shape, in the same memory."""
+    return rows.as_strided((len(rows), *shape), (rows.stride(0), *torch.empty(shape, device="meta").stride()))
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    return torch.cat(list(parts)) if isinstance(parts[0], Tensor) else np.concatenate([np.asarray(x) for x in parts])
+
+
+def _groups(order: Sequence[int], calls: Sequence[Call]) -> Iterator[list[int]]:
+    """As many sites at once as fit into MOST_BYTES of parameters and MOST_DATA of examples, the longest first."""
+    most = max(1, MOST_BYTES // max(1, calls[0][0].nbytes))
+    group, held = list[int](), 0
+    for i in order:
+        part = calls[i][1].train
+        size = len(part) * int(getattr(part.x[:1], "nbytes", 8))
+        if group and (len(group) == most or held + size > MOST_DATA or calls[i][0].spec != calls[group[0]][0].spec):
+            yield group
+            group, held = [], 0
+        group.append(i)
+        held += size
+    if group:
+        yield group
+
+
+def _check_elementwise(made: Optimizer) -> None:
+    name = type(made.of).__name__
+    if not isinstance(made.of, SGD) and (
+        type(made.of).__module__.split(".")[:2] != ["torch", "optim"] or name not in ELEMENTWISE
+    ):
+        raise Alone(f"the optimizer {name} is not known to treat every number alike")
+
+
+def _shrink(made: Optimizer, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+    """The optimizer goes on with the first rows of its parameters and of what it keeps about them."""
+    count, optimizer = len(new[0]), made.of
+    if isinstance(optimizer, SGD):
+        optimizer.parameters = new
+        optimizer.velocity = {i: x[:count] for i, x in optimizer.velocity.items()}
+        return
+    now = {id(a): b for a, b in zip(old, new, strict=True)}
+    for group in optimizer.param_groups:
+        group["params"] = [now[id(p)] for p in group["params"]]
+    state = {now[id(p)]: {k: _first(x, p, count) for k, x in kept.items()} for p, kept in optimizer.state.items()}
+    optimizer.state.clear()
+    optimizer.state.update(state)
+
+
+def _first(x: Any, parameter: Tensor, count: int) -> Any:
+    return x[:count] if isinstance(x, Tensor) and x.shape == parameter.shape else x
+
+
+def _clip(grads: Sequence[Tensor], largest: float) -> None:
+    """Each site's gradient to a norm of at most `largest`, as clip_grad_norm_ does."""
+    norms = torch.stack([g.flatten(1).square().sum(1) if g.dim() > 1 else g.square() for g in grads]).sum(0).sqrt()
+    factors = (largest / (norms + 1e-6)).clamp(max=1.0)
+    for g in grads:
+        g.mul_(factors.view(-1, *[1] * (g.dim() - 1)))
