@@ -42,8 +42,8 @@ def serve(home: Path, host: str | None = None, port: int | None = None, ready: R
     done = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: done.set())
+    hub.start()  # before anybody is answered: of a run that is not open yet, a site would hear that it is over
     with server, contextlib.closing(hub):
-        hub.start()
         logging.getLogger("foedus").info(
             "federation %s on https://%s:%d", place.federation.name, place.host, server.port
         )

@@ -84,15 +84,22 @@ class Book:
         self.verdicts: dict[Origin, str] = {}
         self.bases: dict[tuple[str, str], Origin] = {}  # (site, work) -> origin of the base it must have
         self.stateful: dict[Origin, str] = {}
-        for row in journal.all("task"):
-            self.publish(row)
-        for row in journal.all("asked"):
-            self.tasks[_at(row)].ask(row["sites"])
-        for kind in ("accepted", "declined", "refused", "lost"):
-            for row in journal.all(kind):
+        for kind, row in journal.log.rows():
+            self._replayed(kind, row)
+
+    def _replayed(self, kind: str, row: Mapping[str, Any]) -> None:
+        """Takes in a row in its turn: what an attempt or a late update meant depends on the rows before it."""
+        match kind:
+            case "task":
+                self.publish(row)
+            case "asked":
+                self.tasks[_at(row)].ask(row["sites"])
+            case "again":
+                self.tasks[_at(row)].again()
+            case "accepted" | "declined" | "refused" | "lost":
                 self.settle(kind, row)
-        for row in sorted(journal.all("close"), key=_at):
-            self.close(row)
+            case "close":
+                self.close(row)
 
     def publish(self, row: Mapping[str, Any]) -> Open:
         task = self.live[_at(row)] = self.tasks[_at(row)] = Open(row["round"], row["task"], row, row["asked"])
