@@ -1,4 +1,5 @@
-"""A small federated linear regression whose loop counts its calls in a file beside the data, and may be slow."""
+"""A small federated linear regression. Its loop counts its calls in a file beside the data, each with a number that
+only this site and round draw; it may be slow, and wait for a test at a gate."""
 
 import time
 
@@ -37,19 +38,41 @@ def load(site):
 
 
 def fit(params, split, ctx):
-    with open(split.train.folder / "calls", "a") as calls:
-        calls.write("begin\n")
-    (slow,) = [float(line) for line in (split.train.folder / "slow").read_text().split()] or [0.0]
-    time.sleep(slow * ctx.generator.random())
+    folder, draw = split.train.folder, float(ctx.generator.random())
+    with open(folder / "calls", "a") as calls:
+        calls.write(f"begin {draw!r}\n")
+    (slow,) = [float(line) for line in (folder / "slow").read_text().split()] or [0.0]
+    time.sleep(slow * draw)
+    while closed(folder):
+        time.sleep(0.005)
     for i in ctx.generator.permutation(len(split.train)):
         x, y = split.train[i]
         error = x @ params["w"] + params["b"] - y
         grads = ctx.correct({"w": 2 * error * x, "b": 2 * error}, params, lr=0.01)
         params["w"] -= 0.01 * grads["w"]
         params["b"] -= 0.01 * grads["b"]
-    with open(split.train.folder / "calls", "a") as calls:
+    if "ballast" in params:
+        params["ballast"] += 1 + int(draw * 100)
+    with open(folder / "calls", "a") as calls:
         calls.write("end\n")
     return {"loss": float(error**2)}
+
+
+def closed(folder):
+    """Whether this call has to wait: `gate` holds how many calls of this site may go on."""
+    gate = folder / "gate"
+    return gate.exists() and (folder / "calls").read_text().count("begin") > int(gate.read_text() or 0)
+
+
+def momentum(work):
+    """The same work with a velocity that stays at the site: bits that depend on which of its updates counted."""
+
+    def stateful(payload, local, site):
+        _, update = work(payload, None, site)
+        velocity = update.params if local is None else update.params + 0.5 * local["velocity"]
+        return {"velocity": velocity}, update._replace(params=velocity)
+
+    return stateful
 
 
 def gradient(p, x, y):
@@ -57,7 +80,26 @@ def gradient(p, x, y):
     return error**2, {"w": 2 * x.T @ error / len(x), "b": 2 * error.mean()}
 
 
-def job(rounds=3, min_sites=1, quorum=0, late="drop"):
+def job(
+    rounds=3, min_sites=1, quorum=0, late="drop", cohort=0, over=1.0, busy=0, best="", evaluate=1, stateful=0, ballast=0
+):
     model = {"w": np.zeros(4, np.float32), "b": np.zeros((), np.float32)}
+    if ballast:  # an integer array of so many numbers, for updates that take time on their way
+        model["ballast"] = np.zeros(ballast, np.int32)
     learner = NumpyLearner(model, gradient, lambda p, x: x @ p["w"] + p["b"], train=fit, metrics=["rmse"])
-    return fd.Job(fd.fedprox(0.01), learner, load, rounds=rounds, min_sites=min_sites, quorum=quorum or None, late=late)
+    algorithm = fd.fedprox(0.01, **({"busy": busy} if busy else {}))
+    if stateful:
+        algorithm = algorithm._replace(works={name: momentum(work) for name, work in algorithm.works.items()})
+    return fd.Job(
+        algorithm,
+        learner,
+        load,
+        rounds=rounds,
+        min_sites=min_sites,
+        quorum=quorum or None,
+        late=late,
+        cohort=cohort or None,
+        over_select=over,
+        best=best or None,
+        evaluate=evaluate,
+    )
