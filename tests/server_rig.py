@@ -127,9 +127,14 @@ class Rig:
 class Scripted:
     """A site whose agent is the test. `task` waits for an order, `send` uploads an update and returns the receipt."""
 
-    def __init__(self, rig: Rig, name: str) -> None:
-        self.rig, self.name, self.link = rig, name, rig.site(name)
+    def __init__(self, rig: Rig, name: str, link: Link | None = None) -> None:
+        self.rig, self.name, self.link = rig, name, link or rig.site(name)
         self.done = set[str]()
+
+    @classmethod
+    def again(cls, old: Scripted) -> Scripted:
+        """The same site, at a server that was started again; it has forgotten which Tasks it fetched."""
+        return cls(old.rig, old.name, old.rig.link(old.name, old.link.member.key, old.link.member.life))
 
     def ready(self, run: str, yes: bool = True, **report: Any) -> None:
         body = {"run": run, "ready": yes, "why": "", "report": report}

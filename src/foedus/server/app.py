@@ -179,11 +179,10 @@ class App:
         seen = self._news(asked.name, body)
         if not self._any(seen):
             deadline = time.monotonic() + min(POLL, float(body.get("wait", POLL)))
-            with self.hub.news:
+            with self.hub.members.polling(asked.name), self.hub.news:
                 while not self._any(seen := self._news(asked.name, body)) and time.monotonic() < deadline:
                     if not self._wait(asked, deadline):
                         break
-        self.hub.members.seen[asked.name] = time.monotonic()
         return answer(seen)
 
     def _wait(self, asked: Asked, deadline: float) -> bool:

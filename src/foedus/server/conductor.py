@@ -24,7 +24,8 @@ from foedus.store import Fenced
 from foedus.wire.pipe import Pipe, pair
 
 log = logging.getLogger(__name__)
-GATHER = 60.0  # seconds that a run waits at its start for enrolled sites that have not answered yet
+GATHER = 60.0  # seconds that a run waits at its start for sites that are there and have not answered yet
+AWAY = 15.0  # seconds of silence after which a site is not there: an agent polls all the time, or tries to
 MOST_DEATHS = 5
 ACCEPTED = {"status": "accepted", "why": ""}
 SAID = ("site", "size", "weight", "metrics", "stateful", "build")  # of an update's envelope, for the run worker
@@ -162,8 +163,12 @@ class Conductor:
             return roster
 
     def _gathering(self) -> bool:
-        first = self.run.journal.find("round", 0) is None and time.monotonic() - self.run.began < GATHER
-        return first and any(self.run.answer(site) is None for site in self.run.context.members.sites())
+        """Whether a run that starts waits for sites that are there, or may come back to a server that just began."""
+        if self.run.journal.find("round", 0) is not None or time.monotonic() - self.run.began > GATHER:
+            return False
+        members = self.run.context.members
+        there = [site for site in members.sites() if members.accepting(site) and members.away(site) < AWAY]
+        return any(self.run.answer(site) is None for site in there)
 
     def _wait(self, seconds: float = 1.0) -> None:
         if self.stopping:

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -32,7 +35,7 @@ class Members:
         for body in self.changes:
             self.register.apply(read(Change, body))
         self.nonces, self.seen, self.lives = Nonces(), dict[str, float](), dict[str, Life]()
-        self.lock = threading.Lock()
+        self.lock, self.polls, self.began = threading.Lock(), Counter[str](), time.monotonic()
 
     def add(self, statement: Entry | Renewal | Revocation) -> None:
         """Records a statement that may be recorded; one that is recorded already is fine. Denied otherwise."""
@@ -96,6 +99,18 @@ class Members:
         found = self.store.get("accepting", name)
         return found is None or bool(found["accepting"])
 
-    def away(self, name: str, since: float) -> float:
-        """Seconds for which nothing was heard of a site, counted from `since` (monotonic) at the earliest."""
-        return time.monotonic() - max(self.seen.get(name, 0.0), since)
+    @contextmanager
+    def polling(self, name: str) -> Iterator[None]:
+        """While a site's poll is open, the site is there."""
+        with self.lock:
+            self.polls[name] += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.polls[name] -= 1
+            self.seen[name] = time.monotonic()
+
+    def away(self, name: str) -> float:
+        """Seconds for which nothing was heard of a site, since this process began at most; 0 while it polls."""
+        return 0.0 if self.polls[name] else time.monotonic() - max(self.seen.get(name, 0.0), self.began)

@@ -1,0 +1,158 @@
+"""Runs at a real server that starts again, finds damage, is told to stop, or waits for sites that do not come."""
+
+import sqlite3
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from foedus.errors import FoedusError
+from foedus.params import Params, digest
+from foedus.server import conductor
+from server_rig import Rig, Scripted, packed
+
+pytestmark = pytest.mark.processes
+
+JOB = """
+import glob
+import os
+import shutil
+import numpy as np
+import foedus as fd
+from foedus.algorithms.rounds import delta, rounds
+from foedus.numpy import NumpyLearner
+
+
+def gradient(p, x, y):
+    return x[:, 0], {"w": p["w"]}
+
+
+def harm():
+    pass
+
+
+def step(state, total, context):
+    if not os.path.exists("harmed"):
+        open("harmed", "w").close()
+        harm()
+    return state + total.params
+
+
+learner = NumpyLearner({"w": np.zeros(3, np.float32)}, gradient, lambda p, x: x[:, 0], lr=0.1)
+algorithm = rounds(lambda state: state, delta(), step)
+job = fd.Job(algorithm, learner, rounds=2, evaluate=0)
+"""
+ONES = packed(w=np.ones(3, np.float32))
+CHANGED = "with open(glob.glob('total-0-*')[0], 'r+b') as file:\n        file.seek(-4, 2)\n        file.write(bytes(4))"
+REMOVED = "os.unlink(glob.glob('total-0-*')[0])"
+LOST = "shutil.rmtree('../../updates')"
+
+
+@pytest.fixture
+def rig(tmp_path):
+    made = Rig(tmp_path)
+    yield made
+    made.close()
+
+
+def harming(*lines):
+    """The job, whose first step does this in the run worker and ends with kill -9: the Total is journaled by then."""
+    return JOB.replace("    pass\n", "".join(f"    {line}\n" for line in (*lines, "os.kill(os.getpid(), 9)")))
+
+
+def played(rig, site, run):
+    """Does the run's two rounds; each adds 1."""
+    for _ in range(2):
+        assert site.send(site.task(run), ONES)["status"] == "accepted"
+    rig.until(lambda: rig.hub.runs[run].over)
+
+
+@pytest.mark.parametrize("harm", [CHANGED, REMOVED], ids=["changed", "removed"])
+def test_a_damaged_total_is_folded_again_from_the_updates_to_the_same_digest(rig, harm):
+    run, site = rig.submit(harming(harm)), Scripted(rig, "north")
+    site.ready(run)
+    played(rig, site, run)
+    assert rig.hub.runs[run].state == "finished"
+    assert rig.rows(run, "end")[0]["digest"] == digest(Params({"w": np.full(3, 2, np.float32)}))
+    first, second = rig.rows(run, "total")
+    assert first["digest"] == second["digest"] and len(first["digest"]) == 64  # two rounds of the same updates
+    assert [row["what"] for row in rig.rows(run, "event")].count("run worker restarted") == 1
+
+
+def test_a_damaged_total_without_its_updates_is_a_clear_error(rig):
+    run, site = rig.submit(harming(CHANGED, LOST)), Scripted(rig, "north")
+    site.ready(run)
+    site.send(site.task(run), ONES)
+    live = rig.hub.runs[run]
+    rig.until(lambda: live.over)
+    assert live.state == "failed"
+    assert live.why.startswith("round 0: the update of 'north' is gone, and the Total of it is damaged; restore the")
+
+
+def test_a_finished_run_cannot_be_stopped(rig):
+    run, site = rig.submit(JOB), Scripted(rig, "north")
+    site.ready(run)
+    played(rig, site, run)
+    with pytest.raises(FoedusError, match=f"run {run} is finished already: there is nothing to stop"):
+        rig.owner_link().call("POST", f"/v1/runs/{run}/stop", {})
+    assert rig.hub.runs[run].state == "finished"
+    rig.restart()
+    assert rig.hub.runs[run].state == "finished"
+
+
+def test_a_run_that_is_stopped_twice_is_stopped(rig):
+    run, link = rig.submit(JOB), rig.owner_link()
+    for _ in range(2):  # the first answer may have been lost
+        assert link.call("POST", f"/v1/runs/{run}/stop", {}) == {"run": run}
+    assert rig.hub.runs[run].state == "stopped"
+
+
+def test_a_server_starts_although_it_cannot_read_one_runs_journal(rig):
+    """One whose rows make no sense, one that was changed in the file; the third goes on."""
+    senseless, changed, sound = (rig.submit(JOB, name=name) for name in ("senseless", "changed", "sound"))
+    site = Scripted(rig, "north")
+    for run in (senseless, changed, sound):
+        site.ready(run)
+        site.task(run)
+    row = {"round": 0, "task": 0, "site": "north", "attempt": 0, "digest": "a" * 64, "size": 1, "weight": "many"}
+    rig.hub.runs[senseless].journal.add("accepted", **row, metrics="", stateful=False, build="")
+    with sqlite3.connect(rig.place.folder / "state.db") as db:
+        db.execute("update journal set body = '{}' where kind = 'task' and run = ?", [changed])
+    db.close()
+    rig.restart()
+    states = {run: (live.state, live.why) for run, live in rig.hub.runs.items()}
+    assert states[senseless][0] == states[changed][0] == "failed"
+    assert "its journal cannot be read: its rows make no sense (ValueError: invalid hexadecimal" in states[senseless][1]
+    assert "was changed after it was written; restore" in states[changed][1]
+    north = Scripted.again(site)
+    played(rig, north, sound)
+    assert rig.hub.runs[sound].state == "finished"
+    told = {row["run"]: row for row in rig.owner_link().call("GET", "/v1/runs")["runs"]}
+    assert told[senseless]["state"] == "failed" and told[senseless]["why"] == states[senseless][1]
+    with pytest.raises(FoedusError, match="make no sense"):
+        rig.owner_link().call("POST", f"/v1/runs/{senseless}/resume", {})
+
+
+def test_a_dead_site_holds_no_start(rig, monkeypatch):
+    monkeypatch.setattr(conductor, "AWAY", 0.2)
+    north, _ = Scripted(rig, "north"), rig.site("south")  # which is enrolled, said hello, and is never heard of again
+    run, began = rig.submit(JOB), time.monotonic()
+    north.ready(run)
+    assert north.send(north.task(run), ONES)["status"] == "accepted"
+    assert time.monotonic() - began < 10
+    assert rig.rows(run, "roster")[0]["sites"] == ["north"]
+
+
+def test_a_site_that_is_there_is_waited_for_until_it_has_answered(rig, monkeypatch):
+    monkeypatch.setattr(conductor, "AWAY", 0.2)
+    north, south = Scripted(rig, "north"), Scripted(rig, "south")
+    run, other = rig.submit(JOB), Scripted.again(south)
+    polled = threading.Thread(target=other.link.call, args=("POST", "/v1/poll", {"prepared": [run], "wait": 20}))
+    polled.start()
+    north.ready(run)
+    rig.until(lambda: time.monotonic() - rig.hub.members.seen["south"] > 1.0)  # its poll is still open
+    assert rig.rows(run, "roster") == []
+    south.ready(run)
+    polled.join()  # there is a Task
+    assert rig.rows(run, "roster")[0]["sites"] == ["north", "south"]
