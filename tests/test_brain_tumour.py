@@ -289,11 +289,10 @@ def test_two_hospitals_give_the_same_model_for_real_and_simulated(example: Any, 
 def compare(example: Any, folder: Path, seed: int, **chosen: str) -> None:
     """One seed against figures.json: the same numbers on the same build, else about the same."""
     scores, figures = example.figures.one_seed(seed, folder, **chosen), json.loads(example.figures.FILE.read_text())
-    near = 0.0 if example.figures.built(folder) == figures["build"] else 0.1  # training amplifies the last bit
-    for model, found in scores.items():
-        for name, value in found.items():
-            expected = figures["dice"][model][name][figures["seeds"].index(seed)]
-            assert value == pytest.approx(expected, abs=near), (model, name)
+    at, same = figures["seeds"].index(seed), example.figures.built(folder) == figures["build"]
+    off = {(model, n): value - figures["dice"][model][n][at] for model in scores for n, value in scores[model].items()}
+    wrong = {place: change for place, change in off.items() if abs(change) > (0 if same else 0.25)}
+    assert wrong == {} and abs(np.mean(list(off.values()))) < 0.1  # another build: training amplifies the last bit
 
 
 @pytest.mark.processes
