@@ -229,8 +229,8 @@ class Conductor:
                 self.run.settle_row("lost", task, site, "its entry was revoked or expired")
             elif not members.accepting(site):
                 self.run.settle_row("lost", task, site, "it left")
-        for site in task.stalled(now):
-            self.run.settle_row("lost", task, site, "no progress, and nothing was heard of it")
+        for site, why in task.stalled(now).items():
+            self.run.settle_row("lost", task, site, why)
 
     def _refill(self, task: Open) -> None:
         if not task.body["busy"]:

@@ -13,6 +13,7 @@ from foedus.settle import Desk, Rule
 
 At = tuple[int, int]  # (round, task)
 STALL = 600.0
+SPARE = 60.0  # seconds that heartbeats and a restarted agent may take
 
 
 class Accepted(NamedTuple):
@@ -32,8 +33,9 @@ class Open:
         self.round, self.number, self.body = round, number, body
         self.desk = Desk(Rule(body["quorum"], body["least"]), asked)
         self.attempts: dict[str, int] = dict.fromkeys(self.desk.asked, 0)
-        self.since = {site: time.monotonic() for site in self.desk.asked}
-        self.progress: dict[str, tuple[float, float]] = {}  # site -> (newest figure, when it rose)
+        self.began = {site: time.monotonic() for site in self.desk.asked}  # when it was asked
+        self.since = dict(self.began)  # its last progress
+        self.progress: dict[str, float] = {}  # its newest figure
         self.closed = False
 
     @property
@@ -50,26 +52,37 @@ class Open:
         """More sites of a buffered asynchronous Task."""
         for site in sites:
             self.desk.asked.setdefault(site)
-            self.attempts[site], self.since[site] = 0, time.monotonic()
+            self._begin(site, 0)
 
     def again(self) -> list[str]:
         """A new attempt for those that did not deliver."""
         sites = self.desk.ask_again()
         for site in sites:
-            self.attempts[site], self.since[site] = self.desk.attempt, time.monotonic()
+            self._begin(site, self.desk.attempt)
         return sites
 
-    def told(self, site: str, figure: float) -> None:
-        """A heartbeat with a progress figure: only a figure that rises is progress."""
-        if figure > self.progress.get(site, (-1.0, 0.0))[0]:
-            self.progress[site] = (figure, time.monotonic())
-            self.since[site] = time.monotonic()
+    def _begin(self, site: str, attempt: int) -> None:
+        self.attempts[site], self.began[site] = attempt, time.monotonic()
+        self.since[site] = self.began[site]
+        self.progress.pop(site, None)
 
-    def stalled(self, now: float) -> list[str]:
-        """The sites that made no progress for too long, by this machine's monotonic clock."""
+    def told(self, site: str, figure: float) -> None:
+        """A heartbeat with a progress figure: only one that rises is progress; it falls where an agent restarts."""
+        if figure > self.progress.get(site, -1.0):
+            self.since[site] = time.monotonic()
+        self.progress[site] = figure
+
+    def stalled(self, now: float) -> dict[str, str]:
+        """The sites that are not waited for any longer, by this machine's monotonic clock, and why."""
         stall, total = self.body["deadline"] or (STALL, None)
-        slow = 2 * stall + 60  # the agent restarts a stalled worker once by itself; this is for sites that are gone
-        return [s for s in self.desk.waiting() if now - self.since[s] > slow or (total and now - self.since[s] > total)]
+        slow = 2 * stall + SPARE  # the agent restarts a stalled worker once by itself; this is for sites that are gone
+        found = {}
+        for site in self.desk.waiting():
+            if now - self.since[site] > slow:
+                found[site] = f"no progress for {slow:g} s: `foedus site status` there says whether its agent works"
+            elif total is not None and now - self.began[site] > total:
+                found[site] = f"not done within the Task's total deadline of {total:g} s"
+        return found
 
 
 class Book:
