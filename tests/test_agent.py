@@ -391,6 +391,16 @@ def test_a_worker_without_progress_is_stopped_tried_once_more_and_then_lost(rig:
     assert len(rig.lines("loaded.txt")) == 2
 
 
+def test_a_task_that_comes_before_its_run_was_offered_is_done_afterwards(rig: Rig) -> None:
+    """As it may where a run is stopped and resumed: the server thinks that the site still knows the run."""
+    task = rig.task(bundle=rig.server.put(pack(rig.job, "job.py"))["digest"])
+    before = rig.server.asked["poll"]
+    rig.server.until(lambda: rig.server.asked["poll"] >= before + 2)
+    rig.submit()
+    rig.server.until(lambda: rig.server.updates.get(task) or rig.server.declines.get(task))
+    assert task not in rig.server.declines
+
+
 def test_a_task_that_is_cancelled_is_given_up_and_the_next_one_done(rig: Rig) -> None:
     rig.submit(options={"mode": "sleep once"})
     task = rig.task()

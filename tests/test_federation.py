@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from federations import foedus, kinds, simulated, started, submit, until
-from foedus import frames, jobfile, launch, runs
-from foedus.loopback import federation
+from foedus import frames, jobfile, launch, loopback, runs
 from foedus.params import digest
 from toys import JOB, calls, make_sites
 
@@ -16,67 +15,69 @@ pytestmark = pytest.mark.processes
 TABLE = JOB.parents[1] / "table" / "job.py"
 
 
-def test_a_real_federation_gives_the_bits_of_the_simulation(tmp_path):
-    with started(tmp_path, ["north", "south", "east"], slow=0.3) as (made, sites):
-        result = submit(made, rounds=3).wait()
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One federation for the tests that leave it as it was, and what its sites' files hold."""
+    with started(tmp_path_factory.mktemp("federation"), ["north", "south", "east"]) as (made, sites):
+        yield made, sites, {path / "rows.csv": (path / "rows.csv").read_text() for path in sites.values()}
+
+
+@pytest.fixture
+def federation(shared):
+    """(federation, site -> folder): three sites that are there, hold their rows, and have counted no call yet."""
+    made, sites, rows = shared
+    for path, text in rows.items():
+        path.write_text(text)
+        (path.parent / "calls").unlink(missing_ok=True)
+    slow(sites, 0.3)
+    return made, sites
+
+
+def slow(sites, seconds):
+    """Has training at each site take up to so many seconds from its next Task on."""
+    for path in sites.values():
+        (path / "slow").write_text(str(seconds))
+
+
+def test_a_real_federation_gives_the_bits_of_the_simulation(federation, tmp_path):
+    made, sites = federation
+    result = submit(made, rounds=3).wait()
     assert calls(sites) == {"north": 3, "south": 3, "east": 3}
     assert result.backend == "network" and result.exact and result.rounds == 3
     assert result.digest == simulated(sites, tmp_path / "sim", rounds=3)
     assert set(result.per_site) == {"north", "south", "east"}
 
 
-def test_a_site_joins_late_one_leaves_and_one_crashes_and_returns(tmp_path):
-    with started(tmp_path, ["north", "south", "east"], slow=0.4) as (made, sites):
-        run = submit(made, rounds=25)
-        until(lambda: len(kinds(run, "step")) >= 1)
-        late = tmp_path / "data" / "late"
-        late.mkdir()
-        for name in ("rows.csv", "slow"):
-            (late / name).write_text((sites["north"] / name).read_text())
-        made.join("late", {"data": late})
-        until(lambda: kinds(run, "roster")[-1]["sites"] == ["east", "late", "north", "south"])
-        made.site("east", "leave")
-        until(lambda: kinds(run, "roster")[-1]["sites"] == ["late", "north", "south"])
-        made.kill("south")
-        made.start_site("south")
-        result = run.wait()
-    assert result.rounds == 25
-    events = {(e["what"], e["site"]) for e in kinds_of(result)}
-    assert {("joined", "late"), ("left", "east")} <= events
+def test_below_min_sites_a_run_pauses_and_goes_on_when_they_return(federation):
+    made, sites = federation
+    run = submit(made, rounds=12, min_sites=3)
+    until(lambda: len(kinds(run, "step")) >= 1)
+    made.site("south", "pause")
+    until(lambda: run.status()["state"] == "paused")
+    assert any(cause in run.status()["why"] for cause in ("2 of the 3 sites", "south: lost (it left)"))
+    slow(sites, 0)
+    made.site("south", "return")
+    assert run.wait().rounds == 12
 
 
-def kinds_of(result):
-    return runs.journal(result.folder).events
-
-
-def test_below_min_sites_a_run_pauses_and_goes_on_when_they_return(tmp_path):
-    with started(tmp_path, ["north", "south"], slow=0.2) as (made, _):
-        run = submit(made, rounds=12, min_sites=2)
-        until(lambda: len(kinds(run, "step")) >= 1)
-        made.site("south", "pause")
-        until(lambda: run.status()["state"] == "paused")
-        assert any(cause in run.status()["why"] for cause in ("1 of the 2 sites", "south: lost (it left)"))
-        made.site("south", "return")
-        result = run.wait()
-    assert result.rounds == 12
-
-
-def test_a_job_that_raises_at_one_site_names_file_and_line_and_the_others_go_on(tmp_path):
-    with started(tmp_path, ["north", "south"]) as (made, sites):
-        run = submit(made, rounds=2)
-        (sites["south"] / "slow").write_text("broken")
-        result = run.wait()
-        told = [row for row in kinds(run, "declined") if row["site"] == "south"]
-    assert result.rounds == 2
-    assert not told or "job.py" in told[0]["why"]
+def test_a_job_that_raises_at_one_site_names_file_and_line_and_the_others_go_on(federation):
+    made, sites = federation
+    (sites["south"] / "slow").write_text("broken")
+    run = submit(made, rounds=2)
+    result = run.wait()
+    told = [row["why"] for row in kinds(run, "declined") if row["site"] == "south"]
+    line = JOB.read_text().splitlines().index(next(s for s in JOB.read_text().splitlines() if "(slow,) =" in s)) + 1
+    assert result.rounds == 2 == len(told)
+    assert "ValueError: could not convert string to float: 'broken'" in told[0] and f"job.py, line {line}" in told[0]
 
 
 @pytest.mark.parametrize(
     "options", [{"quorum": 2}, {"quorum": 2, "late": "keep"}], ids=["over-selected", "asynchronous"]
 )
-def test_what_the_world_decided_replays_to_the_same_bits(options, tmp_path):
-    with started(tmp_path, ["north", "south", "east"], slow=0.4) as (made, sites):
-        result = submit(made, rounds=5, **options).wait()
+def test_what_the_world_decided_replays_to_the_same_bits(options, federation, tmp_path):
+    made, sites = federation
+    result = submit(made, rounds=5, **options).wait()
+    slow(sites, 0)
     loaded = jobfile.load(JOB, {"rounds": "5"} | {k: str(v) for k, v in options.items()})
     again = launch.run(loaded.job, sites, replay=result, folder=tmp_path / "replay")
     counted = [len(row["counted"]) for row in runs.journal(result.folder).all("close") if row["task"] == 0]
@@ -84,33 +85,38 @@ def test_what_the_world_decided_replays_to_the_same_bits(options, tmp_path):
     assert again.digest == result.digest
 
 
-def test_submit_check_says_what_is_missing_before_anything_trains(tmp_path):
-    with started(tmp_path, ["north", "south"]) as (made, sites):
-        (sites["south"] / "rows.csv").unlink()
-        north, south = made.remote().check(JOB)
-    assert north["ready"] and north["approval"] == "given" and north["rows"]["train"] == 40
+def test_submit_check_says_what_is_missing_before_anything_trains(federation):
+    made, sites = federation
+    (sites["south"] / "rows.csv").unlink()
+    east, north, south = made.remote().check(JOB)
+    assert east["ready"] and north["ready"] and north["approval"] == "given" and north["rows"]["train"] == 40
     assert not south["ready"] and "rows.csv" in south["why"]
-    assert calls(sites) == {"north": 0, "south": 0}
+    assert calls(sites) == {"north": 0, "south": 0, "east": 0}
 
 
-def test_updates_go_when_their_round_is_settled_and_after_a_run_every_site_has_the_model(tmp_path):
-    with started(tmp_path, ["north", "south"], slow=0.3) as (made, _):
-        run, server = submit(made, rounds=8), made.home / "server"
-        until(lambda: len(kinds(run, "step")) >= 3)
-        settled = kinds(run, "step")[-1]["round"]
-        digests = {row["digest"] for row in kinds(run, "accepted") if row["round"] <= settled}
-        assert len(digests) >= 2 * 3 and digests.isdisjoint(path.name for path in (server / "updates").rglob("*"))
-        until(lambda: all(round > settled for round in held(made, run.id)))
-        assert run.status()["state"] == "running"
-        result = run.wait()
-        blobs = [path for room in ("blobs", "updates") for path in (server / room).rglob("*") if path.is_file()]
-        kept = {name: made.site_home(name) / "sites" / name / "models" / result.run for name in ("north", "south")}
-        until(lambda: all((folder / "final.safetensors").exists() for folder in kept.values()))
-        models = [digest(frames.read_model(folder / "final.safetensors")) for folder in kept.values()]
-    assert len(blobs) == 1  # the bundle
-    assert models == [result.digest] * 2
+def test_updates_go_when_their_round_is_settled_and_after_a_run_every_site_has_the_model(federation):
+    made, sites = federation
+    run, server = submit(made, rounds=8), made.home / "server"
+    until(lambda: len(kinds(run, "step")) >= 2)
+    settled = kinds(run, "step")[-1]["round"]
+    digests = {row["digest"] for row in kinds(run, "accepted") if row["round"] <= settled}
+    assert len(digests) >= 2 * 3 and digests.isdisjoint(path.name for path in (server / "updates").rglob("*"))
+    until(lambda: all(round > settled for round in held(made, run.id)))
+    assert run.status()["state"] == "running"
+    slow(sites, 0)
+    result = run.wait()
+    models = [made.site_home(name) / "sites" / name / "models" / run.id / "final.safetensors" for name in sites]
+    until(lambda: all(path.exists() for path in models))
+    assert {digest(frames.read_model(path)) for path in models} == {result.digest}
+    assert not [path for path in (server / "updates").rglob("*") if path.is_file()]
+    bundles = {row["bundle"]["digest"] for started in made.remote().runs() for row in submissions(made, started["run"])}
+    assert {path.name for path in (server / "blobs").rglob("*") if path.is_file()} == bundles
     rows = runs.journal(result.folder).all("accepted")
     assert all(row["digest"] and row["size"] and "params" not in row for row in rows)
+
+
+def submissions(made, run):
+    return kinds(made.remote().run(run), "submitted")
 
 
 def held(made, run):
@@ -144,15 +150,15 @@ def test_run_with_backend_network_is_one_command(tmp_path):
     assert left.stdout == b"", "a process of the federation is still there"
 
 
-def test_a_run_at_the_server_is_listed_stopped_and_resumed_by_its_verbs(tmp_path):
-    with started(tmp_path, ["north"], slow=0.4) as (made, sites):
-        run = foedus(made.home, "submit", JOB, "rounds=8", "--no-wait")[1]["run"]
-        until(lambda: made.remote().run(run).status()["rounds"] >= 1)
-        foedus(made.home, "stop", run)
-        assert foedus(made.home, "runs")[1]["runs"][0]["state"] == "stopped"
-        foedus(made.home, "resume", run)
-        assert foedus(made.home, "watch", run)[1]["state"] == "finished"
-        assert foedus(made.home, "pull", run)[1]["digest"] == simulated(sites, tmp_path / "sim", rounds=8)
+def test_a_run_at_the_server_is_listed_stopped_and_resumed_by_its_verbs(federation, tmp_path):
+    made, sites = federation
+    run = foedus(made.home, "submit", JOB, "rounds=8", "--no-wait")[1]["run"]
+    until(lambda: made.remote().run(run).status()["rounds"] >= 1)
+    foedus(made.home, "stop", run)
+    assert foedus(made.home, "runs")[1]["runs"][-1]["state"] == "stopped"
+    foedus(made.home, "resume", run)
+    assert foedus(made.home, "watch", run)[1]["state"] == "finished"
+    assert foedus(made.home, "pull", run)[1]["digest"] == simulated(sites, tmp_path / "sim", rounds=8)
 
 
 def test_data_that_does_not_fit_the_schema_is_found_before_training(tmp_path):
@@ -160,7 +166,7 @@ def test_data_that_does_not_fit_the_schema_is_found_before_training(tmp_path):
     sites = {name: path / "rows.csv" for name, path in make_sites(tmp_path / "data", ["north", "south"]).items()}
     text = sites["south"].read_text().splitlines()
     sites["south"].write_text("\n".join(["777,0,0,0,0"] * 6 + text[6:]))
-    with federation(tmp_path / "home") as made:
+    with loopback.federation(tmp_path / "home") as made:
         made.start_server()
         for name, path in sites.items():
             made.join(name, {"rows": path})
@@ -173,3 +179,24 @@ def test_data_that_does_not_fit_the_schema_is_found_before_training(tmp_path):
     loaded = jobfile.load(TABLE)
     outcomes = runs.journal(launch.run(loaded.job, sites, folder=tmp_path / "sim").folder).all("close")[0]["outcomes"]
     assert "column 'a'" in dict((site, why) for site, _, why, _ in outcomes)["south"]
+
+
+def test_a_site_joins_late_one_leaves_and_one_crashes_and_returns(federation, tmp_path):
+    """The last one here: its federation is another one afterwards."""
+    made, sites = federation
+    run = submit(made, rounds=40)
+    until(lambda: len(kinds(run, "step")) >= 1)
+    (late,) = make_sites(tmp_path, ["late"], 0.3).values()
+    made.join("late", {"data": late})
+    until(lambda: kinds(run, "roster")[-1]["sites"] == ["east", "late", "north", "south"])
+    made.site("east", "leave")
+    until(lambda: kinds(run, "roster")[-1]["sites"] == ["late", "north", "south"])
+    made.kill("south")
+    made.start_site("south")
+    crashed = len(kinds(run, "step"))
+    until(lambda: any(row["site"] == "south" and row["round"] > crashed for row in kinds(run, "accepted")))
+    slow(sites | {"late": late}, 0)
+    result = run.wait()
+    assert result.rounds == 40
+    events = {(event["what"], event["site"]) for event in runs.journal(result.folder).events}
+    assert {("joined", "late"), ("left", "east")} <= events

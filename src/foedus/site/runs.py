@@ -82,10 +82,10 @@ class SiteRun:
             self.queue.put(self._prepare)
 
     def task(self, order: Order) -> bool:
-        """Whether the Task is new here."""
+        """Whether the Task is new here. One of a run that was not offered yet is offered again after that."""
         text = str(order.at)
         self.unwanted.discard(text)
-        if text in self.held or text in self._kept():
+        if self.offer is None or text in self.held or text in self._kept():
             return False
         activity = self.held[text] = Activity(order.at)
         self.queue.put(partial(self._task, order, activity))
