@@ -10,15 +10,15 @@ from foedus.errors import FoedusError, NoRun
 
 
 def folder(given: str | os.PathLike[str] | None = None) -> Path:
-    """`given`, else the environment's FOEDUS_HOME, else ~/.foedus."""
-    return Path(given or os.environ.get("FOEDUS_HOME") or Path.home() / ".foedus").expanduser()
+    """`given`, else the environment's FOEDUS_HOME, else ~/.foedus; absolute, for workers have folders of their own."""
+    return Path(given or os.environ.get("FOEDUS_HOME") or Path.home() / ".foedus").expanduser().absolute()
 
 
 def find_run(run: str | os.PathLike[str], given: str | os.PathLike[str] | None = None) -> Path:
     """The folder of a RUN: a path, an id or a unique prefix of one."""
     path = Path(run).expanduser()
     if (path / "run.db").exists():
-        return path
+        return path.absolute()
     runs = folder(given) / "runs"
     found = [p.parent for p in sorted(runs.glob("*/run.db")) if p.parent.name.startswith(str(run))]
     if len(found) == 1 or (found and found[0].name == str(run)):

@@ -7,19 +7,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foedus import home as homes
-from foedus import jobfile, schema
 from foedus.errors import Denied, FoedusError, JobError
 from foedus.files import write_atomic
-from foedus.job import Job
-from foedus.result import Result
 from foedus.wire import bundle, submitter
 from foedus.wire.identity import enrol, read_token
 from foedus.wire.link import Link, Member, publish
 from foedus.wire.plain import plain
 from foedus.wire.signing import sign_envelope
+
+if TYPE_CHECKING:  # most of what is asked needs no Job, whose import takes longer than the answer
+    from foedus.job import Job
+    from foedus.result import Result
 
 Json = dict[str, Any]
 
@@ -76,6 +77,9 @@ class Remote:
         rounds: int | None = None,
         check: bool = False,
     ) -> Run:
+        from foedus import jobfile, schema
+        from foedus.job import Job
+
         loaded = jobfile.load(job, options) if not isinstance(job, Job) else jobfile.found(job)
         chosen = loaded.job if rounds is None else loaded.job.replace(rounds=rounds)
         data = bundle.pack(loaded.path.parent, loaded.path.name, files=chosen.files)

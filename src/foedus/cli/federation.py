@@ -93,7 +93,10 @@ def revoke(
     from foedus.server import owner
 
     owner.revoke(folder(home), name, reason)
-    out({"revoked": name}, json, [f"{name!r} is revoked and its connections are cut; a new token lets it join again"])
+    said = (
+        f"{name!r} is revoked and its connections are cut; only a new token and a new key (a new --home) let it back in"
+    )
+    out({"revoked": name}, json, [said])
 
 
 def status(home: HomeOption = None, json: JsonOption = False) -> None:

@@ -152,5 +152,6 @@ def _steer(run: str, verb: str, home: Path | None, json: bool, said: str, **body
 
 def _line(seq: int, at: float, kind: str, body: dict[str, Any], chain: str) -> str:
     where = "".join(f" {k} {body[k]}" for k in ("round", "task", "site") if k in body and body[k] != "")
-    more = "".join(f" {k}={body[k]}" for k in ("what", "why", "work", "weight", "reason") if body.get(k))
+    shown = {**body, "weight": f"{float.fromhex(body['weight']):g}"} if body.get("weight") else body
+    more = "".join(f" {k}={shown[k]}" for k in ("what", "why", "work", "weight", "reason") if shown.get(k))
     return f"{time.strftime('%H:%M:%S', time.localtime(at))} {kind:10}{where}{more}"

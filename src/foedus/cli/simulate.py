@@ -29,7 +29,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def run(
-    job: Annotated[Path, typer.Argument(help="A Python file that defines `job`.")],
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="A Python file that defines `job`.")],
     options: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the job.")] = None,
     backend: Annotated[str, typer.Option(help="auto, local, processes or network.")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Processes of the backend `processes`.")] = None,

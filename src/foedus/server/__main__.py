@@ -74,7 +74,7 @@ def main() -> None:
     end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
-        serve(found.home, found.host, found.port, partial(_write, found.ready))
+        serve(found.home.absolute(), found.host, found.port, partial(_write, found.ready))
     except FoedusError as error:
         print(f"foedus: {error}", file=sys.stderr)
         sys.exit(error.code)

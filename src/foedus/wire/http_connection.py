@@ -110,8 +110,13 @@ class Connection:
 
     def response(self, parser: h11.Connection, first: float) -> h11.Response:
         """The head of the answer, past any informational ones; `first` seconds until a byte of each comes."""
-        while isinstance(event := self.event(parser, first, self.patience), h11.InformationalResponse):
-            pass
+        try:
+            while isinstance(event := self.event(parser, first, self.patience), h11.InformationalResponse):
+                pass
+        except h11.RemoteProtocolError as error:
+            if parser.trailing_data != (b"", True):  # it is not the end that came too soon
+                raise
+            raise h11.RemoteProtocolError("closed without an answer") from error
         if not isinstance(event, h11.Response):
             raise h11.RemoteProtocolError("closed without an answer")
         return event
