@@ -85,7 +85,7 @@ def test_a_run_prints_one_json_object_and_everything_else_elsewhere(tmp_path: Pa
     assert found["rounds"] == 2 and found["exact"] is True and found["backend"] == "local"
     assert set(found["per_site"]) == {"north", "south"} and found["seconds"] > 0
     assert found["metrics"]["rmse"] > 0 and "test_rmse" in found["metrics"]
-    assert "round 2 of 2" in said.err and f"run {found['run']} on backend local" in said.err
+    assert "round 2 of 2" in said.err and f"run {found['run']} on backend auto" in said.err
     loaded = jobfile.load(JOB, {"rounds": "2"})
     assert launch.run(loaded.job, sites, seed=3, folder=tmp_path / "again").digest == found["digest"]
 

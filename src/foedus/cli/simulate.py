@@ -31,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
 def run(
     job: Annotated[Path, typer.Argument(metavar="JOB", help="A Python file that defines `job`.")],
     options: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the job.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, local, processes or network.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, local, vectorized, processes or network.")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Processes of the backend `processes`.")] = None,
     sites: Annotated[int | None, typer.Option(help="A number of sites, in place of --site.")] = None,
     site: SiteOption = None,
@@ -72,5 +72,6 @@ def run(
                 folder=folder,
                 source=source,
                 told=told,
+                say=note,
             )
     tell(result, json)

@@ -1,0 +1,105 @@
+"""The backend `auto`: sites train here until it is known what they cost, then in processes if that pays; the same bits.
+Where sites may train together and gain more by that than by all cores, `gain` says so before a run begins.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+from foedus.aggregators import Folding
+from foedus.backends.local import Here
+from foedus.backends.simulation import Crew, Done
+from foedus.core import Local, Task
+from foedus.data import Pairs, Split
+from foedus.errors import FoedusError
+from foedus.job import Job
+from foedus.keys import key
+from foedus.work import Order
+
+SAVES = 1.0  # seconds that another backend has to save before it is worth its start
+ROUNDS = 20  # of a Job whose end is decided by a rule
+TOGETHER = 8  # sites in the trial
+MOST_BYTES = 8 << 20  # of a model that may gain by training together
+TRIAL = key(0, 0, 0, "here", "trial")
+
+Start = Callable[[], AbstractContextManager[Crew]]
+
+
+class Gain(NamedTuple):
+    """How many times faster sites train together than one after another, or why they cannot; `seconds` of all alone."""
+
+    times: float
+    seconds: float
+    why: str = ""
+
+
+@contextmanager
+def crew(job: Job, data: Mapping[str, Any], seed: int, start: Start, note: Callable[..., object]) -> Iterator[Growing]:
+    """A Crew that begins in this process; `start` opens the one in others, `note` hears of it."""
+    with ExitStack() as open:
+        yield Growing(job, Here(job.bench(seed), data), lambda: open.enter_context(start()), note)
+
+
+class Growing:
+    """A Crew of this process that becomes one of several when the rest of the run would take long enough."""
+
+    def __init__(self, job: Job, here: Here, start: Callable[[], Crew], note: Callable[..., object]) -> None:
+        self.rounds, self.now, self.start, self.note = job.rounds or ROUNDS, here, start, note
+        self.crew: Crew = here
+        self.seconds = 0.0  # a site's work, the last time it was measured
+
+    def fold(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local], into: Folding) -> list[Done]:
+        return self._halves(orders, lambda part: self.crew.fold(task, part, locals, into))
+
+    def each(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local]) -> list[Done]:
+        return self._halves(orders, lambda part: self.crew.each(task, part, locals))
+
+    def _halves(self, orders: Sequence[Order], work: Callable[[Sequence[Order]], list[Done]]) -> list[Done]:
+        """The work of some sites here, with a look at the clock, then that of the others wherever it is best done."""
+        if self.crew is not self.now or len(orders) < 2:
+            return work(orders)
+        began, found = time.monotonic(), work(orders[:1])
+        self.seconds = time.monotonic() - began
+        left = len(orders) - 1 + len(orders) * max(0, self.rounds - orders[0].round - 1)
+        if self.seconds * left > 2 * SAVES and self.seconds > SAVES / 1000:
+            self.crew = self.start()
+            self.note(f"processes, for a site's work takes {self.seconds:.2g} s and {left} are left: the same bits")
+        return found + work(orders[1:])
+
+
+def gain(job: Job, data: Mapping[str, Any], seed: int) -> Gain:
+    """Tries one batch of one site alone and of TOGETHER at once, where the learner can train many sites together."""
+    learner: Any = job.learner
+    if not hasattr(learner, "together") or not data:
+        return Gain(1.0, 0.0, "its learner trains one site at a time")
+    params = job.first(seed)
+    if params.nbytes > MOST_BYTES:
+        return Gain(1.0, 0.0, "its model is too large to gain by training together")
+    try:
+        name = min(data)
+        split = job.bench(seed).split(name, data[name])
+        if not isinstance(split.train, Pairs):
+            return Gain(1.0, 0.0, "its examples are no (x, y) arrays")
+        size = min(len(split.train), learner.batch_size)
+        small = Split(split.train[:size])
+        learner.together([(params, small, TRIAL, None)] * 2)
+        many = _seconds(lambda: learner.together([(params, small, TRIAL, None)] * TOGETHER)) / TOGETHER
+        one = _seconds(lambda: learner.train(params, small, TRIAL, None))
+    except FoedusError as error:
+        return Gain(1.0, 0.0, str(error))
+    asked = job.cohort if isinstance(job.cohort, int) else (job.cohort or 1.0) * len(data)
+    batches = max(1, -(-len(split.train) // size))
+    return Gain(one / many, one * batches * asked * (job.rounds or ROUNDS))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The shorter of two tries."""
+    tries = []
+    for _ in range(2):
+        began = time.perf_counter()
+        work()
+        tries.append(time.perf_counter() - began)
+    return min(tries)

@@ -1,0 +1,94 @@
+"""The backend `auto`: here, in processes or many sites at once, by a short trial; exact where that is asked."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from foedus import launch, runs
+from foedus.backends import auto
+from foedus.backends.auto import Gain
+from test_vectorized import digits, job
+from tiny import SITES, many, working
+from tiny import job as numpy_job
+
+pytestmark = pytest.mark.processes
+
+
+def events(folder: Path, what: str) -> list[str]:
+    return [event["why"] for event in runs.journal(folder).events if event["what"] == what]
+
+
+def test_a_short_run_stays_here_and_says_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    result = launch.run(numpy_job(), SITES, folder=tmp_path / "run", say=said.append)
+    assert (result.backend, result.exact, said) == ("local", True, [])
+    assert result.digest == launch.run(numpy_job(), SITES, backend="local", folder=tmp_path / "local").digest
+
+
+def test_work_that_takes_long_goes_to_processes_with_the_same_bits(tmp_path: Path) -> None:
+    def slow(payload: Any, local: Any, site: Any, usual: Any) -> Any:
+        time.sleep(0.1)
+        return usual()
+
+    said: list[str] = []
+    made = numpy_job(working(slow), rounds=4, evaluate=0)
+    result = launch.run(made, many(6), workers=2, folder=tmp_path / "run", say=said.append)
+    assert said == [f"backend: {why}" for why in events(tmp_path / "run", "backend")] and len(said) == 1
+    assert said[0].startswith("backend: processes, for a site's work takes 0.1 s and 23 are left: the same bits")
+    assert result.digest == launch.run(made, many(6), backend="local", folder=tmp_path / "local").digest
+
+
+def gains(monkeypatch: pytest.MonkeyPatch, found: Gain) -> None:
+    monkeypatch.setattr(auto, "gain", lambda *_: found)
+
+
+@pytest.mark.parametrize(
+    ("gain", "exact", "backend"),
+    [
+        (Gain(9.0, 60.0), False, "vectorized"),
+        (Gain(9.0, 60.0), True, "local"),
+        (Gain(9.0, 0.1), False, "local"),
+        (Gain(1.2, 60.0), False, "local"),
+        (Gain(1.0, 0.0, "its learner trains one site at a time"), False, "local"),
+    ],
+)
+def test_many_sites_at_once_are_chosen_for_a_gain_that_is_worth_it(
+    gain: Gain, exact: bool, backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gains(monkeypatch, gain)
+    result = launch.run(job(rounds=1, evaluate=0), digits(4), exact=exact, folder=tmp_path / "run")
+    assert (result.backend, result.exact) == (backend, backend == "local")
+    assert [why[:30] for why in events(tmp_path / "run", "backend")] == (
+        ["vectorized, 9 times as fast as"] if backend == "vectorized" else []
+    )
+
+
+def test_a_replay_is_exact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gains(monkeypatch, Gain(9.0, 60.0))
+    made = job(rounds=1, evaluate=0)
+    first = launch.run(made, digits(4), backend="local", folder=tmp_path / "first")
+    assert launch.run(made, digits(4), replay=first, folder=tmp_path / "again").digest == first.digest
+
+
+def test_the_trial_says_why_sites_cannot_train_together() -> None:
+    sites = digits(4)
+    assert (
+        "BatchNorm1d"
+        in auto.gain(job(model=lambda: nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10))), sites, 0).why
+    )
+    assert auto.gain(numpy_job(), SITES, 0).why == "its learner trains one site at a time"
+    assert (
+        "too large"
+        in auto.gain(job(model=lambda: nn.Sequential(nn.Linear(64, 40_000), nn.Linear(40_000, 10))), sites, 0).why
+    )
+
+
+def test_small_models_gain_and_the_trial_leaves_no_trace() -> None:
+    sites, made = digits(4), job(rounds=200)
+    found = auto.gain(made, sites, 0)
+    assert found.why == "" and found.times > 1 and found.seconds > 0
