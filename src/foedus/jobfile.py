@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from foedus import schema
-from foedus.errors import FoedusError, JobError
+from foedus.errors import FoedusError, JobError, explained
 from foedus.job import Job
 from foedus.work import describe
 
@@ -34,6 +34,8 @@ def load(path: str | Path, options: Mapping[str, str] | None = None) -> Loaded:
     file = Path(path).resolve()
     if not file.is_file():
         raise JobError(f"there is no job file {path}: name a Python file that defines `job`")
+    if file.suffix != ".py":
+        raise JobError(f"{path} is no Python file: name a *.py file that defines `job`")
     module = _imported(file)
     made = getattr(module, "job", None)
     chosen = dict(options or {})
@@ -106,6 +108,9 @@ def _imported(file: Path) -> ModuleType:
     except (FoedusError, NotImplementedError):
         raise
     except (Exception, SystemExit) as error:
+        known = explained(error) if isinstance(error, ImportError) else error
+        if isinstance(known, FoedusError):
+            raise known from error
         raise JobError(f"{file.name} raised while it was imported: {describe(error)}") from error
     return module
 

@@ -38,7 +38,7 @@ def login(
 
 
 def submit(
-    job: Annotated[Path, typer.Argument(help="A Python file that defines `job`.")],
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="A Python file that defines `job`.")],
     options: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the job.")] = None,
     seed: Annotated[int, typer.Option(help="Names all randomness of the run.")] = 0,
     rounds: Annotated[int | None, typer.Option(help="Rounds, in place of the Job's.")] = None,

@@ -74,4 +74,6 @@ def find(home: Path, room: str = "server") -> Place:
         facts = json.loads((folder / "federation.json").read_bytes())
     except FileNotFoundError:
         raise FoedusError(f"there is no federation in {folder}: `foedus federation create NAME` makes one") from None
+    except ValueError as error:
+        raise FoedusError(f"{folder / 'federation.json'} is damaged ({error}): restore it from a copy") from None
     return Place(folder, read(Federation, facts["federation"]), facts["host"], facts["port"])

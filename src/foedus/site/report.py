@@ -40,6 +40,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         link, seconds = "connected" if found["connected"] else "the server is away", round(time.time() - found["since"])
         agent = f"agent {found['agent']}, {link} for {seconds} s"
     made = [f"site {found['site']} of {found['federation']}: {found['state']}; {agent}", f"key {found['key']}"]
+    if error := found["policy"].get("error"):
+        made.append(f"nothing is allowed until its policy is mended: {error}")
     made += [f"data {name}: {body['path']}" for name, body in found["data"].items()] or ["no data is bound"]
     made += [f"run {r['run']} of {r['submitter']}: {r['why'] or 'ready'}" for r in found["runs"]]
     made += [f"at work: {w['task']}, progress {w['progress']}" for w in found.get("working", ())]
