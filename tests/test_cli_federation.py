@@ -22,7 +22,7 @@ from foedus.remote import connect
 from toys import JOB, make_sites
 
 pytestmark = pytest.mark.processes
-MISTAKE, SITE, PAUSED, DIFFERS, DENIED, WIRE = 1, 4, 5, 6, 7, 8
+MISTAKE, JOB_ERROR, SITE, PAUSED, DIFFERS, DENIED, WIRE = 1, 3, 4, 5, 6, 7, 8
 
 
 class Said(NamedTuple):
@@ -250,6 +250,13 @@ def test_a_submitted_run_is_pulled_by_itself_and_verified_with_the_sites_data(ma
     assert found["digest"] == simulated(made.data, tmp_path / "sim", rounds=2) and found["backend"] == "network"
     assert found["intervals"]["test_rmse"][0] < found["metrics"]["test_rmse"] < found["intervals"]["test_rmse"][1]
     alice, run = made.home("alice"), found["run"]
+    model = made.home("owner") / "server" / "runs" / run / "final.safetensors"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    said = foedus(alice, "pull", run, "--json")
+    assert said.code == JOB_ERROR and said.last.endswith("was damaged on its way: pull it again")
+    assert not (alice / "runs" / run).exists()
+    model.write_bytes(whole)
     assert foedus(alice, "pull", run, "--json").json["digest"] == found["digest"]
     said = foedus(alice, "verify", run, "--json")
     told = json.loads(said.out)
