@@ -7,10 +7,14 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -66,19 +70,46 @@ def _torch() -> dict[str, Any]:
 
 @contextmanager
 def exactly(threads: int = 1) -> Iterator[None]:
-    """Inside the block, numpy's and torch's libraries have `threads` threads, and torch is deterministic."""
+    """Inside the block, numpy's and torch's libraries have `threads` threads, and torch is deterministic.
+
+    A torch that is imported inside the block is made so at once, and as it was when the block ends.
+    """
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(threads):
-        torch = sys.modules.get("torch")
-        if torch is None:
-            yield
-            return
-        before = torch.get_num_threads(), torch.get_deterministic_debug_mode()
-        torch.set_num_threads(threads)
-        torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports the compiler too, for 1 s
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before[0])
-            torch.set_deterministic_debug_mode(before[1])
+    with threadpool_limits(threads), ExitStack() as stack:
+        act = partial(_settle, stack, threads)
+        if "torch" in sys.modules:
+            act(sys.modules["torch"])
+        else:
+            watch = _Imported("torch", act)
+            sys.meta_path.insert(0, watch)
+            stack.callback(sys.meta_path.remove, watch)
+        yield
+
+
+def _settle(stack: ExitStack, threads: int, torch: Any) -> None:
+    """Makes torch exact until the stack is left."""
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    stack.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
+    torch.set_num_threads(threads)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports the compiler too, for 1 s
+
+
+class _Imported(MetaPathFinder):
+    """Calls `act` with the module of that name when it was imported; the other finders find it."""
+
+    def __init__(self, name: str, act: Callable[[Any], None]) -> None:
+        self.name, self.act = name, act
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != self.name:
+            return None
+        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((found for found in others if found is not None), None)
+        if spec is not None and spec.loader is not None:
+            setattr(spec.loader, "exec_module", partial(self._exec, spec.loader.exec_module))  # noqa: B010
+        return spec
+
+    def _exec(self, exec_module: Callable[[ModuleType], None], module: ModuleType) -> None:
+        exec_module(module)
+        self.act(module)

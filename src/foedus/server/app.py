@@ -301,6 +301,8 @@ class App:
             live = self.hub.run(body["run"])
             before = live.answer(asked.name)
             self.hub.members.store.put("ready", f"{live.id}/{asked.name}", answered)
+            if answered["report"].get("build") != ((before or {}).get("report") or {}).get("build"):
+                live.told_build(asked.name, answered["report"].get("build"))
             if before is None or before["ready"] != answered["ready"]:
                 live.event("joined" if answered["ready"] else "not ready", answered["why"], asked.name)
             self.hub.told()

@@ -147,7 +147,10 @@ class Conductor:
 
     def _append(self, rows: Sequence[tuple[str, Body]]) -> None:
         with self.run.context.news:
-            self.run.journal.add_all([(kind, body) for kind, body in rows])
+            new = self.run.journal.add_all([(kind, body) for kind, body in rows])
+            for kind, body in rows:
+                if kind == "open":
+                    self.run.opened(body, new)
             self.run.context.news.notify_all()
 
     def _roster(self, least: int) -> list[str]:
@@ -319,6 +322,7 @@ class Conductor:
         self.run.book.settle("accepted", row)
         delivery.receipt = ACCEPTED
 
+        self.run.made_by(delivery.site, row["build"])
     def _close(self, pipe: Pipe, task: Open) -> None:
         with self.run.context.news:
             row = self.run.journal.find("close", task.round, task.number)

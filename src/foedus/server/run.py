@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from foedus import build
 from foedus.errors import FoedusError
 from foedus.journal import Journal
 from foedus.server.members import Members
@@ -20,6 +21,7 @@ from foedus.wire.signing import sign_envelope
 
 log = logging.getLogger(__name__)
 MOST_ENVELOPES = 4096
+MOST_TEXT = 2000  # characters of a reason
 Body = dict[str, Any]
 
 
@@ -58,6 +60,7 @@ class Run:
         self.began = time.monotonic()
         self.nudged = False
         self.envelopes: dict[str, Body] = {}
+        self.strange = dict[tuple[str, str], None]()  # builds of updates that their sites did not describe
 
     def set(self, state: str, why: str = "") -> None:
         """Says where the run stands, and journals what people want to know of it."""
@@ -77,6 +80,38 @@ class Run:
     def answer(self, site: str) -> Body | None:
         """What the site said to `prepare`."""
         return self.context.store.get("ready", f"{self.id}/{site}")
+
+    def told_build(self, site: str, said: Any) -> None:
+        """Journals the build that a site says it is, and whether its bits compare with those of the run worker."""
+        if isinstance(said, dict):
+            self.journal.add("build", site=site, build=said)
+            self.compare(site, said)
+
+    def compare(self, site: str, said: Mapping[str, Any]) -> None:
+        """An event that names a site on another build than the run's; nothing before the run is open."""
+        row = self.journal.find("open")
+        if row is not None and (odd := build.differences(row["build"], dict(said))):
+            self.event("build", f"bits not comparable: {'; '.join(odd)[:MOST_TEXT]}", site)
+
+    def opened(self, row: Body, new: bool) -> None:
+        """The run worker said what it is: sites that were faster are compared, or this worker with an earlier one."""
+        if not new:
+            self.compare("", row["build"])
+            return
+        for site in self.context.members.sites():
+            if said := self._build(site):
+                self.compare(site, said)
+
+    def made_by(self, site: str, hash: str) -> None:
+        """An event, once, where a site's update was made by a build that it did not describe."""
+        if hash not in ("", self._build(site).get("hash")) and (site, hash) not in self.strange:
+            self.strange[site, hash] = None
+            self.event("build", f"bits not comparable: its updates say build {hash}, which it did not describe", site)
+
+    def _build(self, site: str) -> Body:
+        """The build that a site says it is."""
+        said = ((self.answer(site) or {}).get("report") or {}).get("build")
+        return said if isinstance(said, dict) else {}
 
     def ready(self) -> list[str]:
         """The sites that take part in a round that starts now."""

@@ -51,10 +51,10 @@ def main(fd: int) -> None:
             go_offline(OFFLINE)  # before there is a second thread: some kernels take the network from one alone
         threading.Thread(target=_end_with_agent, args=(fd,), daemon=True).start()
         progress.tell = Teller(pipe)
-        loaded, answer = load(order)
-        pipe.send(answer)
-        if loaded is not None:
-            with build.exactly():
+        with build.exactly():
+            loaded, answer = load(order)
+            pipe.send(answer)
+            if loaded is not None:
                 serve(pipe, loaded)
     except WireError:
         os._exit(0)
@@ -86,13 +86,13 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
     stage = f"importing {order['entry']}"
     try:
         job = jobfile.load(Path(order["bundle"]) / order["entry"], order["options"]).job
+        described = build.describe()  # with the libraries that the Job brings, as the run worker describes itself
         stage = "adapting its data"
         named = {name: adapted(name, path, adapter) for name, path, adapter in order["data"]}
         stage = "loading its data"
         data = named if order["many"] else next(iter(named.values()))
-        with build.exactly():
-            bench = job.bench(order["seed"])
-            report = describe_split(bench.split(order["site"], data)) | {"schema": "fits" if job.schema else None}
+        bench = job.bench(order["seed"])
+        report = describe_split(bench.split(order["site"], data)) | {"schema": "fits" if job.schema else None}
     except SiteError as error:
         return None, {"raised": error.why, "stage": error.stage}
     except (FoedusError, NotImplementedError) as error:
@@ -100,7 +100,7 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
     except (Exception, SystemExit) as error:
         return None, {"raised": describe(error), "stage": stage}
     point("worker.after-load")
-    return Loaded(bench, order["site"], data), {"ready": True, **report, "build": build.describe()}
+    return Loaded(bench, order["site"], data), {"ready": True, **report, "build": described}
 
 
 def adapted(name: str, path: str, adapter: str) -> Any:
