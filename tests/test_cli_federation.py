@@ -165,7 +165,7 @@ def test_status_tells_the_servers_figures(made: Federation) -> None:
     found = foedus(made.home("owner"), "federation", "status", "--json").json
     assert (found["federation"], found["sites"]) == ("demo", 2) and found["up"] > 0
     said = foedus(made.home("owner"), "server", "status")
-    assert said.code == 0 and "2 sites are enrolled" in said.err
+    assert said.code == 0 and "2 sites are enrolled" in said.out
 
 
 def test_tokens_are_all_that_invite_prints_on_standard_output(made: Federation) -> None:
@@ -238,10 +238,11 @@ def test_code_waits_for_approval_is_approved_or_refused_and_check_says_so(made: 
     assert (found["decision"], found["submitter"]) == ("approved", "alice") and "job.py" in found["files"]
     assert foedus(made.home("alice"), "watch", run, "--json").json["state"] == "finished"
     said = foedus(made.home("alice"), "submit", job, "--check")
-    assert said.code == 0 and said.err.splitlines()[-1] == "2 of 2 sites could take part"
+    assert said.code == 0 and said.out.splitlines()[-1] == "2 of 2 sites could take part"
     assert foedus(south, "site", "refuse", found["bundle"][:12], "--json").json["decision"] == "refused"
     said = foedus(made.home("alice"), "submit", job, "--check")
-    assert said.code == SITE and said.last.startswith("south: ") and "refused" in said.last
+    last = said.out.splitlines()[-1]
+    assert said.code == SITE and last.startswith("south: ") and "refused" in last
 
 
 def test_a_submitted_run_is_pulled_by_itself_and_verified_with_the_sites_data(made: Federation, tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ def test_a_run_is_stopped_resumed_skipped_watched_and_a_pull_too_soon_leaves_not
     until(lambda: foedus(home, "skip", run, "south", "--json").code == 0)
     rows = foedus(home, "logs", run, "--json").json["rows"]
     assert [body["site"] for _, _, kind, body, _ in rows if kind == "lost"] == ["south"]
-    assert "lost" in foedus(home, "logs", run).err
+    assert "lost" in foedus(home, "logs", run).out
     foedus(home, "stop", run)
     (made.data["south"] / "slow").write_text("0")
 

@@ -110,9 +110,11 @@ def runs(home: HomeOption = None, json: JsonOption = False) -> None:
 
 
 def tell(result: Result, json: bool) -> None:
-    """Prints what a finished run ended with."""
+    """Prints what a finished run ended with: for people beside the progress, on standard error."""
     found = reported(result)
-    out(found, json, result_lines(found))
+    out(found, json, [])
+    for line in [] if json else result_lines(found):
+        note(line)
 
 
 def reported(result: Result) -> dict[str, Any]:

@@ -32,12 +32,9 @@ def quiet() -> Iterator[None]:
 
 
 def out(found: Mapping[str, Any], as_json: bool, lines: Sequence[str]) -> None:
-    """One JSON object on standard output, or a few lines for people."""
-    if as_json:
-        print(json.dumps(found, default=str))
-        return
-    for line in lines:
-        note(line)
+    """The answer, on standard output: one JSON object, or a few lines for people."""
+    for line in [json.dumps(found, default=str)] if as_json else lines:
+        print(line, flush=True)
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
