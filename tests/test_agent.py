@@ -20,7 +20,7 @@ from foedus.params import Params
 from foedus.wire.bundle import pack
 from foedus.wire.ed25519 import new_key
 from foedus.wire.identity import enrol, read_token
-from site_rig import SMALL, Rig
+from site_rig import JOB, SMALL, Rig
 
 pytestmark = pytest.mark.processes
 
@@ -280,6 +280,55 @@ def test_a_change_that_does_not_concern_a_run_leaves_its_worker_and_its_answer_a
     assert [answer["ready"] for answer in rig.server.ready[rig.run]] == [True, False, True]
     assert len(rig.lines("loaded.txt")) == 1
     rig.place.store.delete("approved", rig.server.bundle)
+
+
+# ---- privacy and resources ------------------------------------------------------------------------------------------
+def test_a_job_without_the_privacy_that_the_policy_demands_is_declined_by_name(rig: Rig) -> None:
+    rig.rule('privacy = "secagg"')
+    rig.submit()
+    demanded = "the job's privacy is 'none', and the site's policy demands 'secagg' (`privacy`), which this version of"
+    assert why(rig).startswith(demanded) and rig.lines("loaded.txt") == []
+    rig.rule("")
+    rig.place.change()
+    rig.server.until(lambda: rig.server.ready[rig.run][-1]["ready"])
+    rig.rule('privacy = "secagg"')
+    task = rig.task()  # a policy is read again before each Task
+    assert rig.server.until(lambda: rig.server.declines.get(task))["reason"].startswith(demanded)
+    assert rig.lines("trained.txt") == []
+
+
+def test_a_worker_has_the_memory_and_the_priority_of_the_policy_and_leaves_no_dump(rig: Rig) -> None:
+    rig.rule("most_memory_bytes = 1000000000\nnice = 5")
+    limits = "note('limits.txt', [resource.getrlimit(k)[1] for k in (2, 4)] + [os.nice(0)])"
+    large(rig, limits, "np.zeros(1 << 27)")
+    nice = os.nice(0)
+    said = why(rig)
+    assert said.startswith("loading its data: ") and "MemoryError: Unable to allocate 1.00 GiB" in said
+    assert said.endswith("; the site's policy gives a job 1000000000 bytes of memory (`most_memory_bytes`)")
+    assert rig.lines("limits.txt") == ["[1000000000,", "0,", f"{nice + 5}]"]
+    rig.rule("")  # and without the rule there is room
+    rig.place.change()
+    rig.server.until(lambda: rig.server.ready[rig.run][-1]["ready"])
+
+
+def test_a_run_that_used_its_cpu_time_gets_no_more_of_this_site(rig: Rig) -> None:
+    rig.rule("most_cpu_seconds = 2")
+    large(rig, "from itertools import count", "next(i for i in count() if (HERE / 'enough').exists())")
+    spent = "the 2 s of CPU time that the site's policy gives a run are used up (`most_cpu_seconds`)"
+    assert why(rig) == spent
+    assert len(rig.lines("loaded.txt")) == 1  # it was not tried again
+    (rig.data / "enough").touch()
+    rig.rule("most_cpu_seconds = 3")
+    rig.place.change()
+    rig.server.until(lambda: rig.server.ready[rig.run][-1]["ready"])
+
+
+def large(rig: Rig, *lines: str) -> None:
+    """Submits the job, whose `load` does this, too."""
+    head, load, rest = JOB.partition('    note("loaded.txt", os.getpid())\n')
+    more = "".join(f"    {line}\n" for line in ("import resource", *lines))
+    (rig.job / "job.py").write_text(head + load + more + rest)
+    rig.submit()
 
 
 # ---- data and packages ----------------------------------------------------------------------------------------------

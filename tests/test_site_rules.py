@@ -63,6 +63,13 @@ def test_the_policy_that_joining_writes_is_read_as_the_defaults_and_the_trusted_
         ('hours = "20"', "hours"),
         ('hours = "20-25"', "hours"),
         ('datasets = "heart"', "datasets"),
+        ('privacy = "secag"', "privacy = 'secag' is not of its kind"),
+        ("privacy = true", "privacy = True is not of its kind"),
+        ("most_memory_bytes = 0", "most_memory_bytes"),
+        ('most_memory_bytes = "8 GB"', "most_memory_bytes"),
+        ("most_cpu_seconds = 1.5", "most_cpu_seconds"),
+        ("nice = -1", "nice = -1 is not of its kind"),
+        ("nice = 20", "nice = 20 is above 19"),
         ("datasets = [", "nothing is allowed until it is mended"),
     ],
 )
@@ -82,6 +89,21 @@ def test_metrics_are_allowed_by_their_own_name_under_any_prefix() -> None:
     assert rules.update(0, ["auc", "test_auc", "train_loss"]) == ""
     assert "'accuracy'" in rules.update(0, ["auc", "accuracy"])
     assert Policy(metrics=()).update(0, ["auc"]) != "" and Policy().update(0, ["anything"]) == ""
+
+
+def test_a_privacy_that_is_demanded_is_the_one_that_a_job_must_have(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text('privacy = "secagg"')
+    rules = policy.load(tmp_path / "policy.toml")
+    assert rules.private("secagg") == "" and "'none'" in rules.private("none") and "'dp'" in rules.private("dp")
+    assert Policy().private("none") == Policy().private("secagg") == ""
+
+
+def test_the_resources_of_a_policy_are_limits_and_shown(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text("most_memory_bytes = 1000\nnice = 7")
+    rules = policy.load(tmp_path / "policy.toml")
+    assert rules.limits == {"memory": 1000, "cpu": None, "nice": 7}
+    shown = policy.describe(rules)
+    assert (shown["most_memory_bytes"], shown["most_cpu_seconds"], shown["hours"]) == (1000, "no limit", "all")
 
 
 @pytest.mark.parametrize(

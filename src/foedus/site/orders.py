@@ -69,6 +69,7 @@ class Offer(NamedTuple):
     datasets: tuple[str, ...]
     requires: tuple[str, ...]
     public: str
+    privacy: str = "none"
 
 
 class Ending(NamedTuple):
@@ -117,7 +118,7 @@ def read_offer(envelope: Any, server: str) -> Offer:
         return Offer(
             _run(body["run"]), str(signed.get("name") or ""), _blob(signed["bundle"]), _text(signed["entry"]),
             dict(signed.get("options") or {}), _integer(signed["seed"]), _texts(signed.get("datasets")),
-            _texts(signed.get("requires")), public,
+            _texts(signed.get("requires")), public, _text(signed.get("privacy") or "none"),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"run {body.get('run')!r} is described wrongly ({type(error).__name__} {error})") from error

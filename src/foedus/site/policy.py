@@ -8,7 +8,7 @@ import time
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 from foedus.errors import Denied
 from foedus.metrics import plain
@@ -16,6 +16,9 @@ from foedus.metrics import plain
 Some = tuple[str, ...]
 Names = Some | None  # None: all
 Hours = tuple[int, int] | None
+Most = int | None  # None: no limit
+Privacy = Literal["none", "secagg", "dp"]
+NICEST = 19
 _HOURS = re.compile(r"([01]?[0-9]|2[0-4])-([01]?[0-9]|2[0-4])")
 
 
@@ -30,6 +33,24 @@ class Policy(NamedTuple):
     most_update_bytes: int = 8 << 30
     hours: Hours = None
     network: bool = False
+    privacy: Privacy = "none"
+    most_memory_bytes: Most = None
+    most_cpu_seconds: Most = None
+    nice: int = 0
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """What the process of a Job's code may take of the machine."""
+        return {"memory": self.most_memory_bytes, "cpu": self.most_cpu_seconds, "nice": self.nice}
+
+    def private(self, privacy: str) -> str:
+        """Whether a Job of this privacy may train here."""
+        if self.privacy in ("none", privacy):
+            return ""
+        return (
+            f"the job's privacy is {privacy!r}, and the site's policy demands {self.privacy!r} (`privacy`), which this "
+            "version of foedus has not built yet"
+        )
 
     def dataset(self, names: Iterable[str]) -> str:
         """Whether these datasets may be used."""
@@ -87,6 +108,12 @@ def _value(key: str, value: Any) -> Any:
     if key not in hints:
         raise ValueError(f"there is no rule {key!r}; the rules are {', '.join(hints)}")
     kind = hints[key]
+    if key == "nice" and type(value) is int and value > NICEST:
+        raise ValueError(f"nice = {value} is above {NICEST}, the least priority that there is")
+    if kind == Most and type(value) is int and value > 0:
+        return value
+    if kind == Privacy and value in get_args(Privacy):
+        return value
     if kind is int and type(value) is int and value >= 0:
         return value
     if kind is bool and type(value) is bool:
@@ -102,7 +129,8 @@ def _value(key: str, value: Any) -> Any:
 
 def describe(policy: Policy) -> Mapping[str, Any]:
     """The rules as they are shown."""
-    return {name: "all" if value is None else value for name, value in policy._asdict().items()}
+    hints, none = get_type_hints(Policy), {Names: "all", Hours: "all", Most: "no limit"}
+    return {name: none[hints[name]] if value is None else value for name, value in policy._asdict().items()}
 
 
 _TEMPLATE = """\
@@ -129,4 +157,14 @@ most_update_bytes = {most}
 
 # Whether the code that loads and trains may use the network, for instance to read a database. It runs on private data.
 # network = true
+
+# The privacy that a job must have: "none", "secagg" or "dp". The last two are not built yet: no job trains here then.
+# privacy = "none"
+
+# What the process that loads and trains may take of this machine: bytes of memory (each process that it starts may take
+# as much), seconds of CPU time in its life, after which the run gets no more from this site, and its priority, from 0
+# (as the agent) to 19 (the least).
+# most_memory_bytes = 8589934592
+# most_cpu_seconds = 36000
+# nice = 10
 """.replace("{most}", str(Policy().most_update_bytes))

@@ -187,7 +187,7 @@ class SiteRun:
             raise NotReady("the Task's bundle or seed is not the one that the submitter signed")
         rules = policy.load(self.context.place.folder / "policy.toml")
         bound = bindings.chosen(self.context.place.store, self.offer.datasets)
-        if why := self._consent(rules) or rules.dataset(binding.name for binding in bound):
+        if why := self._consent(rules) or rules.private(self.offer.privacy) or rules.dataset(b.name for b in bound):
             raise NotReady(why)
         return rules
 
@@ -226,7 +226,7 @@ class SiteRun:
         report["packages"] = bindings.remedy(lacking) if lacking else "present"
         bound = bindings.chosen(place.store, offer.datasets)
         report["dataset"] = ", ".join(binding.name for binding in bound)
-        if why := why or rules.dataset(binding.name for binding in bound):
+        if why := why or rules.private(offer.privacy) or rules.dataset(binding.name for binding in bound):
             raise NotReady(why)
         if lacking:
             raise NotReady(f"packages are missing: {report['packages']}")
@@ -251,7 +251,7 @@ class SiteRun:
         bound = bindings.chosen(place.store, offer.datasets)
         loading = {"entry": offer.entry, "options": offer.options, "seed": offer.seed, "site": place.name,
                    "data": [list(binding) for binding in bound], "many": len(bound) > 1,
-                   "network": rules.network}  # fmt: skip
+                   "network": rules.network, "limits": rules.limits}  # fmt: skip
         if self.worker is None or self.worker.loading != loading:
             self._retire()
             log = place.folder / "logs" / f"{self.run}.log"

@@ -22,7 +22,7 @@ from foedus.site.orders import Activity, At, Blob, Order, Verdict
 from foedus.site.policy import Policy
 from foedus.site.shelf import Pending, Shelf
 from foedus.site.transfer import fetch, holds, upload
-from foedus.site.workerhost import Died, Raised, Stalled, WorkerHost
+from foedus.site.workerhost import Died, Raised, Spent, Stalled, WorkerHost
 from foedus.wire.link import Answered, Link, Member, Stopped
 from foedus.wire.signing import sign_envelope
 
@@ -162,7 +162,7 @@ class Tasks:
     def _worked(self, worker: WorkerHost, message: Json, activity: Activity, stall: float) -> Json:
         try:
             return worker.work(message, activity, stall)
-        except (Died, Stalled, Raised) as error:
+        except (Died, Spent, Stalled, Raised) as error:
             raise Declined(str(error)) from error
 
     def _checked(self, order: Order, done: Done, policy: Policy, build: str) -> Pending:

@@ -23,6 +23,7 @@ from foedus.errors import FoedusError, Refused, SiteError, WireError
 from foedus.faults import point
 from foedus.files import write_all
 from foedus.params import Params
+from foedus.site.limits import hinted, limit
 from foedus.site.orders import spec_of
 from foedus.wire.offline import go_offline
 from foedus.wire.pipe import Pipe, inherited
@@ -47,6 +48,7 @@ def main(fd: int) -> None:
     pipe = inherited(fd)
     try:
         order = pipe.receive()[0]
+        limit(order.get("limits") or {})
         if order.get("network") is not True:
             go_offline(OFFLINE)  # before there is a second thread: some kernels take the network from one alone
         threading.Thread(target=_end_with_agent, args=(fd,), daemon=True).start()
@@ -94,11 +96,11 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
         bench = job.bench(order["seed"])
         report = describe_split(bench.split(order["site"], data)) | {"schema": "fits" if job.schema else None}
     except SiteError as error:
-        return None, {"raised": error.why, "stage": error.stage}
+        return None, {"raised": hinted(error.why), "stage": error.stage}
     except (FoedusError, NotImplementedError) as error:
-        return None, {"raised": str(error), "stage": stage}
+        return None, {"raised": hinted(str(error)), "stage": stage}
     except (Exception, SystemExit) as error:
-        return None, {"raised": describe(error), "stage": stage}
+        return None, {"raised": hinted(describe(error)), "stage": stage}
     point("worker.after-load")
     return Loaded(bench, order["site"], data), {"ready": True, **report, "build": described}
 
@@ -141,9 +143,9 @@ def work(message: Mapping[str, Any], loaded: Loaded) -> Json:
     except Refused as error:
         return {"refused": str(error)}
     except SiteError as error:
-        return {"raised": error.why, "stage": error.stage}
+        return {"raised": hinted(error.why), "stage": error.stage}
     except (Exception, SystemExit) as error:
-        return {"raised": describe(error), "stage": message["work"]}
+        return {"raised": hinted(describe(error)), "stage": message["work"]}
 
 
 def _payload(path: str) -> Params:

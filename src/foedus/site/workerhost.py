@@ -36,6 +36,10 @@ class Died(FoedusError):
     """The worker ended by itself, or was killed by somebody else."""
 
 
+class Spent(FoedusError):
+    """The worker used all the CPU time that the site's policy gives a run."""
+
+
 class Stalled(FoedusError):
     """The worker made no progress for too long."""
 
@@ -56,11 +60,12 @@ class WorkerHost:
         self.process: subprocess.Popen[bytes] | None = None
         self.pipe: Pipe | None = None
         self.report: Json = {}
+        self.spent = False
 
     def work(self, message: Json, activity: Activity, stall: float) -> Json:
         """The worker's answer; one that stalled is replaced once, one that was killed several times.
 
-        Raises Died, Stalled, Raised, Stopped.
+        Raises Died, Spent, Stalled, Raised, Stopped.
         """
         return self._replacing(lambda: self._once(message, activity, stall))
 
@@ -102,6 +107,9 @@ class WorkerHost:
         if self.process is not None and self.process.poll() is None:
             return
         self.kill()
+        if self.spent:
+            most = self.loading["limits"]["cpu"]
+            raise Spent(f"the {most} s of CPU time that the site's policy gives a run are used up (`most_cpu_seconds`)")
         self._start()
         answer = self._ask({"do": "load", "bundle": str(self.folder / "code"), **self.loading}, activity, stall)
         if "raised" in answer:
@@ -144,7 +152,7 @@ class WorkerHost:
                     return answer
                 activity.advance(int(answer["progress"]))
         except (WireError, ValueError, TypeError) as error:
-            raise Died(self._death(str(error))) from error
+            raise Died(self._death(str(error))) from error  # where its CPU time is spent, the next attempt says so
         except (Stalled, Stopped):
             self.kill()
             raise
@@ -170,6 +178,7 @@ class WorkerHost:
         except subprocess.TimeoutExpired:
             code = None
         self.kill()
+        self.spent = self.spent or code == -signal.SIGXCPU
         if code is not None:
             why = f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.strsignal(-code)})"
         return f"worker died: {why}; its log ends: {last_line(self.log) or 'empty'}"
