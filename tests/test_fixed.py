@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from foedus.aggregators import Folding, combine, fixed, mean
 from foedus.aggregators.fixed import RING, quantise
+from foedus.aggregators.folding import check_room
 from foedus.core import Origin, Update
 from foedus.errors import FoedusError, Refused
 from foedus.params import Params
@@ -69,6 +70,21 @@ def test_what_has_no_room_is_refused_by_name_and_never_clipped(update: Update, w
     with pytest.raises(Refused, match=rf"site 'bad', checking its update: {why}"):
         folding.add(update, Origin("bad", 0, 0))
     assert folding.total().params["w"] == pytest.approx([1, 2], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("update", "why"),
+    [
+        (site(8.1, 0), r"array 'w': 8\.1 is above bound=8"),
+        (site(0, -8.1), r"array 'w': 8\.1 is above bound=8"),
+        (site(0, 1, weight=1025), r"weight 1025 is above wmax=1024; raise wmax"),
+    ],
+)
+def test_what_has_no_room_is_found_before_anything_is_added(update: Update, why: str) -> None:
+    arithmetic = mean(arithmetic=fixed(8.0, 1024))
+    with pytest.raises(Refused, match=rf"site 'bad', checking its update: {why}"):
+        check_room(arithmetic, update, "bad", 2)
+    check_room(arithmetic, site(8, -8, weight=1024), "good", 2)
 
 
 def test_the_array_of_another_group_is_named() -> None:

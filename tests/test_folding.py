@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from foedus import frames
 from foedus.aggregators import Folding, combine, fixed, mean, median
 from foedus.aggregators.chunks import CHUNK, fold_files
-from foedus.aggregators.folding import check
+from foedus.aggregators.folding import MOST_UPDATES, check
 from foedus.core import Gather, Origin, Outcome, Sum, Total, Update
 from foedus.errors import FoedusError, JobError, Refused
 from foedus.params import Leaf, Params, digest
@@ -98,8 +98,14 @@ def test_a_good_weight_becomes_a_float(weight: Any) -> None:
     assert type(found) is float and found == weight
 
 
+def test_the_largest_counts_of_all_sites_have_room_in_64_bits() -> None:
+    check(update(metrics={"n": 2**41 - 1}), SPEC, "north")
+    assert (2**41 - 1) * MOST_UPDATES < 2**63 <= 2**41 * MOST_UPDATES
+
+
 @pytest.mark.parametrize(
-    "sums", [{"loss": "low"}, {"loss": None}, {"loss": [1, [2]]}, {"loss": np.uint64(1)}, [1], None]
+    "sums",
+    [{"loss": "low"}, {"loss": None}, {"loss": [1, [2]]}, {"loss": np.uint64(1)}, [1], None, {"n": -(2**41)}],
 )
 def test_metrics_that_are_no_sums_are_refused(sums: Any) -> None:
     with pytest.raises(Refused, match=r"site 'north', checking its update: metric '\w+' is no sum; return a mapping"):

@@ -68,6 +68,22 @@ def played(rig, site, run):
     rig.until(lambda: rig.hub.runs[run].over)
 
 
+def test_equal_updates_of_one_site_in_two_runs_are_deleted_when_both_are_settled(rig):
+    """They are one file: the first run's end takes nothing from the second."""
+    north, south = Scripted(rig, "north"), Scripted(rig, "south")
+    first, second = rig.submit(JOB), rig.submit(JOB)
+    for site, run, yes in ((north, first, True), (south, first, False), (north, second, True), (south, second, True)):
+        site.ready(run, yes)
+    assert north.send(north.task(second), ONES)["status"] == "accepted"
+    played(rig, north, first)
+    assert south.send(south.task(second), ONES)["status"] == "accepted"
+    for site in (north, south):
+        assert site.send(site.task(second), ONES)["status"] == "accepted"
+    rig.until(lambda: rig.hub.runs[second].over)
+    assert {rig.hub.runs[run].state for run in (first, second)} == {"finished"}
+    rig.until(lambda: not [path for path in (rig.place.folder / "updates").rglob("*") if path.is_file()])
+
+
 @pytest.mark.parametrize("harm", [CHANGED, REMOVED], ids=["changed", "removed"])
 def test_a_damaged_total_is_folded_again_from_the_updates_to_the_same_digest(rig, harm):
     run, site = rig.submit(harming(harm)), Scripted(rig, "north")
