@@ -49,6 +49,8 @@ class Conductor:
         self.stopping = True
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
+        with self.run.context.news:
+            self.run.context.news.notify_all()  # so that it is noticed at once
         if state and not self.run.over:
             self.run.set(state)
 
@@ -321,8 +323,8 @@ class Conductor:
         point("server.after-accept")
         self.run.book.settle("accepted", row)
         delivery.receipt = ACCEPTED
-
         self.run.made_by(delivery.site, row["build"])
+
     def _close(self, pipe: Pipe, task: Open) -> None:
         with self.run.context.news:
             row = self.run.journal.find("close", task.round, task.number)
