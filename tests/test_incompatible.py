@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-from foedus import fedavg, plateau
+from foedus import afl, clip, fedavg, feddyn, fedexp, fednova, median, moon, plateau, qffl, scaffold, transformed
 from foedus.errors import Incompatible, JobError
 from foedus.incompatible import TABLE
 from foedus.job import Job
+from foedus.numpy import NumpyLearner
 from foedus.stop import any_of, wall_time
-from tiny import learner
+from foedus.torch import TorchLearner
+from tiny import gradient, learner
 
 BASE: dict[str, Any] = {"algorithm": fedavg(), "learner": learner(), "rounds": 2}
 
@@ -23,6 +28,24 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
     ("best", "evaluate=0"): ({"best": "loss", "evaluate": 0}, {"evaluate": 3}),
     ("stop", "evaluate=0"): ({"stop": plateau("loss", 3), "evaluate": 0}, {"stop": wall_time(60)}),
     ("learner=None", "metrics"): ({"learner": None, "metrics": ["accuracy"]}, {"learner": learner()}),
+    ("an algorithm of means (scaffold, fednova, feddyn, fedexp, qffl, afl)", "a Gather (median, …)"): (
+        {"algorithm": fednova(aggregator=median())},
+        {"algorithm": fedavg(aggregator=median())},
+    ),
+    ("an algorithm of one round's updates (scaffold, feddyn, afl)", "late='keep'"): (
+        {"algorithm": scaffold(), "late": "keep", "quorum": 2},
+        {"late": "drop"},
+    ),
+    ("an algorithm that asks every site (afl)", "cohort"): ({"algorithm": afl(), "cohort": 0.5}, {"algorithm": qffl()}),
+    ("an algorithm that asks every site (afl)", "quorum"): ({"algorithm": afl(), "quorum": 2}, {"algorithm": qffl()}),
+    ("an algorithm that reads the loss (qffl, afl, scaffold(option=1))", "a training loop of one's own without loss"): (
+        {"algorithm": qffl(), "learner": NumpyLearner({}, train=print)},
+        {"learner": NumpyLearner({}, gradient, train=print)},
+    ),
+    ("an algorithm that adds to the loss (moon)", "a learner that takes no steps in torch itself"): (
+        {"algorithm": moon()},
+        {"learner": TorchLearner(partial(nn.Linear, 1, 1), nn.MSELoss(), partial(torch.optim.SGD, lr=0.1))},
+    ),
 }
 
 
@@ -39,6 +62,29 @@ def test_parts_that_clash_are_refused_by_name_and_with_a_remedy_that_works(one: 
 
 def test_no_two_rows_are_about_the_same_parts_and_no_case_is_about_none() -> None:
     assert sorted((row.one, row.other) for row in TABLE) == sorted(CASES)
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        *((a(aggregator=median()), "a Gather") for a in (scaffold, fednova, feddyn, fedexp, qffl, afl)),
+        *((a(late="keep", quorum=1), "late='keep'") for a in (scaffold, feddyn, afl)),
+        (transformed(scaffold(aggregator=median()), clip(1.0)), "a Gather"),  # what wraps an algorithm hides nothing
+    ],
+)
+def test_every_algorithm_of_a_row_is_refused(made: Any, why: str) -> None:
+    with pytest.raises(Incompatible, match=why):
+        Job(made, learner(), rounds=1)
+
+
+@pytest.mark.parametrize("made", [qffl(), afl(), scaffold(option=1)], ids=["qffl", "afl", "scaffold"])
+def test_who_reads_the_loss_needs_one_beside_a_loop_of_ones_own(made: Any) -> None:
+    own = partial(TorchLearner, partial(nn.Linear, 1, 1), train=print)
+    with pytest.raises(Incompatible, match="without loss"):
+        Job(made, own(), rounds=1)
+    Job(made, own(nn.MSELoss()), rounds=1)
+    with pytest.raises(Incompatible, match="adds to the loss"):
+        Job(moon(), own(nn.MSELoss()), rounds=1)
 
 
 def test_a_clash_that_a_change_makes_is_found_too() -> None:

@@ -13,10 +13,19 @@ from foedus.params import Array, Params, Spec
 
 Local = Any  # a site's own state: plain data and Params
 State = Any  # an algorithm's state: plain data and Params
-Correct = Callable[[Params, Params], Params]  # (grads, params) -> grads
 Metrics = Mapping[str, Array]  # name -> fixed-shape array of sums over examples
 Slice = Mapping[str, Array]  # group -> 1-D array, or a stretch of it
 Late = Literal["drop", "keep"]
+
+
+class Term(NamedTuple):  # what is added to the loss of each batch
+    of: Callable[[Any, Callable[[Params], Any]], Any]  # (the model's outputs, params -> outputs with these) -> number
+
+    def __call__(self, grads: Params, params: Params) -> Params:
+        raise NotImplementedError("this algorithm adds to the loss: take a TorchLearner with loss=… and optimizer=…")
+
+
+Correct = Callable[[Params, Params], Params] | Term  # (grads, params) -> grads
 
 
 class Update(NamedTuple):
@@ -65,6 +74,8 @@ class SiteContext(NamedTuple):  # all that a work may touch besides payload and 
     split: Any
     train: Callable[[Params, Any, Key, Correct | None], Fit]
     key: Key
+    evaluate: Callable[[Params, Any, Sequence[Any]], Metrics]  # (params, data, metrics) -> sums
+    gradient: Callable[[Params, Any, Key], Params]  # of the mean loss over data, at params
 
 
 Work = Callable[[Params, Local, SiteContext], tuple[Local, Update | Decline]]
@@ -118,6 +129,7 @@ class Algorithm(NamedTuple):
     round: Callable[[State, RoundContext], Round]
     works: Mapping[str, Work]
     params: Callable[[State], Params] = lambda state: state
+    traits: Sequence[str] = ()  # what else it asks for: words that the table of incompatible parts reads
 
 
 class Transform(NamedTuple):  # what happens to an update on its way out, and to the total on its way in

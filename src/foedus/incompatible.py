@@ -19,6 +19,20 @@ class Row(NamedTuple):
     remedy: str
 
 
+def _has(job: Any, *traits: str) -> bool:
+    return set(traits) <= set(job.algorithm.traits)
+
+
+def _without_loss(learner: Any) -> bool:
+    """Whether it is one's own loop, and says neither loss nor gradient."""
+    told = (getattr(learner, name, None) for name in ("loss", "gradient"))
+    return getattr(learner, "own", None) is not None and not any(told)
+
+
+def _steps_in_torch(learner: Any) -> bool:
+    return hasattr(learner, "loss_fn") and learner.own is None
+
+
 TABLE = (
     Row(
         "quorum",
@@ -66,6 +80,42 @@ TABLE = (
         "metrics",
         lambda j: j.learner is None and bool(j.metrics),
         "metrics are measured by a learner: give one as the Job's second argument",
+    ),
+    Row(
+        "an algorithm of means (scaffold, fednova, feddyn, fedexp, qffl, afl)",
+        "a Gather (median, …)",
+        lambda j: _has(j, "mean", "gather"),
+        "its equations hold for means alone: leave out aggregator=…, or give it to fedavg, fedprox or fedopt",
+    ),
+    Row(
+        "an algorithm of one round's updates (scaffold, feddyn, afl)",
+        "late='keep'",
+        lambda j: _has(j, "fresh") and (j.late == "keep" or _has(j, "late")),
+        "what it knows of a site is as old as the update: drop late updates, or use fedavg, fedprox or fedopt",
+    ),
+    Row(
+        "an algorithm that asks every site (afl)",
+        "cohort",
+        lambda j: _has(j, "everybody") and j.cohort is not None,
+        "it weighs the losses of all sites: leave out cohort=…, or use qffl",
+    ),
+    Row(
+        "an algorithm that asks every site (afl)",
+        "quorum",
+        lambda j: _has(j, "everybody") and j.quorum is not None,
+        "it weighs the losses of all sites, the slow ones' too: leave out quorum=…, or use qffl",
+    ),
+    Row(
+        "an algorithm that reads the loss (qffl, afl, scaffold(option=1))",
+        "a training loop of one's own without loss",
+        lambda j: _has(j, "loss") and _without_loss(j.learner),
+        "say the loss beside train=…: loss=… of a TorchLearner, gradient=… of a NumpyLearner",
+    ),
+    Row(
+        "an algorithm that adds to the loss (moon)",
+        "a learner that takes no steps in torch itself",
+        lambda j: _has(j, "term") and not _steps_in_torch(j.learner),
+        "take a TorchLearner with loss=… and optimizer=…, or use fedprox, which needs gradients alone",
     ),
 )
 

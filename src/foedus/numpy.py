@@ -97,6 +97,12 @@ class NumpyLearner:
         returned = own(dict(here), split, loop)
         return fitted(loop, here, split, returned)
 
+    def mean_gradient(self, params: Params, data: Any, key: Key) -> Params:
+        """The gradient of the mean loss over `data`, of the trainable arrays."""
+        if self.gradient is None:
+            raise JobError("this learner has its own loop and no gradient=…, which the algorithm asks for")
+        return self._gradient(params, *_arrays(data))[1]
+
     def evaluate(self, params: Params, data: Any, metrics: Sequence[Any]) -> dict[str, Array]:
         """name -> sums over `data` for these metrics (the loss where there is a gradient function)."""
         x, y = _arrays(data)

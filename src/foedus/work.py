@@ -7,6 +7,7 @@ import sysconfig
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,8 +72,13 @@ class Bench:
     def context(self, order: Order, data: Any) -> SiteContext:
         """What the order's work may touch. Raises SiteError where the data cannot be had."""
         split = self.split(order.site, data)
-        train = self.learner.train if self.learner else _no_learner
-        return SiteContext(order.site, split, train, key(self.seed, order.round, order.task, order.site))
+        here = key(self.seed, order.round, order.task, order.site)
+        train, evaluate, gradient = (self._able(name) for name in ("train", "evaluate", "mean_gradient"))
+        return SiteContext(order.site, split, train, here, evaluate, gradient)
+
+    def _able(self, name: str) -> Callable[..., Any]:
+        """The learner's function of that name, or one that says what is missing."""
+        return getattr(self.learner, name, None) or (partial(_lacks, name) if self.learner else _no_learner)
 
     def work(self, order: Order, local: Local, context: SiteContext) -> tuple[Local, Update | Decline]:
         """As `perform`, where the context is there."""
@@ -147,6 +153,12 @@ def _as_split(loaded: Any) -> Split:
     if isinstance(loaded, tuple) and len(loaded) == 2:
         return Split(train=loaded)
     raise TypeError(f"load(site) returned {type(loaded).__name__}: return fd.Split(train=..., valid=..., test=...)")
+
+
+def _lacks(name: str, *_: Any) -> Any:
+    raise JobError(
+        f"this algorithm asks the learner for {name}, which it does not have: take a TorchLearner or another algorithm"
+    )
 
 
 def _no_learner(*_: Any) -> Any:

@@ -1,8 +1,42 @@
 """What is computed: one method a file, each a few pure functions given to `rounds`.
 Aggregators and the contract may come in; no backend, journal or network."""
 
+from foedus.algorithms.afl import afl
+from foedus.algorithms.fedadagrad import adagrad, fedadagrad
+from foedus.algorithms.fedadam import adam, fedadam
 from foedus.algorithms.fedavg import fedavg
+from foedus.algorithms.fedavgm import fedavgm, momentum
+from foedus.algorithms.feddyn import feddyn
+from foedus.algorithms.fedexp import fedexp
+from foedus.algorithms.fednova import fednova
+from foedus.algorithms.fedopt import ServerOptimizer, fedopt
 from foedus.algorithms.fedprox import fedprox
+from foedus.algorithms.fedyogi import fedyogi, yogi
+from foedus.algorithms.moon import moon
+from foedus.algorithms.qffl import qffl
 from foedus.algorithms.rounds import delta, rounds
+from foedus.algorithms.scaffold import scaffold
 
-__all__ = ["delta", "fedavg", "fedprox", "rounds"]
+__all__ = [
+    "ServerOptimizer",
+    "adagrad",
+    "adam",
+    "afl",
+    "delta",
+    "fedadagrad",
+    "fedadam",
+    "fedavg",
+    "fedavgm",
+    "feddyn",
+    "fedexp",
+    "fednova",
+    "fedopt",
+    "fedprox",
+    "fedyogi",
+    "momentum",
+    "moon",
+    "qffl",
+    "rounds",
+    "scaffold",
+    "yogi",
+]

@@ -3,13 +3,30 @@ Only the contract may come in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from foedus.core import Algorithm, Correct, Local, RoundContext, SiteContext, State, Task, Total, Update, Work
+import numpy as np
+
+from foedus.core import (
+    Algorithm,
+    Correct,
+    Fit,
+    Gather,
+    Local,
+    RoundContext,
+    SiteContext,
+    State,
+    Task,
+    Total,
+    Update,
+    Work,
+)
+from foedus.errors import JobError
 from foedus.params import Params
 
 Correction = Callable[[Params], Correct]  # built from the round's trainable arrays
+Rate = float | Callable[[int], float]  # a step size, or a schedule: round (from 0) -> step size
 
 
 def rounds(
@@ -18,19 +35,37 @@ def rounds(
     step: Callable[[State, Total, RoundContext], State],
     init: Callable[[Params], State] = lambda params: params,
     params: Callable[[State], Params] = lambda state: state,
+    traits: Sequence[str] = (),
     **task: Any,
 ) -> Algorithm:
     """An Algorithm that sends `share(state)` to the cohort, has `work` done, and takes one `step` with the Total.
 
     State holds float32 masters of half-precision arrays; sites get and return the model's own dtypes.
-    `task` may set the Task's aggregator, quorum, late, busy, deadline.
+    `task` may set the Task's aggregator, quorum, late, busy, deadline. `traits`: see `traits_of`.
     """
 
     def round(state: State, context: RoundContext) -> Any:
         total = yield Task("train", share(state).narrow(), context.cohort, **task)
         return step(state, total, context)
 
-    return Algorithm(lambda p: init(p.widen()), round, {"train": work}, lambda state: params(state).narrow())
+    return Algorithm(
+        lambda p: init(p.widen()),
+        round,
+        {"train": work},
+        lambda state: params(state).narrow(),
+        traits_of(traits, task),
+    )
+
+
+def traits_of(needs: Sequence[str], task: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an algorithm needs, in the words of `incompatible.py`, and what its Tasks are.
+
+    It may need `mean` (its equations hold for means alone), `fresh` (no late updates), `everybody` (each round asks all
+    sites), `loss` (a learner that knows one), `term` (one that adds a term to it). Its Tasks may be `gather` or `late`.
+    """
+    gather = ["gather"] if isinstance(task.get("aggregator"), Gather) else []
+    late = ["late"] if task.get("late") == "keep" else []
+    return (*needs, *gather, *late)
 
 
 def delta(correct: Correction | None = None) -> Work:
@@ -45,3 +80,38 @@ def delta(correct: Correction | None = None) -> Work:
         return local, Update(fit.params - payload, fit.examples, fit.metrics)
 
     return work
+
+
+def advance(model: Params, mean: Params, rate: float = 1.0, way: Params | None = None) -> Params:
+    """`model` after a step: trainable arrays go `rate` times `way` (by default the mean difference), buffers all of it.
+
+    So running averages stay averages, whatever the step size.
+    """
+    moved = rate * (mean.trainable() if way is None else way)
+    return model + Params.of(mean.spec, {g: moved.flats.get(g, x) for g, x in mean.flats.items()})
+
+
+def at(rate: Rate, round: int) -> float:
+    """The step size of a round."""
+    return float(rate(round)) if callable(rate) else rate
+
+
+def number(value: float = 0.0) -> Params:
+    """A number that travels beside arrays: `join(w=model, n=number())`, and its mean is `total.params["n/value"]`."""
+    return Params({"value": np.float64(value)}, {"value": "buffer"})
+
+
+def path(fit: Fit, method: str) -> float:
+    """The sum of the fit's step sizes. Raises JobError where the training loop gave none."""
+    if not fit.path > 0:
+        remedy = "call ctx.correct(…, lr=…) before each step, or take a learner with loss=… and optimizer=…"
+        raise JobError(f"{method} needs the size of each local step, and this training loop gave none: {remedy}")
+    return fit.path
+
+
+def loss(site: SiteContext, model: Params) -> float:
+    """The mean loss of `model` on the site's training part, as in evaluation. Raises JobError without one."""
+    sums = site.evaluate(model, site.split.train, ["loss"])
+    if "loss" not in sums:
+        raise JobError("this algorithm reads the loss of each site, and this learner has none: give it one")
+    return float(sums["loss"][0] / sums["loss"][1])

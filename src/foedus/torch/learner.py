@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from foedus import metrics as measures
-from foedus.core import Correct, Fit
+from foedus.core import Correct, Fit, Term
 from foedus.data import Pairs, Split
 from foedus.errors import JobError, Refused
 from foedus.keys import Key, key
@@ -151,6 +151,21 @@ class TorchLearner:
             batches = self.feed.batches(data, np.arange(len(data)), measured_at_once(data))
             return measures.add(self._measured(batch, wanted, losses) for batch in batches)
 
+    def mean_gradient(self, params: Params, data: Any, key: Key) -> Params:
+        """The gradient of the mean loss over `data`, of the trainable arrays; no step is taken."""
+        machine = self.machine
+        machine.load(params)
+        machine.mode(training=True)
+        machine.clear()
+        with named(key("torch"), machine.device, not isinstance(data, Pairs)):
+            for batch in self.feed.batches(data, np.arange(len(data)), self.batch_size):
+                args, named_args = arguments(batch.x)
+                loss = self._loss(machine.model(*args, **named_args), batch.y)
+                (loss * (batch.n / len(data))).backward()  # type: ignore[no-untyped-call]
+        grads = machine.gradients().get().copy()
+        machine.clear()
+        return grads.ordered(params.trainable().spec)
+
     def order(self, examples: int, key: Key) -> Iterator[Array]:
         """The rows of each epoch of a Task, one epoch after the other: its batches are cut from each."""
         return order(examples, self._used(examples), key("order").numpy())
@@ -212,9 +227,13 @@ class TorchLearner:
     def _step(self, optimizer: Optimizer, batch: Batch, correct: Correct | None) -> Tensor:
         self.machine.clear()
         args, named_args = arguments(batch.x)
-        loss = self._loss(self.machine.model(*args, **named_args), batch.y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if correct is not None:
+        made = self.machine.model(*args, **named_args)
+        loss = self._loss(made, batch.y)
+        if isinstance(correct, Term):
+            (loss + correct.of(made, lambda p: self.machine.outputs(p, args, named_args))).backward()
+        else:
+            loss.backward()  # type: ignore[no-untyped-call]
+        if correct is not None and not isinstance(correct, Term):
             self.machine.correct(correct)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.machine.trained, self.clip)

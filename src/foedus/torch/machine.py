@@ -3,12 +3,16 @@ Only torch and the rooms of arrays and params may come in."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from foedus.core import Correct
 from foedus.errors import JobError
 from foedus.params import Params
+from foedus.torch import batches
 from foedus.torch.arrays import Buffers, Place, fitting, found, snapshot
 
 
@@ -30,12 +34,14 @@ class Machine:
         self.modules = list(model.modules())
         self.here = self.arrays.params.trainable()  # the same memory
         self.grads: Buffers | None = None
+        self.others: dict[int, tuple[Params, dict[str, Tensor]]] = {}  # of this Task, on the device
         for place, view in zip(self.places, self.arrays.views, strict=True):
             place.tensor.data = view
 
     def load(self, params: Params) -> None:
         """Makes these the model's arrays. Raises JobError where names, shapes, dtypes or kinds are not the model's."""
         self.arrays.put(fitting(params, self.arrays.params.spec))
+        self.others.clear()
         for place, extra in self.rest:
             setattr(place.module, place.attribute, extra.clone())
         for tensor, flag in self.flags:
@@ -65,8 +71,26 @@ class Machine:
         for p in self.trained:
             p.grad = None
 
+    def outputs(self, params: Params, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        """What the model would return with other arrays, as in evaluation; no gradient flows there."""
+        if id(params) not in self.others:
+            self.others[id(params)] = params, {name: batches.tensor(x).to(self.device) for name, x in params.items()}
+        self.mode(training=False)
+        with torch.no_grad():
+            made = torch.func.functional_call(self.model, self.others[id(params)][1], tuple(args), dict(named))
+        self.mode(training=True)
+        return made
+
     def correct(self, correction: Correct) -> None:
-        """Has the algorithm change the gradients, in memory that is used again; an array without one has zeros."""
+        """Has the algorithm change the gradients, in memory that is used again."""
+        grads = self.gradients()
+        self._settled()
+        grads.put(correction(grads.get(), self.here))
+        for p, view in zip(self.trained, grads.views, strict=True):
+            p.grad = view
+
+    def gradients(self) -> Buffers:
+        """The gradients, in memory that is used again; an array without one has zeros."""
         if self.grads is None:
             self.grads = Buffers(self.here.zeros(), self.device, self.arrays.apart)
         for p, view in zip(self.trained, self.grads.views, strict=True):
@@ -74,10 +98,7 @@ class Machine:
                 view.zero_()
             elif p.grad is not view:
                 view.copy_(p.grad)
-        self._settled()
-        self.grads.put(correction(self.grads.get(), self.here))
-        for p, view in zip(self.trained, self.grads.views, strict=True):
-            p.grad = view
+        return self.grads
 
     def _settled(self) -> Params:
         """The model's arrays, all of them in their buffers."""

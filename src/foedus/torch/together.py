@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foedus.core import Correct, Fit
+from foedus.core import Correct, Fit, Term
 from foedus.data import Pairs, Split
 from foedus.errors import Alone, Refused
 from foedus.keys import Key, key
@@ -71,7 +71,9 @@ class Together:
 
     def train(self, calls: Sequence[Call]) -> list[Fit | Refused]:
         """What `learner.train` gives for each of the calls."""
-        for _, split, _, _ in calls:
+        for _, split, _, correct in calls:
+            if isinstance(correct, Term):
+                raise Alone("the algorithm adds a term to the loss")
             if not isinstance(split.train, Pairs) or isinstance(split.train.x, (tuple, list, dict)):
                 raise Alone(f"its examples are {type(split.train).__name__}, not (x, y) arrays")
         if not self.proved:

@@ -72,6 +72,7 @@ def transformed(algorithm: Algorithm, transform: Transform) -> Algorithm:
         round,
         {name: _encoding(work, transform) for name, work in algorithm.works.items()},
         lambda state: algorithm.params(state["inner"]),
+        algorithm.traits,
     )
 
 
