@@ -1,4 +1,4 @@
-"""FedAvg and FedProx against numbers worked out by hand.
+"""FedAvg and FedProx against numbers worked out by hand; every algorithm on every exact backend.
 
 One full-batch step of size 1/2 goes half the way to a site's mean m: from w, the difference is (m - w) / 2. The means
 of the three sites are north (2, 0 | 4), south (8, 0 | -8), west (0, 4 | 0), with 2, 1 and 5 examples.
@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from foedus import fedavg, fedprox, median
+from federations import joined
+from foedus import fedavg, fedprox, jobfile, launch, median
 from foedus.algorithms import delta, rounds
 from foedus.algorithms import fedprox as module
 from foedus.core import Update
 from foedus.errors import Paused
 from foedus.params import Params, digest
 from tiny import NORTH, SITES, SOUTH, final, job, learner, played, points, working
+from toys import JOB, make_sites
 
 
 def test_one_round_of_fedavg_is_the_mean_by_examples() -> None:
@@ -155,3 +159,45 @@ def test_rounds_builds_an_algorithm_from_share_work_and_step() -> None:
     # towards (1.5, 2.5): half of the way is (0.75, 1.25); then v = (0.375, 0.625) + (0.375, 0.625)
     ended, _ = played(job(momentum, rounds=2), SITES)
     assert final(ended)["w"] == [1.5, 2.5]
+
+
+# Every algorithm on every exact backend.
+
+EVERY = jobfile.load(JOB.parents[1] / "every" / "job.py").job
+NAMES = sorted(EVERY.algorithm.init(Params({})))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_sites(tmp_path_factory.mktemp("data"), ["north", "south", "west"])
+
+
+@pytest.fixture(scope="module")
+def models(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Params]:
+    """backend -> all models in the end."""
+
+    @cache
+    def run(backend: str) -> Params:
+        folder = tmp_path_factory.mktemp(backend)
+        if backend != "network":
+            return launch.run(EVERY, dict(data), backend=backend, workers=2, folder=folder).params
+        with joined(folder, data) as federation:
+            return federation.remote().submit(JOB.parents[1] / "every" / "job.py", {}).wait().params
+
+    return run
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("backend", ["processes", "network"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_algorithm_ends_with_one_digest_on_every_exact_backend(
+    models: Callable[[str], Params], name: str, backend: str
+) -> None:
+    assert digest(models(backend).part(name)) == digest(models("local").part(name))
+
+
+@pytest.mark.processes
+def test_no_two_algorithms_are_the_same(models: Callable[[str], Params]) -> None:
+    """Otherwise the test above shows less than it says."""
+    found = {name: digest(models("local").part(name)) for name in NAMES}
+    assert len(set(found.values())) == len(NAMES)

@@ -1,0 +1,103 @@
+"""Every algorithm, one after the other in each round of one run: what a backend gives for all of them in one go.
+
+A new algorithm is one line of EVERY. Its model in the end is `params.part(name)`.
+"""
+
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import foedus as fd
+from foedus.params import join
+from foedus.torch import TorchLearner
+
+
+def by_optax():
+    import optax
+
+    return fd.fedopt(optax.yogi(0.05))
+
+
+EVERY = {  # name -> a function of nothing that makes it
+    "fedavg": fd.fedavg,
+    "fedavg-median": lambda: fd.fedavg(aggregator=fd.median()),
+    "fedavg-schedule": lambda: fd.fedavg(rate=lambda round: 1 / (1 + round)),
+    "fedprox": lambda: fd.fedprox(0.1),
+    "fedavgm": fd.fedavgm,
+    "fedadam": fd.fedadam,
+    "fedyogi": fd.fedyogi,
+    "fedadagrad": fd.fedadagrad,
+    "fedopt-torch": lambda: fd.fedopt(partial(torch.optim.AdamW, lr=0.05)),
+    "fedopt-optax": by_optax,
+    "scaffold": fd.scaffold,
+    "scaffold-1": lambda: fd.scaffold(option=1),
+    "fednova": fd.fednova,
+    "feddyn": lambda: fd.feddyn(alpha=0.1),
+    "moon": fd.moon,
+    "fedexp": fd.fedexp,
+    "qffl": fd.qffl,
+    "afl": fd.afl,
+}
+
+
+class Net(nn.Module):
+    """Logits and representations, with every kind of array."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        z = torch.tanh(self.norm(self.body(x)))
+        return self.head(F.dropout(z, 0.2, self.training)), z
+
+
+def loss(made, y):
+    return F.cross_entropy(made[0], y)
+
+
+def logits(made):
+    return made[0]
+
+
+def load(site):
+    rows = np.loadtxt(site.data / "rows.csv", delimiter=",", dtype=np.float32)[: 20 + 2 * site.key.number() % 40]
+    return fd.Split(train=(rows[:, :-1], (rows[:, -1] > 1).astype(np.int64)))
+
+
+def together(algorithms):
+    """One Algorithm whose rounds are a round of each of these, apart from one another."""
+
+    def round(state, context):
+        after = {}
+        for name, algorithm in algorithms.items():
+            after[name] = yield from renamed(name, algorithm.round(state[name], context))
+        return after
+
+    works = {f"{name}.{work}": f for name, a in algorithms.items() for work, f in a.works.items()}
+    return fd.Algorithm(
+        lambda params: {name: a.init(params) for name, a in algorithms.items()},
+        round,
+        works,
+        lambda state: join(**{name: a.params(state[name]) for name, a in algorithms.items()}),
+    )
+
+
+def renamed(name, steps):
+    answer = None
+    while True:
+        try:
+            asked = steps.send(answer)
+        except StopIteration as end:
+            return end.value
+        one = isinstance(asked, fd.Task)
+        answer = yield [task._replace(work=f"{name}.{task.work}") for task in ([asked] if one else asked)]
+        answer = answer[0] if one else answer
+
+
+def job(rounds=3):
+    learner = TorchLearner(Net, loss, partial(torch.optim.SGD, lr=0.1), 2, 8, outputs=logits)
+    return fd.Job(together({name: make() for name, make in EVERY.items()}), learner, load, rounds=rounds, evaluate=0)
