@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -17,13 +18,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import foedus
 from federations import joined
 from foedus import fedavg, fedprox, jobfile, launch, median
-from foedus.algorithms import delta, rounds
+from foedus.algorithms import delta, momentum, rounds
 from foedus.algorithms import fedprox as module
-from foedus.core import Update
+from foedus.core import RoundContext, Update
 from foedus.errors import Paused
 from foedus.params import Params, digest
+from foedus.work import Order
 from tiny import NORTH, SITES, SOUTH, final, job, learner, played, points, working
 from toys import JOB, make_sites
 
@@ -159,6 +162,67 @@ def test_rounds_builds_an_algorithm_from_share_work_and_step() -> None:
     # towards (1.5, 2.5): half of the way is (0.75, 1.25); then v = (0.375, 0.625) + (0.375, 0.625)
     ended, _ = played(job(momentum, rounds=2), SITES)
     assert final(ended)["w"] == [1.5, 2.5]
+
+
+# What docs/algorithms.md says of each.
+
+DOC = Path(__file__).parents[1] / "docs" / "algorithms.md"
+NEEDED: dict[str, tuple[Any, ...]] = {"fedprox": (0.1,), "fedopt": (momentum(),)}
+
+
+def told() -> list[list[str]]:
+    """The first table's rows: name, paper, lines, bytes, models at the server and at a site, when."""
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", DOC.read_text(), re.M)
+    return [[name, *(cell.strip() for cell in rest.split("|"))] for name, rest in rows]
+
+
+def code_lines(name: str) -> int:
+    """Lines of the method's file without docstrings, imports, comments and blank ones."""
+    source = Path(inspect.getfile(delta)).with_name(f"{name}.py").read_text()
+    nodes = list(ast.walk(ast.parse(source)))
+    texts = [n for n in nodes if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
+    left = [*texts, *(n for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom)))]
+    gone = {i for n in left for i in range(n.lineno, (n.end_lineno or n.lineno) + 1)}
+    lines = [line.strip() for i, line in enumerate(source.splitlines(), 1) if i not in gone]
+    return sum(bool(line) and not line.startswith("#") for line in lines)
+
+
+def nbytes(tree: Any) -> int:
+    """Of the Params in plain data."""
+    if isinstance(tree, Params):
+        return tree.nbytes
+    parts = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, (list, tuple)) else ()
+    return sum(map(nbytes, parts))
+
+
+@pytest.mark.parametrize("row", told(), ids=lambda row: row[0])
+def test_the_docs_say_how_long_and_how_heavy_an_algorithm_is(row: list[str]) -> None:
+    name, _, lines, sent, server, site, _ = row
+    made, model = getattr(foedus, name)(*NEEDED.get(name, ())), Params({"w": np.zeros(10_000, np.float32)})
+    state = made.init(model)
+    task = next(made.round(state, RoundContext(0, 0, ["a", "b"], ["a", "b"])))
+
+    def fit(arrays: Any, split: Any, ctx: Any) -> None:
+        ctx.correct({"w": arrays["w"]}, arrays, lr=1.0)
+
+    own = learner(model=model, train=fit)
+    own.gradient, own.predict = lambda p, x, y: (np.zeros(len(x)), dict(p)), None
+    local, update = (
+        job(made._replace(traits=()), learner=own)
+        .bench(0)
+        .perform(Order("train", task.payload, "a", 0, 0), None, NORTH)
+    )
+    assert code_lines(name) == int(lines)
+    assert round(task.payload.nbytes / model.nbytes, 1) == round(update.params.nbytes / model.nbytes, 1) == int(sent)
+    assert nbytes(state) == int(server) * model.nbytes and nbytes(local) == int(site) * model.nbytes
+
+
+def test_the_docs_name_every_algorithm() -> None:
+    assert sorted(row[0] for row in told()) == sorted(
+        name
+        for name in foedus.__all__
+        if foedus._NAMES[name] == "foedus.algorithms" and name not in ("rounds", "delta")
+    )
 
 
 # Every algorithm on every exact backend.

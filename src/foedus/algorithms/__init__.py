@@ -14,13 +14,14 @@ from foedus.algorithms.fedprox import fedprox
 from foedus.algorithms.fedyogi import fedyogi, yogi
 from foedus.algorithms.moon import moon
 from foedus.algorithms.qffl import qffl
-from foedus.algorithms.rounds import delta, rounds
+from foedus.algorithms.rounds import advance, delta, number, rounds
 from foedus.algorithms.scaffold import scaffold
 
 __all__ = [
     "ServerOptimizer",
     "adagrad",
     "adam",
+    "advance",
     "afl",
     "delta",
     "fedadagrad",
@@ -35,6 +36,7 @@ __all__ = [
     "fedyogi",
     "momentum",
     "moon",
+    "number",
     "qffl",
     "rounds",
     "scaffold",
