@@ -23,8 +23,8 @@ from foedus.algorithms import rounds
 from foedus.algorithms.afl import projection, weights_of
 from foedus.algorithms.fednova import often
 from foedus.algorithms.moon import similarity
-from foedus.core import Algorithm, Fit, RoundContext, Task, Total
-from foedus.errors import Paused
+from foedus.core import Algorithm, Fit, RoundContext, Task, Term, Total
+from foedus.errors import Alone, Paused
 from foedus.params import Params, join
 from foedus.torch import TorchLearner
 from foedus.work import Order
@@ -334,6 +334,13 @@ def test_moon_keeps_running_averages_of_its_own_site_alone() -> None:
     plain, _ = played(Job(fedavg(), with_norm, rounds=2), CLASSES)
     assert ended.params["body.1.num_batches_tracked"] == 2 * 2 * 2
     assert all(np.array_equal(ended.params[name], x) for name, x in plain.params.items())
+
+
+def test_moon_trains_one_site_after_another_where_others_train_together() -> None:
+    made, term = moon_learner(), Term(lambda made, outputs: made[1].sum())
+    start = made.init(key(1))
+    with pytest.raises(Alone, match="adds a term to the loss"):
+        made.together([(start, CLASSES["a"], key(2), term), (start, CLASSES["b"], key(3), None)])
 
 
 # What learners are asked for.
