@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foedus.errors import StoreError, WireError
-from foedus.files import STRETCH, write_atomic
+from foedus.files import STRETCH, delete, write_atomic
 from foedus.store.blobs import Blobs
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
@@ -315,6 +315,14 @@ def test_a_file_larger_than_what_the_disk_is_told_of_at_once_is_whole(tmp_path: 
     data = bytes(range(256)) * (STRETCH // 128) + b"end"  # two stretches and a bit, in uneven pieces
     write_atomic(tmp_path / "state", [data[:1000], data[1000:]])
     assert (tmp_path / "state").read_bytes() == data
+
+
+@pytest.mark.parametrize("size", [3, STRETCH + 1])
+def test_a_deleted_file_is_gone_at_once_whatever_its_size(tmp_path: Path, size: int) -> None:
+    (tmp_path / "state").write_bytes(bytes(size))
+    delete(tmp_path / "state")
+    assert list(tmp_path.iterdir()) == []
+    delete(tmp_path / "state")
 
 
 def test_a_key_file_is_never_readable_by_others(tmp_path: Path) -> None:

@@ -352,11 +352,12 @@ def test_a_digest_is_remembered_for_the_very_arrays_that_were_read_and_nobody_ca
     model = Params({"x": np.zeros(frames.LARGE, np.uint8)})
     frame = frames.pack(model)
     true = hashlib.sha256(frame.bytes()).hexdigest()
-    frames.remember(model, "of arrays that may change")
+    frames.remember(Path("w"), model, "of arrays that may change")
     assert frame.digest() == true
     read = frames.unpack(frame.bytes())
-    frames.remember(read, "known")
+    frames.remember(Path("r"), read, "known")
     assert frames.pack(read).digest() == "known"
+    assert frames.known(frames.pack(read)).path == Path("r")  # type: ignore[union-attr]
     assert frames.pack(read.copy()).digest() == true
     assert frames.pack([read]).digest() != "known"
 

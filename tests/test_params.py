@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from foedus import params
 from foedus.errors import FoedusError
 from foedus.params import DTYPES, Params, digest, join, places
 
@@ -222,3 +224,22 @@ def test_one_flipped_bit_changes_the_digest(x: Any, data: st.DataObject) -> None
 def test_the_digest_does_not_see_the_order_of_the_names(names: list[str]) -> None:
     arrays = {name: np.full(2, len(name) + ord(name[-1])) for name in sorted(names)}
     assert digest({name: arrays[name] for name in names}) == digest(Params(arrays))
+
+
+def test_large_room_is_in_a_file_and_used_again_only_when_nothing_looks_at_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(params, "scratch", tmp_path)
+    like = np.zeros(params.LARGE // 4, np.float32)
+    first = params.room(like)
+    first[:] = 1
+    kept, where = first[5:9], first.ctypes.data
+    del first
+    second = params.room(like)
+    second[:] = 2
+    assert kept.tolist() == [1, 1, 1, 1]
+    del kept
+    third = params.room(like)
+    assert third.ctypes.data == where and third.shape == like.shape and third.dtype == like.dtype
+    assert second[0] == 2
+    assert list(tmp_path.iterdir()) == []  # the files have no names: nothing is left after a crash

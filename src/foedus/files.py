@@ -6,9 +6,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import threading
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
@@ -81,6 +82,17 @@ def write_atomic(path: Path, data: Buffer | Iterable[Buffer], durable: bool = Tr
             raise
         if durable:
             fsync_dir(path.parent)
+
+
+def delete(path: Path) -> None:
+    """Removes a file, if it is there; a large one's blocks are given back in a thread, since that takes long."""
+    with explained(path), suppress(FileNotFoundError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            path.unlink()
+        finally:
+            large = os.fstat(handle).st_size > STRETCH
+            threading.Thread(target=os.close, args=(handle,)).start() if large else os.close(handle)
 
 
 def pieces(data: Buffer | Iterable[Buffer]) -> Iterable[Buffer]:

@@ -47,9 +47,8 @@ class Frame:
 
     def digest(self) -> str:
         """SHA-256 of the file that this frame would be."""
-        for frame, digest in _known:
-            if frame.holds(self):
-                return digest
+        if (found := known(self)) is not None:
+            return found.digest
         sha = hashlib.sha256()
         for piece in self:
             sha.update(piece)
@@ -72,14 +71,27 @@ class Frame:
         return b"".join(self)
 
 
-_known: list[tuple[Frame, str]] = []  # at most one
+class Known(NamedTuple):
+    """A frame whose bytes are in a file, as it was read from there."""
+
+    frame: Frame
+    digest: str
+    path: Path
 
 
-def remember(tree: Any, digest: str) -> None:
-    """Spares the next `digest` of this tree as it was read: a round sends the state that the last one saved."""
+_known: list[Known] = []  # at most one
+
+
+def remember(path: Path, tree: Any, digest: str) -> None:
+    """Spares the next `digest` of this tree, read from a file: a round sends the state that the last one saved."""
     frame = pack(tree)
     if frame.size >= LARGE and not any(x.flags.writeable for x in frame.arrays):
-        _known[:] = [(frame, digest)]
+        _known[:] = [Known(frame, digest, path)]
+
+
+def known(frame: Frame) -> Known | None:
+    """The frame of the same head over the very same arrays, if it is the one that is remembered."""
+    return next((found for found in _known if found.frame.holds(frame)), None)
 
 
 def pack(tree: Any, contiguous: bool = True) -> Frame:

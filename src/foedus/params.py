@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -40,6 +42,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 HALVES = ("float16", "bfloat16")
 LARGE = 8 << 20  # bytes
 scratch: Path | None = None  # a run worker sets it: its memory then does not grow with the model
+_spare: list[mmap.mmap] = []  # room that was given back: filling it again costs a fraction of new one
 
 
 class Leaf(NamedTuple):
@@ -210,8 +213,18 @@ def room(like: Array) -> Array:
     """An array like this one, to be filled: memory, or for a large one a file in `scratch` where that is set."""
     if scratch is None or like.nbytes < LARGE:
         return np.empty_like(like)
+    held = next((_spare.pop(i) for i, m in enumerate(_spare) if len(m) == like.nbytes), None) or _mapped(like.nbytes)
+    flat = np.frombuffer(held, np.uint8)  # all views keep it; when the last one is gone, its room is there again
+    weakref.finalize(flat, _spare.append, held).atexit = False
+    return flat.view(like.dtype).reshape(like.shape)
+
+
+def _mapped(size: int) -> mmap.mmap:
+    """Memory in a file without a name; the oldest spare ones go, so that few are kept."""
+    del _spare[:-1]
     with tempfile.TemporaryFile(dir=scratch) as file:
-        return np.memmap(file, like.dtype, "w+", shape=like.shape).view(np.ndarray)
+        file.truncate(size)
+        return mmap.mmap(file.fileno(), size)
 
 
 def kind(group: str) -> Kind:

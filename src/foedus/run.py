@@ -15,7 +15,7 @@ from foedus.aggregators import mean
 from foedus.core import Algorithm, Deadline, Late, RoundContext, Runner, State, Task, Total
 from foedus.errors import JournalError, Paused
 from foedus.faults import point
-from foedus.files import write_atomic
+from foedus.files import delete, write_atomic
 from foedus.journal import Journal
 from foedus.keys import key
 from foedus.measured import facts, measured
@@ -71,7 +71,10 @@ class Ended(NamedTuple):
 
 
 class Checkpoints:
-    """State files of one run: written whole, or not at all. `lazy` ones leave out rounds that come too fast."""
+    """State files of one run: written whole, or not at all. `lazy` ones leave out rounds that come too fast.
+
+    The state has a file of its own, which the next round may send; what else there is has another.
+    """
 
     def __init__(self, folder: Path | None, lazy: bool = True) -> None:
         self.folder, self.lazy = folder, lazy
@@ -82,26 +85,34 @@ class Checkpoints:
             not self.lazy or time.monotonic() - self.last > max(1.0, CHECKPOINT_SHARE * self.cost)
         )
 
-    def write(self, round: int, frame: frames.Frame) -> str:
-        """The name of the file, durable on return."""
+    def write(self, round: int, state: frames.Frame, **others: Any) -> str:
+        """The name of the state's file, durable on return."""
         assert self.folder is not None
         began, name = time.monotonic(), f"state-{round}.safetensors"
         point("run.before-state")
-        write_atomic(self.folder / name, frame)
+        if any(x is not None for x in others.values()):
+            write_atomic(self.folder / f"beside-{name}", frames.pack(others))
+        write_atomic(self.folder / name, state)
         point("run.after-state")
         self.last = time.monotonic()
         self.cost = self.last - began
         return name
 
     def read(self, name: str) -> Any:
-        """What a checkpoint holds, memory-mapped; it stays readable when the file is swept."""
+        """A checkpoint's state, memory-mapped; it stays readable when the file is swept."""
         assert self.folder is not None
         return frames.read(self.folder / name)
 
-    def sweep(self, keep: Sequence[str]) -> None:
-        for path in self.folder.glob("state-*.safetensors") if self.folder else ():
-            if path.name not in keep:
-                path.unlink(missing_ok=True)
+    def beside(self, name: str) -> Mapping[str, Any]:
+        """What was written beside a state, without what was None."""
+        assert self.folder is not None
+        path = self.folder / f"beside-{name}"
+        return dict(frames.read(path)) if path.exists() else {}
+
+    def sweep(self, keep: str) -> None:
+        for path in self.folder.glob("*state-*.safetensors") if self.folder else ():
+            if not path.name.endswith(keep):
+                delete(path)
 
 
 def execute(
@@ -135,10 +146,11 @@ def _restore(plan: Plan, runner: Runner, journal: Journal, checkpoints: Checkpoi
         write_atomic(checkpoints.folder / "start.safetensors", state)
         return Here(checkpoints.read("start.safetensors"))
     last = steps[-1]["round"]
-    saved = checkpoints.read(steps[-1]["checkpoint"])
-    runner.restore(saved["runner"])
+    name = steps[-1]["checkpoint"]
+    beside = checkpoints.beside(name)
+    runner.restore(beside.get("runner"))
     history = tuple(_line(journal.find("step", r)) for r in range(last + 1))
-    return Here(saved["state"], last + 1, history, saved["best"], saved["best_round"])
+    return Here(checkpoints.read(name), last + 1, history, beside.get("best"), beside.get("best_round"))
 
 
 def _reason(plan: Plan, here: Here, script: Journal) -> str | None:
@@ -275,8 +287,7 @@ def _step(
     known = journal.find("step", here.round)
     name = None
     if known is None and checkpoints.due():
-        saved = {"state": here.state, "runner": runner.saved(), "best": here.best, "best_round": here.best_round}
-        name = checkpoints.write(here.round, frames.pack(saved))
+        name = checkpoints.write(here.round, state, runner=runner.saved(), best=here.best, best_round=here.best_round)
     metrics, digest = {k: v for k, v in line.items() if k not in ("round", "seconds")}, digesting()
     journal.add(
         "step",
@@ -289,10 +300,10 @@ def _step(
     )
     point("run.after-step")
     row = journal.find("step", here.round)
-    saved_state = checkpoints.read(name)["state"] if name else frames.unpack(state.bytes())
-    if name is not None:
-        frames.remember(saved_state, digest)
-        checkpoints.sweep([name])
+    saved_state = checkpoints.read(name) if name else frames.unpack(state.bytes())
+    if name is not None and checkpoints.folder is not None:
+        frames.remember(checkpoints.folder / name, saved_state, digest)
+        checkpoints.sweep(name)
     return here._replace(state=saved_state, round=here.round + 1, history=(*here.history, _line(row)))
 
 

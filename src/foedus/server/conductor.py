@@ -18,6 +18,7 @@ import foedus
 from foedus.aggregators.folding import CHECKING
 from foedus.errors import FoedusError, Refused, WireError
 from foedus.faults import point
+from foedus.files import delete
 from foedus.server.run import Body, Delivery, Run
 from foedus.server.tasks import Open
 from foedus.store import Fenced
@@ -363,14 +364,13 @@ class Conductor:
         self._total(pipe, task)
 
     def _total(self, pipe: Pipe, task: Open) -> None:
-        """Waits for the worker's Total, looking at late arrivals meanwhile is not needed: they wait in the inbox."""
+        """Journals the worker's Total, which is on disk: before anything that the worker says next has an effect."""
         message = _heard(pipe)
         digest = file_digest(self.run.scratch / message["file"])
         point("server.before-total")
         with self.run.context.news:
             self.run.journal.add("total", round=task.round, task=task.number, file=message["file"], digest=digest)
         point("server.after-total")
-        pipe.send({})
 
     def _kept(self, row: Mapping[str, Any], name: str) -> Path:
         """The file of a counted update's `digest` or `metrics`. FoedusError if it is gone."""
@@ -397,7 +397,7 @@ class Conductor:
             r, number = map(int, path.stem.split("-")[1:3])
             task = self.run.book.tasks.get((r, number))
             if r <= round and not (task and task.keeps and task.desk.waiting()):
-                path.unlink(missing_ok=True)
+                delete(path)
 
     def _ended(self, message: Body) -> None:
         models = {

@@ -7,6 +7,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ class Remote:
     def _published(self, task: Task, round: int, number: int) -> dict[str, Any]:
         frame = frames.pack(task.payload)
         name, digesting = f"payload-{round}-{number}.safetensors", frame.digesting()
-        write_atomic(self.scratch / name, frame, durable=False)
+        put(self.scratch / name, frame)
         digest_of_file = digesting()
         deadline = None if task.deadline is None else list(task.deadline)
         return {
@@ -160,8 +161,18 @@ class Remote:
         updates = [(origin, weights[origin.site], mapped(fd)) for (origin, _), fd in zip(counted, fds, strict=True)]
         fold_files(task.aggregator, task.returns or (), updates, len(task.sites), outcomes, self.scratch / name)
         point("runworker.after-fold")
-        self.pipe.ask({"do": "total", "task": message["task"], "file": name})
+        self.pipe.send({"do": "total", "task": message["task"], "file": name})
         return read_total(self.scratch / name)
+
+
+def put(path: Path, frame: frames.Frame) -> None:
+    """Makes a payload's file, which need not outlive a crash: a new name of one that has these bytes, or a new file."""
+    path.unlink(missing_ok=True)
+    with suppress(OSError):
+        if (known := frames.known(frame)) is not None:
+            os.link(known.path, path)
+            return
+    write_atomic(path, frame, durable=False)
 
 
 def read_total(path: Path) -> Total:

@@ -17,6 +17,7 @@ from foedus.aggregators.folding import CHECKING, check, check_finite
 from foedus.core import Update
 from foedus.errors import FoedusError, Refused
 from foedus.faults import point
+from foedus.files import delete
 from foedus.params import DTYPES, Params
 from foedus.site.orders import Activity, At, Blob, Order, Verdict
 from foedus.site.policy import Policy
@@ -148,7 +149,7 @@ class Tasks:
         path = self.payloads / order.payload.digest
         for other in self.payloads.glob("*"):
             if not other.name.startswith(order.payload.digest):
-                other.unlink()
+                delete(other)
         if not (path.exists() and (order.payload.digest in self.checked or holds(path, order.payload))):
             try:
                 fetch(self.line, order.at.run, order.payload, path, activity, activity.gone)

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 from foedus import faults
 from foedus.errors import StoreError, WireError
-from foedus.files import Buffer, explained, fsync_dir, make_folder, pieces, sync_ahead, write_all
+from foedus.files import Buffer, delete, explained, fsync_dir, make_folder, pieces, sync_ahead, write_all
 
 DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -174,8 +174,7 @@ class Blobs:
 
     def delete(self, digest: str) -> None:
         """Removes the blob, if it is here."""
-        with explained(self.path(digest)):
-            self.path(digest).unlink(missing_ok=True)
+        delete(self.path(digest))
 
     def sweep(self, keep: Collection[str], parts: Collection[str] | None = None) -> int:
         """The bytes freed by removing every blob that is not in `keep` and, if given, every part not of these ids.

@@ -1,0 +1,1 @@
+"""What the benchmarks measure foedus beside, and sites that cost little."""
