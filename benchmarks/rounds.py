@@ -1,7 +1,7 @@
 """Deployed rounds over TLS on loopback, everything durable: seconds a round beside plain sockets in the same run.
 
 `python benchmarks/rounds.py [MB …]` prints JSON; `limit` and `reach` are what is aimed at. 0.02 is the tiny model of
-three sites, others have two; 1000 takes minutes and 20 GB of disk.
+three sites, others have two; 1000 takes three minutes and 10 GB of disk.
 """
 
 from __future__ import annotations

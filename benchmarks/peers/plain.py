@@ -25,6 +25,7 @@ PIECE = 1 << 18
 def site(folder: Path, port: int, name: str, rounds: int) -> None:
     context = ssl.create_default_context(cafile=folder / "certificate.pem")
     plain = socket.create_connection(("127.0.0.1", port))
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with context.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
         for _ in range(rounds):
             plain_take(sock, folder / f"{name}.model")
@@ -74,6 +75,8 @@ def seconds(mb: float, sites: int, rounds: int) -> list[float]:
 
 
 def one_round(folder: Path, socks: dict[str, ssl.SSLSocket]) -> float:
+    for sock in socks.values():
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     began = perf_counter()
     updates = [folder / f"{name}.update" for name in socks]
     threads = [
