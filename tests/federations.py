@@ -15,8 +15,9 @@ from foedus import jobfile, launch
 from foedus.errors import FoedusError
 from foedus.loopback import Federation, environment
 from foedus.remote import Run
+from foedus.result import Result
 from foedus.server import owner
-from toys import JOB, make_sites
+from toys import JOB, calls, make_sites, training
 
 
 @contextmanager
@@ -74,3 +75,24 @@ def until(what: Callable[[], Any], seconds: float = 30.0) -> Any:
 def kinds(run: Run, kind: str) -> list[Mapping[str, Any]]:
     """The bodies of the journal's rows of one kind."""
     return [row[3] for row in run.rows()[0] if row[2] == kind]
+
+
+def finished(run: Run, seconds: float = 90.0) -> Result:
+    """The Result of a run that has to end by itself."""
+    until(lambda: run.status()["state"] == "finished", seconds)
+    return run.wait()
+
+
+def accepted(run: Run, site: str, round: int) -> bool:
+    """Whether the server has what this site trained in this round."""
+    return any((row["site"], row["round"], row["task"]) == (site, round, 0) for row in kinds(run, "accepted"))
+
+
+def counted(run: Run) -> list[list[str]]:
+    """The sites that each round's training counted."""
+    return [sorted(site for site, _, _ in row["counted"]) for row in kinds(run, "close") if row["task"] == 0]
+
+
+def in_training(site: Path, call: int) -> None:
+    """Returns when the site's call of that number (from 1) has begun, and not ended."""
+    until(lambda: calls({"": site}, "begin")[""] == call and training(site))

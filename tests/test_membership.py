@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from federations import kinds, simulated, started, submit, until
+from federations import accepted, counted, finished, in_training, kinds, simulated, started, submit, until
 from foedus import jobfile, launch
 from foedus.loopback import Federation
 from foedus.remote import Run
-from foedus.result import Result
-from toys import JOB, calls, gate, make_sites, training
+from toys import JOB, calls, gate, make_sites
 
 pytestmark = pytest.mark.processes
 
@@ -126,16 +125,6 @@ def restarted_while_paused(federation: Federation, run: Run, why: str) -> None:
     until(lambda: paused(run, why))
 
 
-def finished(run: Run) -> Result:
-    until(lambda: run.status()["state"] == "finished", 60)
-    return run.wait()
-
-
-def in_training(site: Path, call: int) -> None:
-    """Returns when the site's call of that number (from 1) has begun, and not ended."""
-    until(lambda: calls({"": site}, "begin")[""] == call and training(site))
-
-
 def paused(run: Run, why: str) -> bool:
     told = run.status()
     return told["state"] == "paused" and why in told["why"]
@@ -149,15 +138,6 @@ def event(run: Run, what: str, site: str) -> bool:
     return (what, site) in events(run)
 
 
-def accepted(run: Run, site: str, round: int) -> bool:
-    return any((row["site"], row["round"], row["task"]) == (site, round, 0) for row in kinds(run, "accepted"))
-
-
 def rosters(run: Run) -> dict[int, list[str]]:
     """The roster from each round on in which it changed."""
     return {row["round"]: row["sites"] for row in kinds(run, "roster")}
-
-
-def counted(run: Run) -> list[list[str]]:
-    """The sites that each round's training counted."""
-    return [sorted(site for site, _, _ in row["counted"]) for row in kinds(run, "close") if row["task"] == 0]

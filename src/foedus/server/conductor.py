@@ -254,6 +254,7 @@ class Conductor:
             self.run.set("running")
             self.run.journal.add("again", round=task.round, task=task.number, attempt=task.desk.attempt + 1)
             task.again()
+            self._lose(task)  # who is still away is not asked meanwhile
             self.run.context.news.notify_all()
             return
         bad = [
