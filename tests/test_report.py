@@ -24,10 +24,10 @@ from foedus import cli, metrics, report, run, runs
 from foedus.core import Outcome, Total
 from foedus.errors import JournalError
 from foedus.journal import Memory
+from foedus.measured import certainty, worst
 from foedus.params import Params
 from foedus.report import figures, markup, story
 from foedus.store import START, Row, chained
-from foedus.measured import certainty, worst
 
 NASTY = "<script>alert(1)</script>"
 VOID = ("meta",)

@@ -30,7 +30,12 @@ LABELS = {
     "data": "real data",
 }
 MARKS = tuple(LABELS)[1:]
-PARALLEL = ("core", "properties")
+WORKERS = {  # how pytest divides a stage; whole files where their tests share a federation and mostly wait for it
+    "core": ["-n2", "--dist=worksteal"],
+    "properties": ["-n2", "--dist=worksteal"],
+    "processes": ["-n3", "--dist=loadfile"],
+    "kills": ["-n2", "--dist=worksteal"],
+}
 FEW = 20  # tests that are over before a second worker has started
 GUESS = {"lint": 8.0, "core": 0.1, "properties": 0.5, "processes": 2.0, "kills": 3.0, "data": 10.0}  # seconds a test
 CHECKS = {
@@ -129,7 +134,7 @@ def tests(stage: str, files: Mapping[str, int], long: bool, show: Show) -> Ran:
     count = sum(files.values())
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "junit.xml")
-        workers = ["-n2", "--dist=worksteal"] if stage in PARALLEL and count >= FEW else []
+        workers = WORKERS.get(stage, []) if count >= FEW else []
         ask = ["-q", "--no-header", "--tb=short", f"--junitxml={report}", "-m", choice(stage, long)]
         code, output = watched([sys.executable, "-m", "pytest", *ask, *workers, *files], show)
         passed, skipped = read_report(report) if report.exists() else (0, [])

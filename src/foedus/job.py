@@ -111,7 +111,9 @@ class Job(Options):
     def bench(self, seed: int, learner: Learner | None = None) -> Bench:
         """What performs this Job's works at one place; `learner`: in the place of the Job's own."""
         contract = Contract(self.datasets, schemas.read(self.schema))
-        return Bench(self.algorithm.works, learner or self.learner, self.data, list(self.table().values()), seed, contract)
+        return Bench(
+            self.algorithm.works, learner or self.learner, self.data, list(self.table().values()), seed, contract
+        )
 
     def plan(self, seed: int) -> Plan:
         """What the round loop needs."""
