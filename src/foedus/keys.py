@@ -36,7 +36,7 @@ class Key(NamedTuple):
         return np.random.Generator(np.random.Philox(key=int.from_bytes(self.digest()[:16], "little")))
 
     def lent(self) -> np.random.Generator:
-        """The numbers of `numpy()`, ten times sooner, from a generator that is this thread's until it lends it again."""
+        """The numbers of `numpy()`, ten times sooner, from a generator that is this thread's until the next."""
         number = int.from_bytes(self.digest()[:16], "little")
         return _lender.lend(number)
 
