@@ -214,7 +214,7 @@ def test_each_optimizer_keeps_its_state_site_by_site(optimizer: Any) -> None:
         {"loss": partial(F.cross_entropy, label_smoothing=0.1)},
         {"dtype": "float64"},
     ],
-    ids=str,
+    ids=lambda more: ",".join(f"{k}={v}" for k, v in more.items() if not callable(v)) or next(iter(more)),
 )
 def test_batches_steps_and_rates_are_those_of_one_site(more: dict[str, Any]) -> None:
     made = small(**more)
@@ -222,7 +222,9 @@ def test_batches_steps_and_rates_are_those_of_one_site(more: dict[str, Any]) -> 
     near(made.together(asked), one_by_one(made, asked))
 
 
-@pytest.mark.parametrize("loss", [F.mse_loss, nn.L1Loss(), F.binary_cross_entropy_with_logits], ids=str)
+@pytest.mark.parametrize(
+    "loss", [F.mse_loss, nn.L1Loss(), F.binary_cross_entropy_with_logits], ids=["mse", "l1", "bce"]
+)
 def test_losses_of_many_outputs_are_averaged_as_alone(loss: Any) -> None:
     made = small(loss=loss)
     asked = [(p, fd.Split((s.train.x, np.abs(s.train.y) % 1)), k, c) for p, s, k, c in calls(made, ROW, "numbers")]
