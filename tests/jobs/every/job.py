@@ -14,13 +14,6 @@ import foedus as fd
 from foedus.params import join
 from foedus.torch import TorchLearner
 
-
-def by_optax():
-    import optax
-
-    return fd.fedopt(optax.yogi(0.05))
-
-
 EVERY = {  # name -> a function of nothing that makes it
     "fedavg": fd.fedavg,
     "fedavg-median": lambda: fd.fedavg(aggregator=fd.median()),
@@ -31,7 +24,6 @@ EVERY = {  # name -> a function of nothing that makes it
     "fedyogi": fd.fedyogi,
     "fedadagrad": fd.fedadagrad,
     "fedopt-torch": lambda: fd.fedopt(partial(torch.optim.AdamW, lr=0.05)),
-    "fedopt-optax": by_optax,
     "scaffold": fd.scaffold,
     "scaffold-1": lambda: fd.scaffold(option=1),
     "fednova": fd.fednova,
