@@ -108,7 +108,7 @@ def test_updates_go_when_their_round_is_settled_and_after_a_run_every_site_has_t
     models = [made.site_home(name) / "sites" / name / "models" / run.id / "final.safetensors" for name in sites]
     until(lambda: all(path.exists() for path in models))
     assert {digest(frames.read_model(path)) for path in models} == {result.digest}
-    assert not [path for path in (server / "updates").rglob("*") if path.is_file()]
+    until(lambda: not [path for path in (server / "updates").rglob("*") if path.is_file()])
     bundles = {row["bundle"]["digest"] for started in made.remote().runs() for row in submissions(made, started["run"])}
     assert {path.name for path in (server / "blobs").rglob("*") if path.is_file()} == bundles
     rows = runs.journal(result.folder).all("accepted")

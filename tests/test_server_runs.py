@@ -43,9 +43,22 @@ learner = NumpyLearner({"w": np.zeros(3, np.float32)}, gradient, lambda p, x: x[
 algorithm = rounds(lambda state: state, delta(), step)
 job = fd.Job(algorithm, learner, rounds=2, evaluate=0)
 """
+TWICE = JOB.replace(
+    "algorithm = rounds(lambda state: state, delta(), step)",
+    """
+def round(state, context):
+    first = yield fd.Task("train", state, context.cohort)
+    second = yield fd.Task("train", state, context.cohort)
+    return step(state, first, context) + second.params
+
+
+algorithm = fd.Algorithm(lambda params: params, round, {"train": delta()})""",
+)
 ONES = packed(w=np.ones(3, np.float32))
-CHANGED = "with open(glob.glob('total-0-*')[0], 'r+b') as file:\n        file.seek(-4, 2)\n        file.write(bytes(4))"
-REMOVED = "os.unlink(glob.glob('total-0-*')[0])"
+CHANGED = (
+    "with open(glob.glob('total-0-0.*')[0], 'r+b') as file:\n        file.seek(-4, 2)\n        file.write(bytes(4))"
+)
+REMOVED = "os.unlink(glob.glob('total-0-0.*')[0])"
 LOST = "shutil.rmtree('../../updates')"
 
 
@@ -57,13 +70,14 @@ def rig(tmp_path):
 
 
 def harming(*lines):
-    """The job, whose first step does this in the run worker and ends with kill -9: the Total is journaled by then."""
-    return JOB.replace("    pass\n", "".join(f"    {line}\n" for line in (*lines, "os.kill(os.getpid(), 9)")))
+    """A job of two Tasks a round. Its first step does this to the first one's Total, which is journaled by then, and
+    ends with kill -9."""
+    return TWICE.replace("    pass\n", "".join(f"    {line}\n" for line in (*lines, "os.kill(os.getpid(), 9)")))
 
 
-def played(rig, site, run):
-    """Does the run's two rounds; each adds 1."""
-    for _ in range(2):
+def played(rig, site, run, tasks=2):
+    """Does the run's Tasks; each adds 1."""
+    for _ in range(tasks):
         assert site.send(site.task(run), ONES)["status"] == "accepted"
     rig.until(lambda: rig.hub.runs[run].over)
 
@@ -88,18 +102,19 @@ def test_equal_updates_of_one_site_in_two_runs_are_deleted_when_both_are_settled
 def test_a_damaged_total_is_folded_again_from_the_updates_to_the_same_digest(rig, harm):
     run, site = rig.submit(harming(harm)), Scripted(rig, "north")
     site.ready(run)
-    played(rig, site, run)
+    played(rig, site, run, tasks=4)
     assert rig.hub.runs[run].state == "finished"
-    assert rig.rows(run, "end")[0]["digest"] == digest(Params({"w": np.full(3, 2, np.float32)}))
-    first, second = rig.rows(run, "total")
-    assert first["digest"] == second["digest"] and len(first["digest"]) == 64  # two rounds of the same updates
+    assert rig.rows(run, "end")[0]["digest"] == digest(Params({"w": np.full(3, 4, np.float32)}))
+    (one,) = {row["digest"] for row in rig.rows(run, "total")}  # the same updates each time
+    assert len(one) == 64
     assert [row["what"] for row in rig.rows(run, "event")].count("run worker restarted") == 1
 
 
 def test_a_damaged_total_without_its_updates_is_a_clear_error(rig):
     run, site = rig.submit(harming(CHANGED, LOST)), Scripted(rig, "north")
     site.ready(run)
-    site.send(site.task(run), ONES)
+    for _ in range(2):
+        site.send(site.task(run), ONES)
     live = rig.hub.runs[run]
     rig.until(lambda: live.over)
     assert live.state == "failed"
