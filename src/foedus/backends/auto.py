@@ -58,16 +58,20 @@ class Growing:
         return self._halves(orders, lambda part: self.crew.each(task, part, locals))
 
     def _halves(self, orders: Sequence[Order], work: Callable[[Sequence[Order]], list[Done]]) -> list[Done]:
-        """The work of some sites here, with a look at the clock, then that of the others wherever it is best done."""
+        """The work of two sites here, then that of the others wherever it is best done.
+
+        The clock is looked at for the second one: the first pays for what is done once, such as imports.
+        """
         if self.crew is not self.now or len(orders) < 2:
             return work(orders)
-        began, found = time.monotonic(), work(orders[:1])
+        found, began = work(orders[:1]), time.monotonic()
+        found += work(orders[1:2])
         self.seconds = time.monotonic() - began
-        left = len(orders) - 1 + len(orders) * max(0, self.rounds - orders[0].round - 1)
+        left = len(orders) - 2 + len(orders) * max(0, self.rounds - orders[0].round - 1)
         if self.seconds * left > 2 * SAVES and self.seconds > SAVES / 1000:
             self.crew = self.start()
             self.note(f"processes, for a site's work takes {self.seconds:.2g} s and {left} are left: the same bits")
-        return found + work(orders[1:])
+        return found + (work(orders[2:]) if orders[2:] else [])
 
 
 def gain(job: Job, data: Mapping[str, Any], seed: int) -> Gain:
