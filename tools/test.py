@@ -37,7 +37,7 @@ WORKERS = {  # how pytest divides a stage; whole files where their tests share a
     "kills": ["-n2", "--dist=worksteal"],
 }
 FEW = 20  # tests that are over before a second worker has started
-GUESS = {"lint": 8.0, "core": 0.1, "properties": 0.5, "processes": 2.0, "kills": 3.0, "data": 10.0}  # seconds a test
+GUESS = {"lint": 6.0, "core": 0.02, "properties": 0.5, "processes": 0.6, "kills": 1.7, "data": 4.0}  # seconds a test
 CHECKS = {
     "ruff check": ["ruff", "check", "."],
     "ruff format": ["ruff", "format", "--check", "."],
