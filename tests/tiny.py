@@ -11,6 +11,7 @@ import numpy as np
 from foedus import Job, Split, Update, fedavg
 from foedus.algorithms import delta
 from foedus.backends.local import Here
+from foedus.backends.locals import Locals
 from foedus.backends.simulation import Simulation
 from foedus.core import Algorithm, Decline, Work
 from foedus.journal import Journal, Memory
@@ -71,7 +72,8 @@ def played(
 ) -> tuple[Ended, Journal]:
     """What the Job ends with in `local`, and its journal in memory; checkpoints are in `folder`, one a round."""
     kept = journal or Journal(Memory())
-    runner = Simulation(Here(made.bench(seed), sites), sorted(sites), kept, seed, made.min_sites, script)
+    crew, states = Here(made.bench(seed), sites), Locals(folder)
+    runner = Simulation(crew, sorted(sites), kept, seed, made.min_sites, script, locals=states)
     return execute(made.plan(seed), runner, kept, Checkpoints(folder, lazy=False), script, told), kept
 
 

@@ -25,7 +25,7 @@ _WHERE = {
     "progress": "progress",
 }
 _NAMES = {name: f"foedus.{module}" for names, module in _WHERE.items() for name in names.split()}
-_MODULES = ("partition", "metrics", "torch", "numpy", "aggregators", "algorithms", "transforms")
+_MODULES = ("partition", "metrics", "clock", "torch", "numpy", "aggregators", "algorithms", "transforms")
 
 __all__ = list(_NAMES)
 

@@ -148,10 +148,10 @@ class Learner(Protocol):
 
 
 class Runner(Protocol):
-    def roster(self, least: int) -> Sequence[str]: ...  # may wait until so many are there
+    def roster(self, least: int) -> Sequence[str]: ...  # in order; may wait until so many are there
     def run(self, tasks: Sequence[Task], context: RoundContext, first: int) -> Sequence[Total]: ...
     def saved(self) -> State: ...  # what the runner itself must find again after a crash
-    def restore(self, saved: State) -> None: ...
+    def restore(self, saved: State) -> None: ...  # None: from the beginning
 
 
 class Backend(Protocol):

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from foedus import frames
+from foedus import frames, pool
 from foedus.errors import FoedusError, Missing
 from foedus.keys import Key
 from foedus.params import DTYPES, Array, digest
@@ -54,6 +54,36 @@ class Pairs:
 
     def __repr__(self) -> str:
         return f"Pairs({len(self)} examples)"
+
+
+class Rows:
+    """The rows of a memory-mapped array at `indices`: an array that stays on disk, but for what is taken from it."""
+
+    __slots__ = ("indices", "x")
+
+    def __init__(self, x: Any, indices: Array) -> None:
+        self.x, self.indices = x, indices
+
+    @property
+    def dtype(self) -> Any:
+        return self.x.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.indices), *self.x.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * int(self.dtype.itemsize)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.x[self.indices[index]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.asarray(self.x[self.indices], dtype)
 
 
 class Subset:
@@ -117,11 +147,37 @@ class Sites(Mapping[str, Any]):
     def __init__(self, data: Mapping[str, Any], classes: Sequence[str] = ()) -> None:
         if not data or not all(isinstance(name, str) and name for name in data):
             raise FoedusError("Sites needs at least one site, and every name is a string that is not empty")
-        self._data = {name: Split(held) if _is_pair(held) else held for name, held in data.items()}
+        self._data: Mapping[str, Any] = {name: _held(held) for name, held in data.items()}
         self.classes = tuple(classes)
 
+    @classmethod
+    def lazy(cls, sites: int | Sequence[str], data: Callable[[Any], Any], classes: Sequence[str] = ()) -> Sites:
+        """Sites whose data is made each time that it is needed, and kept nowhere: a pool may have millions.
+
+        `sites` is a count, and then `data(number)` is what a site holds, or names, and then it is `data(name)`.
+        Raises FoedusError.
+
+        >>> pool = Sites.lazy(1_000_000, lambda i: (np.full((2, 1), i), [0, 1]))
+        >>> pool["site-000042"].train.x.tolist()
+        [[42], [42]]
+        """
+        if isinstance(sites, int) and sites < 1:
+            raise FoedusError(f"sites={sites!r}: give a count of at least 1, or names")
+        made = cls.__new__(cls)
+        made._data = pool.counted(sites, data, 3) if isinstance(sites, int) else pool.named(sites, data)
+        made.classes = tuple(classes)
+        return made
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The sites' names in order."""
+        return self._data.names if isinstance(self._data, pool.Pool) else sorted(self._data)
+
     def __getitem__(self, name: str) -> Any:
-        return self._data[name]
+        return _held(self._data[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._data
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._data)
@@ -207,8 +263,14 @@ def load_split(path: str | os.PathLike[str]) -> Split:
 
 
 def take(data: Any, indices: Array) -> Any:
-    """The examples at `indices`: Pairs of Pairs, a Subset of any other dataset."""
-    return Pairs(*data[indices]) if isinstance(data, Pairs) else Subset(data, indices)
+    """The examples at `indices`: Pairs of Pairs, a Subset of any other dataset; what is memory-mapped stays on disk."""
+    return Pairs(_rows(data.x, indices), _rows(data.y, indices)) if isinstance(data, Pairs) else Subset(data, indices)
+
+
+def _rows(x: Any, indices: Array) -> Any:
+    if isinstance(x, Rows):
+        return Rows(x.x, x.indices[indices])
+    return Rows(x, indices) if isinstance(x, np.memmap) else x[indices]
 
 
 def check_columns(frame: Any, *names: str) -> None:
@@ -223,6 +285,10 @@ def check_columns(frame: Any, *names: str) -> None:
 def _labelled(frame: Any, label: str) -> Pairs:
     check_columns(frame, label)
     return Pairs(frame.drop(columns=label), frame[label])
+
+
+def _held(data: Any) -> Any:
+    return Split(data) if _is_pair(data) else data
 
 
 def _is_pair(data: Any) -> bool:

@@ -29,6 +29,7 @@ from foedus.stop import Stop
 from foedus.work import Bench, Contract
 
 if TYPE_CHECKING:
+    from foedus.clock import Clock
     from foedus.result import Result
 
 MOST_DEPTH = 8
@@ -54,6 +55,7 @@ class Options:
     deadline: Deadline | None = None
     metrics: Sequence[str | Metric] = ()
     evaluate: int = 1
+    panel: float | int | None = None
     best: str | None = None
     stop: Stop | None = None
     start: Any = None
@@ -91,16 +93,19 @@ class Job(Options):
         workers: int | None = None,
         exact: bool = False,
         replay: Any = None,
+        clock: Clock | None = None,
     ) -> Result:
         """Runs the Job on this machine and returns its Result.
 
-        `sites`: a count, a mapping name -> folder, frame or Split, or `fd.Sites`. `replay`: a Result or RUN whose
-        rosters and counted sets are followed. The run is kept in FOEDUS_HOME/runs.
+        `sites`: a count, a mapping name -> folder, frame or Split, or `fd.Sites`; its values are taken when needed.
+        `replay`: a Result or RUN whose rosters and counted sets are followed. `clock`: `fd.clock(…)`, by which sites
+        take simulated time. The run is kept in FOEDUS_HOME/runs.
         """
         from foedus import launch  # the one arrow that points up: see docs/design.md
 
         job = self if rounds is None else self.replace(rounds=rounds)
-        return launch.run(job, sites, backend=backend, seed=seed, workers=workers, exact=exact, replay=replay)
+        how = {"backend": backend, "seed": seed, "workers": workers, "exact": exact, "replay": replay, "clock": clock}
+        return launch.run(job, sites, **how)
 
     def table(self) -> dict[str, Metric]:
         """name -> Metric: the loss, and the metrics of the Job or, where it names none, of its learner."""
@@ -130,6 +135,7 @@ class Job(Options):
             self.late,
             self.deadline or Deadline(),
             self.evaluate if self.learner else 0,
+            self.panel,
             self.best,
             self.stop,
         )
@@ -169,17 +175,18 @@ def _check(job: Job) -> None:
         raise JobError(f"Job(late={job.late!r}): it is 'drop' or 'keep'")
     if not 1 <= job.over_select < math.inf:
         raise JobError(f"Job(over_select={job.over_select}): it must be at least 1 (1.3 asks 30 % more)")
-    _check_cohort(job.cohort)
+    _check_cohort("cohort", job.cohort)
+    _check_cohort("panel", job.panel)
     known = job.table()
     if job.best is not None and job.best not in known:
         raise JobError(f"Job(best={job.best!r}): it is none of the metrics {sorted(known)}")
 
 
-def _check_cohort(cohort: int | float | None) -> None:
+def _check_cohort(name: str, cohort: int | float | None) -> None:
     good = cohort is None or (cohort >= 1 if isinstance(cohort, int) else 0 < cohort <= 1)
     if isinstance(cohort, bool) or not good:
         raise JobError(
-            f"Job(cohort={cohort!r}): a whole number counts sites, a float in (0, 1] is a share, None is all"
+            f"Job({name}={cohort!r}): a whole number counts sites, a float in (0, 1] is a share, None is all"
         )
 
 

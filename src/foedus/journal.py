@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from foedus import pool
 from foedus.core import Origin, Task
 from foedus.errors import JournalError
 
@@ -44,8 +45,8 @@ class Place(NamedTuple):
 
 
 ONCE = {  # kind -> the fields that must agree when recovery or a replay comes by again
-    "open": ("job", "seed"),
-    "roster": ("sites",),
+    "open": ("job", "seed", "clock"),
+    "roster": ("sites", "since", "came", "gone"),
     "round": ("roster", "cohort"),
     "task": ("digest",),
     "close": ("counted",),
@@ -62,6 +63,7 @@ class Journal:
         self.log = log
         self.kept: dict[str, dict[Place, Body]] = {}  # by kind
         self.since = -1  # the round from which the newest roster holds
+        self.read: tuple[int, Sequence[str]] = -1, ()  # the roster that was asked for last, and its round
         self.events: list[Body] = []
         for kind, body in log.rows():
             self._index(kind, body)
@@ -94,10 +96,28 @@ class Journal:
         known = self.find("round", round)
         if known is not None:
             return int(known["roster"])
-        newest = self.find("roster", self.since)
-        if newest is None or newest["sites"] != list(sites):
-            self.add("roster", round=round, sites=list(sites))
+        old = self.roster(self.since) if self.since >= 0 else None
+        if old is None or (sites is not old and sites != old):
+            self.add("roster", round=round, **_changed(self.since, old, sites))
+        self.read = self.since, sites
         return self.since
+
+    def roster(self, since: int) -> Sequence[str]:
+        """The sites of the roster row of that round, in order. Raises JournalError if there is none."""
+        rows, at = [], since
+        while at != self.read[0]:
+            row = self.find("roster", at)
+            if row is None:
+                raise JournalError(f"the journal lacks the roster of round {at}: it is damaged")
+            rows.append(row)
+            if "sites" in row:
+                break
+            at = row["since"]
+        found = self.read[1]
+        for row in reversed(rows):
+            found = pool.heard(row["sites"]) if "sites" in row else _after(found, row)
+        self.read = since, found
+        return found
 
     def origins(self) -> dict[tuple[int, int], list[str]]:
         """For each (round, task) that was asked, the sites whose update was ever counted."""
@@ -129,6 +149,22 @@ class Journal:
         return True
 
 
+def _changed(since: int, old: Sequence[str] | None, new: Sequence[str]) -> dict[str, Any]:
+    """What a roster row says: the sites, or where that is much shorter, who came and who is gone."""
+    said = pool.told(new)
+    if old is None or isinstance(said, Mapping) or len(new) <= pool.MOST_LISTED:
+        return {"sites": said}
+    came, gone = sorted(set(new).difference(old)), sorted(set(old).difference(new))
+    if 2 * (len(came) + len(gone)) > len(new):
+        return {"sites": said}
+    return {"since": since, "came": came, "gone": gone}
+
+
+def _after(old: Sequence[str], row: Body) -> Sequence[str]:
+    gone = set(row["gone"])
+    return sorted([*(site for site in old if site not in gone), *row["came"]])
+
+
 def _place(body: Body) -> Place:
     return Place(body.get("round", -1), body.get("task", -1), body.get("site", ""), body.get("attempt", 0))
 
@@ -136,7 +172,7 @@ def _place(body: Body) -> Place:
 def task_digest(task: Task, payload: str) -> str:
     """SHA-256 of what a Task asks: work, payload (its digest), sites, closing rule and announced returns."""
     returns = [list(leaf) for leaf in (task.returns if task.returns is not None else task.payload.spec)]
-    asked = [task.work, payload, list(task.sites), task.quorum, task.late, task.busy, returns]
+    asked = [task.work, payload, pool.told(task.sites), task.quorum, task.late, task.busy, returns]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 

@@ -11,13 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from foedus import build, runs
+from foedus import build, pool, runs
+from foedus.clock import Clock, Watch
 from foedus.core import Runner
+from foedus.data import Sites
 from foedus.errors import JobError, Paused
-from foedus.job import Job
+from foedus.job import Job, described
 from foedus.journal import Journal
+from foedus.pool import Pool
 from foedus.result import Result
-from foedus.run import Checkpoints, Ended, Plan, execute
+from foedus.run import MOST_MEASURED, PANEL, Checkpoints, Ended, Plan, execute
 
 BACKENDS = ("auto", "local", "vectorized", "processes", "network")
 GAIN = 1.25  # by which training together must beat all cores
@@ -38,36 +41,39 @@ def run(
     source: Mapping[str, Any] | None = None,
     told: Told = lambda row: None,
     say: Callable[[str], object] = lambda text: None,
+    clock: Clock | None = None,
 ) -> Result:
     """Runs `job` over `sites` and keeps the run in `folder` (a new one in FOEDUS_HOME/runs by default).
 
     A folder that holds an unfinished run of the same Job is resumed. `source` says how the Job was made, for `resume`.
-    `told` hears of each round, `say` of what was chosen and of mishaps.
+    `told` hears of each round, `say` of what was chosen and of mishaps. By `clock` sites take simulated time.
     """
     backend = resolve(backend, exact)
     data = bind(sites)
     backend, why = chosen(backend, exact or replay is not None, job, data, seed)
     place = folder or runs.new_folder(job.name)
     if backend == "network":
+        if clock is not None:
+            raise JobError("clock=… is of simulations: on backend 'network' time is real; leave one of them out")
         return _on_loopback(job, data, seed, place, source, told)
     script = runs.script_of(replay)
     with runs.opened(place) as (place, journal), build.exactly():
         began = time.monotonic()
-        _open(journal, _about(job, data, seed, backend, source))
-        note = partial(_note, journal, say)
+        timed = described(clock) if clock else (script and (script.find("open") or {}).get("clock"))
+        _open(journal, _about(job, data, seed, backend, source) | ({"clock": timed} if timed else {}))
+        note, watch = partial(_note, journal, say), Watch(clock, seed, bool(timed))
         if why:
             note(why, what="backend")
+        if job.learner and job.evaluate and job.panel is None and len(data) > MOST_MEASURED:
+            note(f"on {PANEL:,} of {len(data):,} sites, the same each time; panel=… says on how many", "evaluation")
         with crew(backend, job, data, seed, workers, note) as hands:
-            runner = simulate(hands, sorted(data), journal, seed, job.min_sites, script)
-            plan = job.plan(seed)
-            ended = _executed(plan, runner, journal, place, script, told)
+            runner = simulate(hands, data, journal, seed, job.min_sites, script, watch, place)
+            ended = _executed(job.plan(seed), runner, journal, place, script, told, watch)
         runs.finish(journal, place, ended, time.monotonic() - began)
     return runs.result(place)
 
 
-def _about(
-    job: Job, data: Mapping[str, Any], seed: int, backend: str, source: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _about(job: Job, data: Pool, seed: int, backend: str, source: Mapping[str, Any] | None) -> dict[str, Any]:
     """A run's first row."""
     return {
         "job": job.digest,
@@ -77,13 +83,11 @@ def _about(
         "exact": backend not in CLOSE,
         "build": build.describe(),
         "source": dict(source or {}),
-        "sites": sorted(data),
+        "sites": pool.told(data.names),
     }
 
 
-def _on_loopback(
-    job: Job, data: Mapping[str, Any], seed: int, place: Path, source: Mapping[str, Any] | None, told: Told
-) -> Result:
+def _on_loopback(job: Job, data: Pool, seed: int, place: Path, source: Mapping[str, Any] | None, told: Told) -> Result:
     """The Result of a federation of its own, whose server keeps the journal; until it is here, its first row is."""
     from foedus import jobfile, loopback
 
@@ -119,15 +123,24 @@ def chosen(backend: str, exact: bool, job: Job, data: Mapping[str, Any], seed: i
     )
 
 
-def bind(sites: Any) -> dict[str, Any]:
-    """name -> data, from a count, a mapping or `fd.Sites`, or from a function that gives one of these."""
+def bind(sites: Any) -> Pool:
+    """name -> data, from a count, a mapping or `fd.Sites`, or from a function that gives one of these.
+
+    What a mapping makes on access is made when a site needs it, and copied nowhere. Raises JobError.
+    """
     sites = sites() if callable(sites) else sites
     if isinstance(sites, int) and not isinstance(sites, bool) and sites > 0:
-        width = len(str(sites - 1))
-        return {f"site-{i:0{width}}": i for i in range(sites)}
+        return pool.counted(sites, int)
+    if isinstance(sites, (Sites, Pool)):
+        return Pool(sites.names, sites.__getitem__)
     if isinstance(sites, Mapping) and sites:
-        return {str(name): sites[name] for name in sites}
+        keys = {} if all(isinstance(name, str) for name in sites) else {str(name): name for name in sites}
+        return Pool(sorted(keys or sites), partial(_held, sites, keys))
     raise JobError(f"sites={sites!r}: give a count, a mapping name -> folder, frame or Split, or fd.Sites")
+
+
+def _held(sites: Mapping[Any, Any], keys: Mapping[str, Any], name: str) -> Any:
+    return sites[keys.get(name, name)]
 
 
 @contextmanager
@@ -163,10 +176,20 @@ def crew(
     yield Here(job.bench(seed), data)
 
 
-def simulate(hands: Any, sites: list[str], journal: Journal, seed: int, least: int, script: Journal | None) -> Runner:
+def simulate(
+    hands: Any,
+    data: Pool,
+    journal: Journal,
+    seed: int,
+    least: int,
+    script: Journal | None,
+    watch: Watch,
+    place: Path,
+) -> Runner:
+    from foedus.backends.locals import Locals
     from foedus.backends.simulation import Simulation
 
-    return Simulation(hands, sites, journal, seed, least, script)
+    return Simulation(hands, data.names, journal, seed, least, script, watch, Locals(place))
 
 
 def _note(journal: Journal, say: Callable[[str], object], why: str, what: str = "worker died") -> None:
@@ -174,9 +197,11 @@ def _note(journal: Journal, say: Callable[[str], object], why: str, what: str = 
     say(f"{what}: {why}")
 
 
-def _executed(plan: Plan, runner: Runner, journal: Journal, place: Path, script: Journal | None, told: Told) -> Ended:
+def _executed(
+    plan: Plan, runner: Runner, journal: Journal, place: Path, script: Journal | None, told: Told, watch: Watch
+) -> Ended:
     try:
-        return execute(plan, runner, journal, Checkpoints(place), script, told)
+        return execute(plan, runner, journal, Checkpoints(place), script, told, watch)
     except Paused as error:
         journal.add("event", what="paused", why=str(error), at=time.time())
         raise
@@ -207,18 +232,22 @@ def verify(folder: Path, job: Job, sites: Any) -> dict[str, Any]:
     }
     if kept.digest != (old.find("end") or {})["digest"]:
         return found | {"same": False, "why": "final.safetensors is not the model that the journal names"}
-    data = {} if sites is None else bind(sites)
-    counted, others = _took_part(old)
-    if needs := sorted(counted - data.keys()):
+    data = Pool((), str) if sites is None else bind(sites)
+    if needs := sorted(site for site in _counted(old) if site not in data):
         return found | {"needs": needs, "why": f"to replay it, the data of {', '.join(needs)} is needed here"}
-    return found | _replayed(kept, job, dict.fromkeys(others) | data)
+    others = _others(old, data)
+    return found | _replayed(kept, job, Pool(sorted([*others, *data]), data.get) if others else data)
 
 
-def _took_part(journal: Journal) -> tuple[set[str], set[str]]:
-    """The sites of which an update was ever counted, and the others that were asked."""
-    asked = {site for row in journal.all("roster") for site in row["sites"]}
-    counted = {site for row in journal.all("close") for site, _, _ in row["counted"]}
-    return counted, asked - counted
+def _counted(journal: Journal) -> set[str]:
+    """The sites of which an update was ever counted."""
+    return {site for row in journal.all("close") for site, _, _ in row["counted"]}
+
+
+def _others(journal: Journal, data: Pool) -> set[str]:
+    """The sites of the rosters whose data is not here."""
+    rosters = [journal.roster(row["round"]) for row in journal.all("roster")]
+    return {site for roster in rosters if roster != data.names for site in roster if site not in data}
 
 
 def _replayed(kept: Result, job: Job, sites: Any) -> dict[str, Any]:

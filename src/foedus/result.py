@@ -12,6 +12,7 @@ from typing import Any
 from foedus import frames
 from foedus.files import write_atomic
 from foedus.params import Params, digest
+from foedus.run import BESIDE
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Result:
         """The newest value of each metric."""
         found: dict[str, Any] = {}
         for line in self.history:
-            found.update({k: v for k, v in line.items() if k not in ("round", "seconds")})
+            found.update({k: v for k, v in line.items() if k not in BESIDE})
         return found
 
     def save(self, path: str | Path) -> Path:

@@ -5,27 +5,33 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from foedus import frames
 from foedus.aggregators import mean
+from foedus.clock import Watch
 from foedus.core import Algorithm, Deadline, Late, RoundContext, Runner, State, Task, Total
 from foedus.errors import JournalError, Paused
 from foedus.faults import point
 from foedus.files import delete, write_atomic
 from foedus.journal import Journal
-from foedus.keys import key
+from foedus.keys import Key, key
 from foedus.measured import facts, measured
 from foedus.metrics import Metric
 from foedus.params import Params
 from foedus.stop import Stop
 from foedus.work import EVALUATE
 
+BESIDE = ("round", "seconds", "clock")  # what a line of the history has beside metrics
 CHECKPOINT_SHARE = 20  # a checkpoint may take a twentieth of the time since the last one
 SLOW = 0.005  # seconds a site: in such a round the intervals cost nothing that is felt
+MOST_MEASURED, PANEL = 10_000, 1_000  # beyond so many sites so many are evaluated, where the Job does not say
 
 
 class Plan(NamedTuple):
@@ -43,6 +49,7 @@ class Plan(NamedTuple):
     late: Late = "drop"
     deadline: Deadline = Deadline()
     evaluate: int = 1
+    panel: float | int | None = None
     best: str | None = None
     stop: Stop | None = None
 
@@ -85,11 +92,12 @@ class Checkpoints:
             not self.lazy or time.monotonic() - self.last > max(1.0, CHECKPOINT_SHARE * self.cost)
         )
 
-    def write(self, round: int, state: frames.Frame, **others: Any) -> str:
-        """The name of the state's file, durable on return."""
+    def write(self, round: int, state: frames.Frame, beside: Callable[[], Mapping[str, Any]]) -> str:
+        """The name of the state's file, durable on return. What goes beside it is asked for here: its time counts."""
         assert self.folder is not None
         began, name = time.monotonic(), f"state-{round}.safetensors"
         point("run.before-state")
+        others = beside()
         if any(x is not None for x in others.values()):
             write_atomic(self.folder / f"beside-{name}", frames.pack(others))
         write_atomic(self.folder / name, state)
@@ -122,24 +130,27 @@ def execute(
     checkpoints: Checkpoints,
     script: Journal | None = None,
     told: Callable[[Mapping[str, Any]], None] = lambda row: None,
+    watch: Watch | None = None,
 ) -> Ended:
     """What the run ends with, from wherever its journal stands.
 
     `script` is the journal whose rosters, cohorts and counted sets are followed (by default this run's own, so that
-    what was decided before a crash stays decided). `told` hears of each finished round.
+    what was decided before a crash stays decided). `told` hears of each finished round. `watch` has the virtual time
+    of a simulation.
     """
-    script = script or journal
+    script, watch = script or journal, watch or Watch()
     here = _restore(plan, runner, journal, checkpoints)
     while (reason := _reason(plan, here, script)) is None:
-        here = _round(plan, here, runner, journal, checkpoints, script)
+        here = _round(plan, here, runner, journal, checkpoints, script, watch)
         told(here.history[-1])
-    here = _last_words(plan, here, runner, journal, script)
+    here = _last_words(plan, here, runner, journal, script, watch)
     return Ended(plan.algorithm.params(here.state), here.best, here.best_round, here.history, reason)
 
 
 def _restore(plan: Plan, runner: Runner, journal: Journal, checkpoints: Checkpoints) -> Here:
     steps = sorted((row for row in journal.all("step") if row["checkpoint"]), key=lambda row: row["round"])
     if not steps or checkpoints.folder is None:
+        runner.restore(None)
         state = frames.pack(plan.algorithm.init(plan.start()))
         if checkpoints.lazy or checkpoints.folder is None:
             return Here(frames.unpack(state.bytes()))
@@ -164,49 +175,104 @@ def _reason(plan: Plan, here: Here, script: Journal) -> str | None:
     return "all rounds done" if plan.rounds is not None and here.round >= plan.rounds else None
 
 
-def _round(plan: Plan, here: Here, runner: Runner, journal: Journal, checkpoints: Checkpoints, script: Journal) -> Here:
+def _round(
+    plan: Plan,
+    here: Here,
+    runner: Runner,
+    journal: Journal,
+    checkpoints: Checkpoints,
+    script: Journal,
+    watch: Watch,
+) -> Here:
     began = time.monotonic()
-    context = _open(plan, here, runner, journal, script)
+    context = _open(plan, here, runner, journal, script, watch)
     state, totals = _play(plan, here.state, context, runner)
     if _evaluates(plan, here.round):
         totals = [*totals, *_evaluate(plan, state, context, len(totals), runner)]
     metrics, per_site = measured(totals, plan.metrics.values(), journal)
-    line = {"round": here.round, **metrics, "seconds": round(time.monotonic() - began, 6)}
+    line = {"round": here.round, **metrics, "seconds": round(time.monotonic() - began, 6), **_clock(watch)}
     ends = _reason(plan, here._replace(round=here.round + 1, history=(*here.history, line)), script) is not None
     found = facts(totals, per_site, plan.metrics.values(), ends or line["seconds"] > SLOW * len(per_site))
     here = _improved(plan, here._replace(state=state), line)
     return _step(plan, here, line, found, runner, journal, checkpoints)
 
 
-def _open(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Journal) -> RoundContext:
+def _clock(watch: Watch) -> dict[str, float]:
+    return {"clock": watch.now} if watch.shown else {}
+
+
+def _open(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Journal, watch: Watch) -> RoundContext:
     decided = script.find("round", here.round)
     if decided is None:
-        roster = sorted(runner.roster(plan.least))
+        roster = runner.roster(plan.least)
         if len(roster) < plan.least:
             there = f"{len(roster)} of the {plan.least} sites needed are there ({', '.join(roster)})"
             raise Paused(f"round {here.round}: {there}; let more join and resume the run")
-        cohort = draw(plan, here.round, roster)
+        cohort = _asked(plan, here.round, roster, watch)
     else:
-        row = script.find("roster", decided["roster"])
-        if row is None:
-            raise JournalError(f"round {here.round} names a roster that the journal lacks: it is damaged")
-        roster = list(row["sites"])
+        roster = script.roster(decided["roster"])
         cohort = roster if decided["cohort"] is None else list(decided["cohort"])
+        watch.reach(decided)
     since = journal.roster_of(here.round, roster)
-    journal.add("round", round=here.round, roster=since, cohort=None if cohort == roster else cohort)
+    everybody = len(cohort) == len(roster)
+    journal.add("round", round=here.round, roster=since, cohort=None if everybody else cohort, **_clock(watch))
     point("run.after-round")
     return RoundContext(plan.seed, here.round, roster, cohort, here.history)
 
 
-def draw(plan: Plan, round: int, roster: Sequence[str]) -> list[str]:
-    """The cohort of a round, drawn by key from the sorted roster: a count, a share or everybody, over-selected."""
-    share = 1.0 if plan.cohort is None else plan.cohort
-    count = share if isinstance(share, int) else max(1, times(share, len(roster)))
-    count = min(len(roster), times(plan.over_select, count))
-    if count == len(roster):
-        return list(roster)
-    chosen = key(plan.seed, round, 0, "server", "cohort").numpy().choice(len(roster), count, replace=False)
+def _asked(plan: Plan, round: int, roster: Sequence[str], watch: Watch) -> Sequence[str]:
+    """The cohort, once enough of it can be asked; on a simulation's clock that may take time."""
+    least = min(plan.least, wanted(plan, len(roster)))
+    while len(cohort := draw(plan, round, roster, watch.there if watch.selects else None)) < least:
+        if not watch.wait(roster):
+            there = f"{len(cohort)} of the {least} sites needed are available"
+            raise Paused(f"round {round}: {there}, and none will be any more; mend available=… and resume the run")
+    return cohort
+
+
+def draw(plan: Plan, round: int, roster: Sequence[str], there: Callable[[str], bool] | None = None) -> Sequence[str]:
+    """The cohort of a round, drawn by key from the roster, which is in order; of those who are `there`, if it is given.
+
+    A count, a share or everybody, over-selected; fewer where not so many are there.
+    """
+    count, random = wanted(plan, len(roster)), key(plan.seed, round, 0, "server", "cohort")
+    if there is None:
+        return picked(random, roster, count)
+    lots = _lots(random.numpy(), len(roster))
+    chosen = islice((i for i in lots if there(roster[i])), count)
     return [roster[i] for i in sorted(chosen)]
+
+
+def wanted(plan: Plan, sites: int) -> int:
+    """How many of so many sites a round asks."""
+    share = 1.0 if plan.cohort is None else plan.cohort
+    count = share if isinstance(share, int) else max(1, times(share, sites))
+    return min(sites, times(plan.over_select, count))
+
+
+def picked(random: Key, roster: Sequence[str], count: int) -> Sequence[str]:
+    """So many of the roster, in its order; a few out of a million cost what they cost out of a thousand."""
+    if count >= len(roster):
+        return roster
+    return [roster[i] for i in sorted(random.numpy().choice(len(roster), count, replace=False))]
+
+
+def panel(plan: Plan, roster: Sequence[str]) -> Sequence[str]:
+    """Who evaluates: the same sites each time, so that rounds can be compared."""
+    share = plan.panel
+    if share is None:
+        share = 1.0 if len(roster) <= MOST_MEASURED else PANEL
+    count = share if isinstance(share, int) else max(1, times(share, len(roster)))
+    return picked(key(plan.seed, 0, 0, "server", "panel"), roster, count)
+
+
+def _lots(random: np.random.Generator, count: int) -> Iterator[int]:
+    """The numbers below `count` in random order, each drawn when it is asked for."""
+    moved: dict[int, int] = {}
+    for i in range(count):
+        at = int(random.integers(i, count))
+        yield moved.get(at, at)
+        moved[at] = moved.pop(i, i)
 
 
 def times(share: float, count: int) -> int:
@@ -246,15 +312,15 @@ def _evaluates(plan: Plan, round: int) -> bool:
 
 def _evaluate(plan: Plan, state: State, context: RoundContext, first: int, runner: Runner) -> Sequence[Total]:
     params = plan.algorithm.params(state)
-    task = Task(EVALUATE, params, context.roster, mean(), late="drop", deadline=plan.deadline, returns=())
+    task = Task(EVALUATE, params, panel(plan, context.roster), mean(), late="drop", deadline=plan.deadline, returns=())
     return runner.run([task], context, first)
 
 
-def _last_words(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Journal) -> Here:
+def _last_words(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Journal, watch: Watch) -> Here:
     """A stop rule may end a run at a round that was not evaluated: then the last model still is."""
     if not plan.evaluate or not here.round or _evaluates(plan, here.round - 1):
         return here
-    context = _open(plan, here, runner, journal, script)
+    context = _open(plan, here, runner, journal, script, watch)
     totals = _evaluate(plan, here.state, context, 0, runner)
     metrics, per_site = measured(totals, plan.metrics.values(), journal)
     line, found = {**here.history[-1], **metrics}, facts(totals, per_site, plan.metrics.values(), True)
@@ -287,8 +353,10 @@ def _step(
     known = journal.find("step", here.round)
     name = None
     if known is None and checkpoints.due():
-        name = checkpoints.write(here.round, state, runner=runner.saved(), best=here.best, best_round=here.best_round)
-    metrics, digest = {k: v for k, v in line.items() if k not in ("round", "seconds")}, digesting()
+        rest = {"best": here.best, "best_round": here.best_round}
+        name = checkpoints.write(here.round, state, lambda: {"runner": runner.saved(), **rest})
+    metrics, digest = {k: v for k, v in line.items() if k not in BESIDE}, digesting()
+    clock = {"clock": line["clock"]} if "clock" in line else {}
     journal.add(
         "step",
         round=here.round,
@@ -296,6 +364,7 @@ def _step(
         seconds=line["seconds"],
         metrics=metrics,
         checkpoint=name,
+        **clock,
         **found,
     )
     point("run.after-step")
@@ -310,4 +379,4 @@ def _step(
 def _line(row: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if row is None:
         raise JournalError("a finished round has no row in the journal: it is damaged")
-    return {"round": row["round"], "seconds": row["seconds"], **row["metrics"]}
+    return {name: row[name] for name in BESIDE if name in row} | dict(row["metrics"])

@@ -35,6 +35,12 @@ class Order(NamedTuple):
     returns: Spec | None = None
 
 
+class Among(NamedTuple):
+    """A site's data, among that of all: what the mapping makes is not made before it is needed."""
+
+    sites: Mapping[str, Any]
+
+
 class Contract(NamedTuple):
     """What a Job asks of a site's data: the datasets by name, and the schema that they must fit."""
 
@@ -101,11 +107,14 @@ class Bench:
         if site in self.splits:
             self.splits.move_to_end(site)
             return self.splits[site]
-        self._check(site, data)
         try:
+            data = data.sites[site] if isinstance(data, Among) else data
+            self._check(site, data)
             data = load_split(data) if isinstance(data, Path) and data.suffix == ".split" else data
             loaded = self.load(Site(site, data, key(self.seed, "load", 0, site))) if self.load else data
             split = _as_split(loaded).with_valid(key(self.seed, "load", 0, site, "valid"))
+        except SiteError:
+            raise
         except (Exception, SystemExit) as error:
             raise SiteError(site, "loading its data", describe(error)) from error
         self.splits[site] = split

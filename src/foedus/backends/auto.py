@@ -17,7 +17,7 @@ from foedus.data import Pairs, Split
 from foedus.errors import FoedusError
 from foedus.job import Job
 from foedus.keys import key
-from foedus.work import Order
+from foedus.work import Among, Order
 
 SAVES = 1.0  # seconds that another backend has to save before it is worth its start
 ROUNDS = 20  # of a Job whose end is decided by a rule
@@ -83,8 +83,7 @@ def gain(job: Job, data: Mapping[str, Any], seed: int) -> Gain:
     if params.nbytes > MOST_BYTES:
         return Gain(1.0, 0.0, "its model is too large to gain by training together")
     try:
-        name = min(data)
-        split = job.bench(seed).split(name, data[name])
+        split = job.bench(seed).split(next(iter(data)), Among(data))
         if not isinstance(split.train, Pairs):
             return Gain(1.0, 0.0, "its examples are no (x, y) arrays")
         size = min(len(split.train), learner.batch_size)

@@ -10,7 +10,7 @@ from foedus.aggregators import Folding
 from foedus.backends.simulation import Done
 from foedus.core import Decline, Local, Origin, Outcome, Task, Update
 from foedus.errors import Refused, SiteError
-from foedus.work import Bench, Order
+from foedus.work import Among, Bench, Order
 
 
 class Here:
@@ -23,16 +23,16 @@ class Here:
         return [self._folded(order, locals.get(order.site), into) for order in orders]
 
     def each(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local]) -> list[Done]:
-        return [perform(self.bench, order, locals.get(order.site), self.data[order.site]) for order in orders]
+        return [perform(self.bench, order, locals.get(order.site), self.data) for order in orders]
 
     def _folded(self, order: Order, local: Local, into: Folding) -> Done:
-        made = perform(self.bench, order, local, self.data[order.site])
+        made = perform(self.bench, order, local, self.data)
         return made if made.update is None else folded(made, order, into)
 
 
-def perform(bench: Bench, order: Order, local: Local, data: Any) -> Done:
-    """One site's work, whatever happens there told as an Outcome."""
-    return done(order, lambda: bench.perform(order, local, data))
+def perform(bench: Bench, order: Order, local: Local, data: Mapping[str, Any]) -> Done:
+    """One site's work, whatever happens there told as an Outcome; `data` is that of all sites."""
+    return done(order, lambda: bench.perform(order, local, Among(data)))
 
 
 def done(order: Order, work: Callable[[], tuple[Local, Update | Decline]]) -> Done:

@@ -20,7 +20,7 @@ from foedus.errors import Alone, FoedusError
 from foedus.job import Job
 from foedus.keys import Key
 from foedus.params import Params
-from foedus.work import Order
+from foedus.work import Among, Order
 
 
 class Asked(BaseException):
@@ -98,7 +98,7 @@ class Many:
 
     def _work(self, turn: Turn) -> tuple[Local, Update | Decline]:
         if turn.context is None:
-            turn.context = self.bench.context(turn.order, self.data[turn.order.site])
+            turn.context = self.bench.context(turn.order, Among(self.data))
         self.learner.answers, self.learner.given = None if self.alone else turn.answers, 0
         return self.bench.work(turn.order, turn.local, turn.context)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from foedus.journal import Journal
 from foedus.metrics import plain
+from foedus.pool import MOST_LISTED
 from foedus.runs import Kept
 from foedus.store import Row
 from foedus.work import EVALUATE
@@ -110,7 +111,7 @@ def _steps(journal: Journal) -> list[Body]:
     if len(found) < 2 or found[-1]["digest"]:
         return found
     *before, last, words = found
-    metrics = {k: v for k, v in words["metrics"].items() if k not in ("round", "seconds")}
+    metrics = {k: v for k, v in words["metrics"].items() if k not in ("round", "seconds", "clock")}
     sites = last["per_site"] | words["per_site"]
     both = {s: {**last["per_site"].get(s, {}), **words["per_site"].get(s, {})} for s in sites}
     sure = {k: {**last.get(k, {}), **words.get(k, {})} for k in ("worst", "intervals", "bounds", "site_intervals")}
@@ -118,11 +119,13 @@ def _steps(journal: Journal) -> list[Body]:
 
 
 def _grid(journal: Journal, rounds: Sequence[int]) -> dict[str, dict[int, str]]:
-    grid: dict[str, dict[int, str]] = {site: {} for row in journal.all("roster") for site in row["sites"]}
+    grid: dict[str, dict[int, str]] = {
+        site: {} for row in journal.all("roster") for site in _shown(journal, row["round"])
+    }
     later = {(s, r, t) for row in journal.all("close") for s, r, t in row["counted"] if r < row["round"]}
     asked = {task["round"] for task in journal.all("task") if task["work"] != EVALUATE}
     for round in rounds:
-        for site in _roster(journal, round):
+        for site in _shown(journal, (journal.find("round", round) or {"roster": -1})["roster"]):
             grid[site][round] = "idle"
     for task in journal.all("task"):
         if task["round"] not in rounds or (task["work"] == EVALUATE and task["round"] in asked):
@@ -150,13 +153,19 @@ def _settled(journal: Journal, task: Body) -> list[tuple[str, str, str]]:
     return list(found.values())
 
 
-def _roster(journal: Journal, round: int) -> Sequence[str]:
-    row = journal.find("roster", (journal.find("round", round) or {"roster": -1})["roster"])
-    return row["sites"] if row else ()
+def _shown(journal: Journal, since: int) -> Sequence[str]:
+    """The sites of a roster; of a large pool nobody wants to see who was not asked."""
+    found = _roster(journal, since)
+    return found if len(found) <= MOST_LISTED else ()
+
+
+def _roster(journal: Journal, since: int) -> Sequence[str]:
+    return journal.roster(since) if journal.find("roster", since) else ()
 
 
 def _drawn(journal: Journal, round: int) -> Sequence[str]:
-    return (journal.find("round", round) or {}).get("cohort") or _roster(journal, round)
+    row = journal.find("round", round) or {"roster": -1}
+    return row.get("cohort") or _roster(journal, row["roster"])
 
 
 def _reasons(journal: Journal) -> list[Reason]:

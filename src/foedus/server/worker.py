@@ -99,8 +99,7 @@ class Remote:
         self.pipe, self.scratch, self.least, self.metrics = pipe, scratch, least, metrics
 
     def roster(self, least: int) -> Sequence[str]:
-        found: list[str] = self.pipe.ask({"do": "roster", "least": least})["sites"]
-        return found
+        return sorted(self.pipe.ask({"do": "roster", "least": least})["sites"])
 
     def saved(self) -> State:
         return None

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from foedus.backends.processes.worker import Answer, Brief, Failed, Given, Kept, Report, retold
 from foedus.backends.processes.workers import Worker, Workers
@@ -16,6 +17,7 @@ from foedus.work import Order
 
 QUANTUM = 0.005  # seconds of work that are worth a message
 SHARE = 4  # a worker takes the SHARE-th part of its share of what is left: ever less, so that all end together
+MOST_KNOWN = 1 << 14  # sites of which something is known: those that were last at work
 DEATHS = 3  # of workers that had nothing to do but this order
 
 
@@ -35,10 +37,10 @@ class Balance:
         return [usual if x is None else x for x in known]
 
     def learn(self, order: Order, worker: int, report: Report) -> None:
-        self.home[order.site] = worker
-        self.seconds[order.work, order.site] = report.seconds
+        _remember(self.home, order.site, worker)
+        _remember(self.seconds, (order.work, order.site), report.seconds)
         if report.loading:
-            self.loading[order.site] = report.loading
+            _remember(self.loading, order.site, report.loading)
 
     def forget(self, worker: int) -> None:
         """A worker has no data any more."""
@@ -165,6 +167,13 @@ class Shift:
         self._queue(i for i in [*doing, *held] if i not in hopeless)
         sites = ", ".join(self.orders[i].site for i in doing) or "no site"
         self.note(f"worker {worker.number} died ({cause}) at work for {sites}; what it had not delivered is done again")
+
+
+def _remember(known: dict[Any, Any], name: Any, value: Any) -> None:
+    known.pop(name, None)
+    known[name] = value
+    if len(known) > MOST_KNOWN:
+        del known[next(iter(known))]
 
 
 def _declined(order: Order, cause: str) -> Done:

@@ -153,7 +153,7 @@ class Hand:
     def _report(self, number: int, site: str, local: Local) -> Report:
         brief, self.loading, began = self.brief, 0.0, time.perf_counter()
         order = Order(brief.work, brief.payload, site, brief.round, brief.task, brief.returns)
-        done = perform(self.bench, order, local, self.data[site])
+        done = perform(self.bench, order, local, self.data)
         if brief.code is not None and done.update is not None:
             done = folded(done, order, self._folding())
         seconds = time.perf_counter() - began - self.loading
