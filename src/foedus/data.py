@@ -319,7 +319,7 @@ def _column(values: Any, name: str) -> Any:
             raise FoedusError(f"the examples of {name} differ in shape: give a dataset instead of (x, y)") from error
     if not len(values.shape):
         raise FoedusError(f"{name} is a single value: give an array with one row for each example")
-    if str(values.dtype) == "object":
+    if getattr(values.dtype, "kind", "") == "O":
         raise FoedusError(f"{name} holds Python objects: give an array of numbers")
     return values
 

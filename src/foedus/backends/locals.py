@@ -15,7 +15,7 @@ from foedus.core import Local
 from foedus.store.sqlite import explained, use_wal
 
 FILE = "locals.db"
-MOST_BYTES = 64 << 20  # of states in memory
+MOST_BYTES, OBJECTS = 64 << 20, 3 << 10  # of states in memory; what Python's objects add to each, or a little more
 PIECE = 1 << 28  # bytes of a row: a state may be larger than what SQLite keeps in one
 
 TABLE = (
@@ -111,11 +111,11 @@ class Locals:
     def _keep(self, work: str, site: str, packed: bytes, new: bool) -> Local:
         name, local = (work, site), frames.unpack(packed)
         old = self.cache.pop(name, None)
-        self.bytes += len(packed) - (len(old.packed) if old else 0)
+        self.bytes += OBJECTS + len(packed) - (OBJECTS + len(old.packed) if old else 0)
         self.cache[name] = Known(local, packed, new)
         while self.bytes > MOST_BYTES and len(self.cache) > 1:
             least, known = self.cache.popitem(last=False)
-            self.bytes -= len(known.packed)
+            self.bytes -= OBJECTS + len(known.packed)
             if known.new:
                 self._write(*least, known.packed)
         return local
