@@ -68,7 +68,10 @@ def test_a_job_that_raises_at_one_site_names_file_and_line_and_the_others_go_on(
     told = [row["why"] for row in kinds(run, "declined") if row["site"] == "south"]
     line = JOB.read_text().splitlines().index(next(s for s in JOB.read_text().splitlines() if "(slow,) =" in s)) + 1
     assert result.rounds == 2 == len(told)
-    assert "ValueError: could not convert string to float: 'broken'" in told[0] and f"job.py, line {line}" in told[0]
+    assert told[0].startswith("train: ValueError (job.py") and f"job.py, line {line}" in told[0]
+    assert runs.absences(runs.journal(result.folder)) == [f"south did not count in 2 Tasks, declined: {told[0]}"]
+    logs = [path.read_text() for path in made.site_home("south").rglob("*.log")]
+    assert any("could not convert string to float: 'broken'" in log for log in logs)  # a text may quote the data
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,7 @@ def test_submit_check_says_what_is_missing_before_anything_trains(federation):
     (sites["south"] / "rows.csv").unlink()
     east, north, south = made.remote().check(JOB)
     assert east["ready"] and north["ready"] and north["approval"] == "given" and north["rows"]["train"] == 40
-    assert not south["ready"] and "rows.csv" in south["why"]
+    assert not south["ready"] and south["why"].startswith("loading its data: FileNotFoundError (job.py, line")
     assert calls(sites) == {"north": 0, "south": 0, "east": 0}
 
 

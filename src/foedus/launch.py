@@ -55,7 +55,7 @@ def run(
     if backend == "network":
         if clock is not None:
             raise JobError("clock=… is of simulations: on backend 'network' time is real; leave one of them out")
-        return _on_loopback(job, data, seed, place, source, told)
+        return _on_loopback(job, data, seed, place, source, told, say)
     script = runs.script_of(replay)
     with runs.opened(place) as (place, journal), build.exactly():
         began = time.monotonic()
@@ -87,14 +87,22 @@ def _about(job: Job, data: Pool, seed: int, backend: str, source: Mapping[str, A
     }
 
 
-def _on_loopback(job: Job, data: Pool, seed: int, place: Path, source: Mapping[str, Any] | None, told: Told) -> Result:
+def _on_loopback(
+    job: Job,
+    data: Pool,
+    seed: int,
+    place: Path,
+    source: Mapping[str, Any] | None,
+    told: Told,
+    say: Callable[[str], object],
+) -> Result:
     """The Result of a federation of its own, whose server keeps the journal; until it is here, its first row is."""
     from foedus import jobfile, loopback
 
     known = source or {"file": str(jobfile.found(job).path), "options": {}, "rounds": job.rounds}
     with runs.opened(place) as (_, journal):
         _open(journal, _about(job, data, seed, "network", known))
-    return loopback.run(job, data, seed=seed, folder=place, source=known, told=told)
+    return loopback.run(job, data, seed=seed, folder=place, source=known, told=told, say=say)
 
 
 def resolve(backend: str, exact: bool = False) -> str:

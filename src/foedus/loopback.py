@@ -159,7 +159,16 @@ def federation(home: Path) -> Iterator[Federation]:
         made.stop()
 
 
-def run(job: Job, data: Mapping[str, Any], *, seed: int, folder: Path, source: Mapping[str, Any], told: Told) -> Result:
+def run(
+    job: Job,
+    data: Mapping[str, Any],
+    *,
+    seed: int,
+    folder: Path,
+    source: Mapping[str, Any],
+    told: Told,
+    say: Callable[[str], object] = lambda text: None,
+) -> Result:
     """Runs a job file over these sites in a federation that ends with the run; its folder keeps all logs.
 
     Where the folder holds a federation that was interrupted, it and its run go on.
@@ -174,7 +183,7 @@ def run(job: Job, data: Mapping[str, Any], *, seed: int, folder: Path, source: M
         for name, held in data.items():
             _take_part(made, name, held, list(job.datasets) or ["data"])
         made.await_sites(data)
-        return _started(made.remote(), file, source, seed).wait(told, folder)
+        return _started(made.remote(), file, source, seed).wait(told, folder, say)
 
 
 def _take_part(made: Federation, name: str, held: Any, datasets: Sequence[str]) -> None:

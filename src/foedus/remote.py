@@ -93,7 +93,7 @@ class Remote:
             "datasets": list(chosen.datasets),
             "schema": schema.read(chosen.schema, beside=loaded.path.parent).plain(),
             "requires": list(chosen.requires),
-            "min_sites": chosen.min_sites,
+            "min_sites": chosen.least,
             "rounds": chosen.rounds,
             "override_rounds": rounds,
             "privacy": "none",
@@ -166,6 +166,18 @@ def _checked(site: Json, answer: Json | None) -> Json:
     }
 
 
+def _absence(kind: str, row: Any) -> str:
+    """What a row of a journal says of a site that does not take part, or does not count."""
+    what, body = (row[2], row[3]) if kind == "row" else ("", {})
+    if what == "event" and body["what"] == "not ready":
+        return f"{body['site']} takes no part: {body['why']}"
+    return (
+        f"{body['site']} {what}: {body.get('why') or body.get('reason')}"
+        if what in ("declined", "refused", "lost")
+        else ""
+    )
+
+
 class Run:
     """One run at a server."""
 
@@ -210,10 +222,22 @@ class Run:
             if state in ("finished", "failed", "stopped") and not rows:
                 return
 
-    def wait(self, told: Callable[[Mapping[str, Any]], None] = lambda line: None, folder: Path | None = None) -> Result:
-        """The Result, when the run is finished; FoedusError with the cause if it failed or was stopped."""
-        state, why = "", ""
+    def wait(
+        self,
+        told: Callable[[Mapping[str, Any]], None] = lambda line: None,
+        folder: Path | None = None,
+        say: Callable[[str], object] = lambda text: None,
+    ) -> Result:
+        """The Result, when the run is finished; FoedusError with the cause if it failed or was stopped.
+
+        `told` hears of each round, `say` of a pause and, once each, of what keeps a site from taking part.
+        """
+        state, why, heard = "", "", set[str]()
         for kind, found in self.watch():
+            news = f"{found[0]}: {found[1]}" if kind == "state" and found[0] == "paused" else _absence(kind, found)
+            if news and news not in heard:
+                heard.add(news)
+                say(news)
             if kind == "state":
                 state, why = found
             elif found[2] == "step":

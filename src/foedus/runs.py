@@ -7,6 +7,7 @@ import json
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -131,6 +132,19 @@ def result(run: str | Path, given: Any = None) -> Result:
         end["best_round"],
         about["build"],
     )
+
+
+def absences(journal: Journal) -> list[str]:
+    """One line for each way in which a site that was asked, or should have been, did not count."""
+    found = Counter[tuple[str, str]]()
+    for row in journal.all("close"):
+        for site, status, why, *_ in row["outcomes"]:
+            if status in ("refused", "declined", "lost"):
+                found[site, f"{status}: {why}"] += 1
+    away = {(e.get("site", ""), e["why"]) for e in journal.events if e["what"] == "not ready"}
+    return [f"{site} took no part: {why}" for site, why in sorted(away)] + [
+        f"{site} did not count in {n} Task{'s' * (n > 1)}, {why}" for (site, why), n in sorted(found.items())
+    ]
 
 
 def script_of(replay: Any) -> Journal | None:

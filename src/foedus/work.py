@@ -15,7 +15,7 @@ from foedus import measured, schema
 from foedus.aggregators.folding import check
 from foedus.core import Decline, Learner, Local, SiteContext, Update, Work
 from foedus.data import Site, Split, load_split
-from foedus.errors import JobError, Refused, SiteError
+from foedus.errors import FoedusError, JobError, Refused, SiteError
 from foedus.keys import key
 from foedus.params import Params, Spec
 
@@ -147,13 +147,27 @@ def evaluation(learner: Learner, metrics: Sequence[Any]) -> Work:
     return work
 
 
-def describe(error: BaseException) -> str:
-    """One line: what was raised, and the last line of the user's own code that led there."""
+def describe(error: BaseException, text: bool = True) -> str:
+    """One line: what was raised, and the last line of the user's own code that led there.
+
+    Without `text` its message is left out, for that may quote data; not where foedus wrote it, or names a module.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not f.filename.startswith(FOREIGN) and "site-packages" not in f.filename]
     where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name})" if own else ""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}{': ' + text[0] if text else ''}{where}"
+    whose = error if text else _ours(error)
+    said = str(whose).strip().splitlines() if whose is not None else []
+    return f"{type(error).__name__}{': ' + said[0] if said else ''}{where}"
+
+
+def _ours(error: BaseException | None) -> BaseException | None:
+    """The error, or the one that led to it, whose text is foedus's or names a module."""
+    while error is not None:
+        last = traceback.extract_tb(error.__traceback__)[-1:]
+        if isinstance(error, (FoedusError, ImportError)) or (last and last[0].filename.startswith(FOREIGN[0])):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _as_split(loaded: Any) -> Split:

@@ -129,6 +129,7 @@ def reported(result: Result) -> dict[str, Any]:
     found = result.about() | {
         "bounds": {name: m.bound for name, m in newest.items() if m.bound is not None},
         "intervals": {name: list(m.interval) for name, m in newest.items() if m.interval is not None},
+        "absences": kept.absences(kept.journal(result.folder)),
     }
     try:
         return found | {"report": str(result.report())}

@@ -61,7 +61,7 @@ def submit(
         out({"run": run.id}, json, [])
         return
     with Progress(run.status()["of"]) as told:
-        result = run.wait(told)
+        result = run.wait(told, say=note)
     tell(result, json)
 
 

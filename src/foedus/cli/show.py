@@ -56,6 +56,7 @@ def result_lines(found: Mapping[str, Any]) -> list[str]:
     values = [[name, f"{x:.4f}", _sure(found, name)] for name, x in found["metrics"].items() if x is not None]
     if values:
         lines += columns(["metric", "value", "95 % interval"], values)
+    lines += found.get("absences", [])
     lines.append(f"models: {found['folder']}")
     return [*lines, f"report: {found['report']}"] if "report" in found else lines
 

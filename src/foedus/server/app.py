@@ -259,10 +259,11 @@ class App:
             return answer({"status": "send", "why": "its bytes are not here: upload them first"}, 409)
         stored = blobs.put(metrics) if metrics else ""
         with self.hub.news:
-            found = self.hub.run(body["run"]).deliver(asked.name, body, stored)
+            live = self.hub.run(body["run"])
+            found = live.deliver(asked.name, body, stored)
             if isinstance(found, Delivery):
                 until = time.monotonic() + CHECKING
-                while found.receipt is None and time.monotonic() < until:
+                while found.receipt is None and time.monotonic() < until and self.hub.at_work(live):
                     self.hub.news.wait(1.0)
                 if found.receipt is None:
                     return answer({"error": "the run's worker is not there to check it; send it again later"}, 503)

@@ -179,6 +179,10 @@ class Hub:
             raise FoedusError(f"there is no run {run!r} at this server")
         return found
 
+    def at_work(self, live: Run) -> bool:
+        """Whether this is the run's present life: one that is stopped or resumed answers nothing any more."""
+        return not live.over and self.runs.get(live.id) is live
+
     def find(self, run: str) -> Run:
         """The run of this id or unique prefix."""
         found = [live for name, live in self.runs.items() if name.startswith(run)]

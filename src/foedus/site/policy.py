@@ -33,6 +33,7 @@ class Policy(NamedTuple):
     most_update_bytes: int = 8 << 30
     hours: Hours = None
     network: bool = False
+    error_texts: bool = False
     privacy: Privacy = "none"
     most_memory_bytes: Most = None
     most_cpu_seconds: Most = None
@@ -157,6 +158,10 @@ most_update_bytes = {most}
 
 # Whether the code that loads and trains may use the network, for instance to read a database. It runs on private data.
 # network = true
+
+# Whether the submitter is told what an error of the job's code says, beside its kind, file and line: a text such as
+# "could not convert string to float: 'Smith'" quotes data. It always stands in the worker's log, here.
+# error_texts = true
 
 # The privacy that a job must have: "none", "secagg" or "dp". The last two are not built yet: no job trains here then.
 # privacy = "none"

@@ -251,7 +251,8 @@ class SiteRun:
         bound = bindings.chosen(place.store, offer.datasets)
         loading = {"entry": offer.entry, "options": offer.options, "seed": offer.seed, "site": place.name,
                    "data": [list(binding) for binding in bound], "many": len(bound) > 1,
-                   "network": rules.network, "limits": rules.limits}  # fmt: skip
+                   "network": rules.network, "limits": rules.limits,
+                   "error_texts": rules.error_texts}  # fmt: skip
         if self.worker is None or self.worker.loading != loading:
             self._retire()
             log = place.folder / "logs" / f"{self.run}.log"

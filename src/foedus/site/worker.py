@@ -40,6 +40,7 @@ class Loaded(NamedTuple):
     bench: Bench
     site: str
     data: Any
+    texts: bool  # whether what errors say may leave the site
 
 
 def main(fd: int) -> None:
@@ -96,13 +97,13 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
         bench = job.bench(order["seed"])
         report = describe_split(bench.split(order["site"], data)) | {"schema": "fits" if job.schema else None}
     except SiteError as error:
-        return None, {"raised": hinted(error.why), "stage": error.stage}
+        return None, _raised(error, error.stage, order["error_texts"])
     except (FoedusError, NotImplementedError) as error:
         return None, {"raised": hinted(str(error)), "stage": stage}
     except (Exception, SystemExit) as error:
-        return None, {"raised": hinted(describe(error)), "stage": stage}
+        return None, _raised(error, stage, order["error_texts"] or stage.startswith("importing"))
     point("worker.after-load")
-    return Loaded(bench, order["site"], data), {"ready": True, **report, "build": described}
+    return Loaded(bench, order["site"], data, order["error_texts"]), {"ready": True, **report, "build": described}
 
 
 def adapted(name: str, path: str, adapter: str) -> Any:
@@ -143,9 +144,21 @@ def work(message: Mapping[str, Any], loaded: Loaded) -> Json:
     except Refused as error:
         return {"refused": str(error)}
     except SiteError as error:
-        return {"raised": hinted(error.why), "stage": error.stage}
+        return _raised(error, error.stage, loaded.texts)
     except (Exception, SystemExit) as error:
-        return {"raised": hinted(describe(error)), "stage": message["work"]}
+        return _raised(error, message["work"], loaded.texts)
+
+
+def _raised(error: BaseException, stage: str, texts: bool) -> Json:
+    """What the submitter is told of an error. Its text may quote the data, so that stays in this worker's log."""
+    cause = error.__cause__ if isinstance(error, SiteError) else error
+    if cause is None:  # foedus says what it found, and no values
+        return {"raised": hinted(str(getattr(error, "why", error))), "stage": stage}
+    whole = describe(cause)
+    told = describe(cause, texts)
+    if told != whole:
+        print(f"{stage}: {whole}", file=sys.stderr, flush=True)
+    return {"raised": told + hinted(whole)[len(whole) :], "stage": stage}
 
 
 def _payload(path: str) -> Params:
