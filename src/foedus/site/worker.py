@@ -157,7 +157,7 @@ def _raised(error: BaseException, stage: str, texts: bool) -> Json:
     whole = describe(cause)
     told = describe(cause, texts)
     if told != whole:
-        print(f"{stage}: {whole}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{stage}: {whole}\n")
     return {"raised": told + hinted(whole)[len(whole) :], "stage": stage}
 
 
