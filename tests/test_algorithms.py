@@ -225,6 +225,13 @@ def test_the_docs_name_every_algorithm() -> None:
     )
 
 
+def test_the_docs_name_every_rule_attack_and_compression() -> None:
+    text, rooms = DOC.read_text(), ("foedus.aggregators", "foedus.attacks", "foedus.transforms")
+    known = {name for name in foedus.__all__ if foedus._NAMES[name] in rooms}
+    plain = {"combine", "fixed", "mean", "chain", "transformed"}  # what is no rule, attack or compression itself
+    assert [name for name in sorted(known - plain) if f"{name}(" not in text] == []
+
+
 # Every algorithm on every exact backend.
 
 EVERY = jobfile.load(JOB.parents[1] / "every" / "job.py").job

@@ -9,7 +9,31 @@ import pytest
 import torch
 from torch import nn
 
-from foedus import afl, clip, fedavg, feddyn, fedexp, fednova, median, moon, plateau, qffl, scaffold, transformed
+from foedus import (
+    afl,
+    alie,
+    attacked,
+    bulyan,
+    chain,
+    clip,
+    fedavg,
+    feddyn,
+    fedexp,
+    fednova,
+    gaussian,
+    inner_product,
+    krum,
+    median,
+    moon,
+    plateau,
+    powersgd,
+    qffl,
+    random_k,
+    scaffold,
+    sign_flip,
+    top_k,
+    transformed,
+)
 from foedus.errors import Incompatible, JobError
 from foedus.incompatible import TABLE
 from foedus.job import Job
@@ -46,6 +70,22 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"algorithm": moon()},
         {"learner": TorchLearner(partial(nn.Linear, 1, 1), nn.MSELoss(), partial(torch.optim.SGD, lr=0.1))},
     ),
+    ("an aggregator that needs several updates (krum, bulyan, …)", "a cohort of fewer sites"): (
+        {"algorithm": fedavg(aggregator=krum(1)), "cohort": 4},
+        {"cohort": 5},
+    ),
+    ("an aggregator that needs several updates (krum, bulyan, …)", "a quorum of fewer updates"): (
+        {"algorithm": fedavg(aggregator=bulyan(1)), "quorum": 6},
+        {"algorithm": fedavg(aggregator=bulyan(0))},
+    ),
+    ("a compression that sends some numbers alone (top_k, random_k)", "a Gather (median, krum, …)"): (
+        {"algorithm": fedavg(aggregator=median()), "compress": top_k(0.1)},
+        {"compress": powersgd()},
+    ),
+    ("an attack by sites that collude (alie, inner_product)", "late='keep'"): (
+        {"algorithm": attacked(fedavg(), share=0.2, attack=alie()), "late": "keep", "quorum": 2},
+        {"algorithm": attacked(fedavg(), share=0.2, attack=sign_flip())},
+    ),
 }
 
 
@@ -70,6 +110,9 @@ def test_no_two_rows_are_about_the_same_parts_and_no_case_is_about_none() -> Non
         *((a(aggregator=median()), "a Gather") for a in (scaffold, fednova, feddyn, fedexp, qffl, afl)),
         *((a(late="keep", quorum=1), "late='keep'") for a in (scaffold, feddyn, afl)),
         (transformed(scaffold(aggregator=median()), clip(1.0)), "a Gather"),  # what wraps an algorithm hides nothing
+        (attacked(scaffold(aggregator=median()), share=0.2, attack=gaussian()), "a Gather"),
+        (transformed(fedavg(aggregator=krum(0)), chain(clip(1.0), random_k(0.1))), "some numbers alone"),
+        (attacked(fedavg(late="keep", quorum=1), {"a": inner_product()}), "sites that collude"),
     ],
 )
 def test_every_algorithm_of_a_row_is_refused(made: Any, why: str) -> None:
@@ -98,6 +141,8 @@ def test_a_clash_that_a_change_makes_is_found_too() -> None:
         {"quorum": 12, "cohort": 10, "over_select": 1.1, "late": "keep"},  # late updates count too
         {"quorum": 4, "cohort": 3, "over_select": 1.1},  # 1.1 of 3 is asked for as 4
         {"quorum": 50, "cohort": 0.1},  # a share of nobody knows how many
+        {"algorithm": fedavg(aggregator=krum(1)), "cohort": 4, "over_select": 1.25, "quorum": 5},
+        {"algorithm": fedavg(aggregator=krum(1)), "cohort": 0.1},
         {"stop": any_of(plateau("loss", 3), wall_time(60)), "evaluate": 0},
         {"over_select": 1.0},
         {"learner": None},

@@ -12,7 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foedus import Deadline, Metric, fedavg, fedprox, frames, median, plateau
+from foedus import (
+    Deadline,
+    Metric,
+    alie,
+    attacked,
+    fedavg,
+    fedprox,
+    frames,
+    int8,
+    krum,
+    median,
+    plateau,
+    sign_flip,
+    top_k,
+)
 from foedus.core import Algorithm, Task, Update
 from foedus.errors import FoedusError, JobError
 from foedus.files import write_atomic
@@ -52,7 +66,7 @@ def test_a_wrong_argument_is_refused_when_the_job_is_built(change: dict[str, Any
         Job(**{"algorithm": fedavg(), "learner": learner(), "rounds": 3, **change})
 
 
-@pytest.mark.parametrize("part", ["privacy", "compress", "track"])
+@pytest.mark.parametrize("part", ["privacy", "track"])
 def test_a_part_that_is_not_built_yet_says_so_by_name(part: str) -> None:
     with pytest.raises(NotImplementedError, match=re.escape(f"Job({part}=...) is not built yet")):
         job(**{part: object()})
@@ -103,6 +117,14 @@ def test_equal_jobs_have_one_digest() -> None:
         {"algorithm": fedprox(0.1)},
         {"algorithm": fedprox(0.2)},
         {"algorithm": fedavg(aggregator=median())},
+        {"algorithm": fedavg(aggregator=krum(1))},
+        {"algorithm": fedavg(aggregator=krum(2))},
+        {"algorithm": attacked(fedavg(), share=0.2, attack=sign_flip())},
+        {"algorithm": attacked(fedavg(), share=0.2, attack=alie())},
+        {"compress": int8()},
+        {"compress": top_k(0.01)},
+        {"compress": top_k(0.02)},
+        {"compress": [top_k(0.01), int8()]},
         {"learner": learner(lr=0.25)},
         {"learner": learner(epochs=2)},
         {"stop": plateau("loss", 3)},

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from foedus import fedavg, fedprox, launch, mean, runs
+from foedus import fedavg, fedprox, int8, launch, mean, runs, top_k
 from foedus.errors import FoedusError, JobError, JournalError
 from foedus.job import Job
 from foedus.params import digest
@@ -37,6 +37,9 @@ JOBS: dict[str, Callable[[], Job]] = {
     "fedprox": lambda: job(working(shaky, fedprox(0.5)), rounds=3, learner=learner(lr=0.3, epochs=3)),
     "cohorts": lambda: job(working(shaky), rounds=5, cohort=0.5, evaluate=3),
     "over-selected": lambda: job(working(shaky), rounds=4, cohort=4, over_select=1.5, quorum=4),
+    "compressed": lambda: job(
+        working(shaky), rounds=4, cohort=4, over_select=1.5, quorum=4, compress=[top_k(0.34), int8(2)]
+    ),
     "asynchronous": lambda: job(
         working(shaky, fedavg(busy=4, aggregator=mean(discount=discount))), rounds=8, quorum=2, late="keep"
     ),

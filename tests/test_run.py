@@ -15,7 +15,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foedus import Decline, Split, Update, fedavg, fedprox, mean, plateau, target
+from foedus import (
+    Decline,
+    Split,
+    Update,
+    alie,
+    attacked,
+    fedavg,
+    fedprox,
+    int4,
+    int8,
+    mean,
+    plateau,
+    target,
+    top_k,
+    trimmed_mean,
+)
 from foedus.backends import simulation
 from foedus.core import Algorithm, Outcome, Task
 from foedus.errors import FoedusError, JobError, Paused
@@ -506,6 +521,10 @@ JOBS: dict[str, Callable[[], Job]] = {
     "cohorts": lambda: job(working(counting), rounds=4, cohort=4, evaluate=2),
     "over-selected": lambda: job(working(counting), rounds=4, cohort=4, over_select=1.5, quorum=4),
     "asynchronous": lambda: asynchronous(2, 4, rounds=4, algorithm=working(counting, fedavg(busy=4))),
+    "compressed": lambda: asynchronous(2, 4, rounds=3, compress=[top_k(0.34), int8(2)], evaluate=0),
+    "among liars": lambda: job(
+        attacked(fedavg(aggregator=trimmed_mean(1)), share=0.5, attack=alie(1.0)), rounds=2, cohort=5, compress=int4()
+    ),
     "stopped": lambda: job(rounds=None, stop=plateau("loss", 1, min_delta=3.0), evaluate=2, best="loss"),
 }
 

@@ -73,7 +73,7 @@ def played(
     """What the Job ends with in `local`, and its journal in memory; checkpoints are in `folder`, one a round."""
     kept = journal or Journal(Memory())
     crew, states = Here(made.bench(seed), sites), Locals(folder)
-    runner = Simulation(crew, sorted(sites), kept, seed, made.min_sites, script, locals=states)
+    runner = Simulation(crew, sorted(sites), kept, seed, made.least, script, locals=states)
     return execute(made.plan(seed), runner, kept, Checkpoints(folder, lazy=False), script, told), kept
 
 

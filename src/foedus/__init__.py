@@ -16,16 +16,18 @@ _WHERE = {
     "Site Sites Split": "data",
     "Metric": "metrics",
     "FoedusError": "errors",
-    "combine fixed mean median": "aggregators",
+    "combine fixed mean median trimmed_mean krum multi_krum bulyan": "aggregators",
+    "geometric_median centered_clipping norm_bounded": "aggregators",
     "fedavg fedavgm fedadam fedyogi fedadagrad fedopt": "algorithms",
     "fedprox scaffold fednova feddyn moon fedexp qffl afl rounds delta": "algorithms",
-    "chain clip transformed": "transforms",
+    "chain clip transformed bf16 fp16 int8 int4 qsgd top_k random_k powersgd": "transforms",
+    "attacked sign_flip gaussian alie inner_product label_flip backdoor": "attacks",
     "plateau target wall_time any_of": "stop",
     "connect": "remote",
     "progress": "progress",
 }
 _NAMES = {name: f"foedus.{module}" for names, module in _WHERE.items() for name in names.split()}
-_MODULES = ("partition", "metrics", "clock", "torch", "numpy", "aggregators", "algorithms", "transforms")
+_MODULES = ("partition", "metrics", "clock", "torch", "numpy", "aggregators", "algorithms", "transforms", "attacks")
 
 __all__ = list(_NAMES)
 

@@ -81,6 +81,11 @@ class SiteContext(NamedTuple):  # all that a work may touch besides payload and 
 Work = Callable[[Params, Local, SiteContext], tuple[Local, Update | Decline]]
 
 
+class Opened(NamedTuple):  # what is aggregated where sites return something smaller
+    spec: Spec
+    read: Callable[[Params], Params]  # what a site returned -> arrays of `spec`; raises FoedusError for nonsense
+
+
 class Sum(NamedTuple):  # an aggregator that adds up, in any order, slice by slice
     fold: Callable[[Any, Slice, float], Any]  # (acc | None, slice, weight) -> acc, in place
     merge: Callable[[Any, Any], Any]
@@ -88,11 +93,20 @@ class Sum(NamedTuple):  # an aggregator that adds up, in any order, slice by sli
     weigh: Callable[[Update, Origin], float] = lambda update, origin: update.weight
     bind: Callable[[int], Sum] | None = None  # n = the roster asked, for arithmetics that need it
     ring: Any = None  # None: never sealed
+    least: int = 1  # updates that it needs
+    opened: Opened | None = None  # None: updates are folded as they were returned
 
 
-class Gather(NamedTuple):  # an aggregator that sees sites side by side
-    finish: Callable[[Sequence[Origin], Sequence[float], Array], Array]  # (sites x columns) -> columns
-    passes: int = 1
+class Pass(NamedTuple):  # once over all trainable columns, a chunk (sites x columns) at a time
+    sums: Callable[[Sequence[float], Array], Array]  # (shares, chunk) -> what is added up over the chunks
+    close: Callable[[Sequence[float], Sequence[float], Array], Sequence[float]]  # (weights, shares, sums) -> shares
+
+
+class Gather(NamedTuple):  # an aggregator that sees sites side by side, sorted by origin
+    finish: Callable[[Sequence[Origin], Sequence[float], Array], Array]  # (.., shares, sites x columns) -> columns
+    passes: Sequence[Pass] = ()  # the shares, one number a site, begin as the weights
+    least: int = 1  # updates that it needs
+    opened: Opened | None = None
 
 
 class Deadline(NamedTuple):
@@ -137,6 +151,9 @@ class Transform(NamedTuple):  # what happens to an update on its way out, and to
     encode: Callable[[Update, Local, State, Key], tuple[Update, Local]] = lambda u, local, public, key: (u, local)
     decode: Callable[[Total, State, Key], tuple[Total, State]] = lambda total, state, key: (total, state)
     public: Callable[[State], State] = lambda state: state  # the part of the state that sites may read
+    returns: Callable[[Spec], Spec] = lambda spec: spec  # of an update before `encode` -> after it
+    read: Callable[[Params, Spec], Params] | None = None  # (encoded, spec before) -> what is aggregated; None: as it is
+    traits: Sequence[str] = ()  # as an Algorithm's
 
 
 class Learner(Protocol):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from foedus.algorithms.rounds import needed
 from foedus.errors import Incompatible
 from foedus.run import times
 
@@ -20,7 +21,7 @@ class Row(NamedTuple):
 
 
 def _has(job: Any, *traits: str) -> bool:
-    return set(traits) <= set(job.algorithm.traits)
+    return set(traits) <= set(job.method.traits)
 
 
 def _without_loss(learner: Any) -> bool:
@@ -116,6 +117,30 @@ TABLE = (
         "a learner that takes no steps in torch itself",
         lambda j: _has(j, "term") and not _steps_in_torch(j.learner),
         "take a TorchLearner with loss=… and optimizer=…, or use fedprox, which needs gradients alone",
+    ),
+    Row(
+        "an aggregator that needs several updates (krum, bulyan, …)",
+        "a cohort of fewer sites",
+        lambda j: isinstance(j.cohort, int) and times(j.over_select, j.cohort) < needed(j.method.traits),
+        "raise cohort, or let it tolerate fewer liars: a lower f",
+    ),
+    Row(
+        "an aggregator that needs several updates (krum, bulyan, …)",
+        "a quorum of fewer updates",
+        lambda j: j.quorum is not None and j.quorum < needed(j.method.traits),
+        "raise quorum, or let it tolerate fewer liars: a lower f",
+    ),
+    Row(
+        "a compression that sends some numbers alone (top_k, random_k)",
+        "a Gather (median, krum, …)",
+        lambda j: _has(j, "sparse", "gather"),
+        "what a site did not send is no zero to compare with: compress with int8, int4, qsgd, bf16 or powersgd",
+    ),
+    Row(
+        "an attack by sites that collude (alie, inner_product)",
+        "late='keep'",
+        lambda j: _has(j, "colludes") and (j.late == "keep" or _has(j, "late")),
+        "they look at one round's updates together: drop late updates, or take sign_flip",
     ),
 )
 

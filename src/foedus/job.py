@@ -18,7 +18,8 @@ import numpy as np
 
 from foedus import frames, home
 from foedus import schema as schemas
-from foedus.core import Algorithm, Deadline, Late, Learner
+from foedus.algorithms.rounds import needed
+from foedus.core import Algorithm, Deadline, Late, Learner, Transform
 from foedus.errors import JobError
 from foedus.incompatible import check_parts
 from foedus.keys import key
@@ -26,6 +27,7 @@ from foedus.metrics import Metric, metric
 from foedus.params import Params, digest
 from foedus.run import Plan
 from foedus.stop import Stop
+from foedus.transforms import chain, transformed
 from foedus.work import Bench, Contract
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from foedus.result import Result
 
 MOST_DEPTH = 8
-NOT_BUILT = ("privacy", "compress", "track")
+NOT_BUILT = ("privacy", "track")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,17 @@ class Job(Options):
         how = {"backend": backend, "seed": seed, "workers": workers, "exact": exact, "replay": replay, "clock": clock}
         return launch.run(job, sites, **how)
 
+    @property
+    def method(self) -> Algorithm:
+        """The algorithm with what the Job adds to it: its compression."""
+        links = [self.compress] if isinstance(self.compress, Transform) else self.compress
+        return transformed(self.algorithm, chain(*links)) if links else self.algorithm
+
+    @property
+    def least(self) -> int:
+        """How many updates a Task needs: `min_sites`, or what the algorithm's aggregator needs."""
+        return max(self.min_sites, needed(self.algorithm.traits))
+
     def table(self) -> dict[str, Metric]:
         """name -> Metric: the loss, and the metrics of the Job or, where it names none, of its learner."""
         named = self.metrics or (self.learner.metrics if self.learner else ())
@@ -116,21 +129,19 @@ class Job(Options):
     def bench(self, seed: int, learner: Learner | None = None) -> Bench:
         """What performs this Job's works at one place; `learner`: in the place of the Job's own."""
         contract = Contract(self.datasets, schemas.read(self.schema))
-        return Bench(
-            self.algorithm.works, learner or self.learner, self.data, list(self.table().values()), seed, contract
-        )
+        return Bench(self.method.works, learner or self.learner, self.data, list(self.table().values()), seed, contract)
 
     def plan(self, seed: int) -> Plan:
         """What the round loop needs."""
         return Plan(
-            self.algorithm,
+            self.method,
             partial(self.first, seed),
             self.table(),
             seed,
             self.rounds,
             self.cohort,
             self.over_select,
-            self.min_sites,
+            self.least,
             self.quorum,
             self.late,
             self.deadline or Deadline(),
@@ -177,6 +188,7 @@ def _check(job: Job) -> None:
         raise JobError(f"Job(over_select={job.over_select}): it must be at least 1 (1.3 asks 30 % more)")
     _check_cohort("cohort", job.cohort)
     _check_cohort("panel", job.panel)
+    _check_compress(job.compress)
     known = job.table()
     if job.best is not None and job.best not in known:
         raise JobError(f"Job(best={job.best!r}): it is none of the metrics {sorted(known)}")
@@ -187,6 +199,14 @@ def _check_cohort(name: str, cohort: int | float | None) -> None:
     if isinstance(cohort, bool) or not good:
         raise JobError(
             f"Job({name}={cohort!r}): a whole number counts sites, a float in (0, 1] is a share, None is all"
+        )
+
+
+def _check_compress(compress: Any) -> None:
+    links = [compress] if isinstance(compress, Transform) else compress or ()
+    if not isinstance(links, (list, tuple)) or not all(isinstance(link, Transform) for link in links):
+        raise JobError(
+            f"Job(compress={compress!r}): a Transform, or a list of them, for example [fd.top_k(0.01), fd.int8()]"
         )
 
 

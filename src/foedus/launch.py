@@ -67,7 +67,7 @@ def run(
         if job.learner and job.evaluate and job.panel is None and len(data) > MOST_MEASURED:
             note(f"on {PANEL:,} of {len(data):,} sites, the same each time; panel=… says on how many", "evaluation")
         with crew(backend, job, data, seed, workers, note) as hands:
-            runner = simulate(hands, data, journal, seed, job.min_sites, script, watch, place)
+            runner = simulate(hands, data, journal, seed, job.least, script, watch, place)
             ended = _executed(job.plan(seed), runner, journal, place, script, told, watch)
         runs.finish(journal, place, ended, time.monotonic() - began)
     return runs.result(place)

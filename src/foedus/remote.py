@@ -93,7 +93,7 @@ class Remote:
             "datasets": list(chosen.datasets),
             "schema": schema.read(chosen.schema, beside=loaded.path.parent).plain(),
             "requires": list(chosen.requires),
-            "min_sites": chosen.min_sites,
+            "min_sites": chosen.least,
             "rounds": chosen.rounds,
             "override_rounds": rounds,
             "privacy": "none",

@@ -15,9 +15,10 @@ import numpy as np
 
 from foedus import frames
 from foedus.aggregators import mean
+from foedus.aggregators.gathering import too_few
 from foedus.clock import Watch
 from foedus.core import Algorithm, Deadline, Late, RoundContext, Runner, State, Task, Total
-from foedus.errors import JournalError, Paused
+from foedus.errors import JobError, JournalError, Paused
 from foedus.faults import point
 from foedus.files import delete, write_atomic
 from foedus.journal import Journal
@@ -297,9 +298,14 @@ def _play(plan: Plan, state: State, context: RoundContext, runner: Runner) -> tu
 def _filled(task: Task, plan: Plan) -> Task:
     quorum = task.quorum if task.quorum is not None else plan.quorum
     late = task.late or plan.late
+    if quorum is not None and late == "drop":
+        quorum = min(quorum, len(task.sites))
+    counted = len(task.sites) if quorum is None else quorum
+    if task.aggregator and counted < task.aggregator.least:
+        raise JobError(f"task {task.work!r}: {too_few(task.aggregator.least, counted)}")
     return task._replace(
         aggregator=task.aggregator or mean(),
-        quorum=quorum if quorum is None or late == "keep" else min(quorum, len(task.sites)),
+        quorum=quorum,
         late=late,
         deadline=task.deadline or plan.deadline,
         returns=task.payload.spec if task.returns is None else task.returns,

@@ -14,7 +14,8 @@ import numpy as np
 
 from foedus import frames, metrics
 from foedus.aggregators.exact import BLOCK
-from foedus.aggregators.folding import UNIT, gathered
+from foedus.aggregators.folding import UNIT, bound, opened
+from foedus.aggregators.gathering import gathered, shares
 from foedus.core import Gather, Origin, Outcome, Sum, Update
 from foedus.files import fsync_dir, sync_ahead
 from foedus.params import Array, Params, Spec, kind, places, wide
@@ -28,11 +29,16 @@ def fold_files(
     aggregator: Any, spec: Spec, counted: Sequence[Counted], asked: int, outcomes: Sequence[Outcome], path: Path
 ) -> None:
     """Writes the Total of the counted updates to `path`, durable: {params, weight, count, metrics, outcomes}."""
-    if isinstance(aggregator, Sum) and aggregator.bind is not None:
-        aggregator = aggregator.bind(asked)
+    aggregator = bound(aggregator, asked)
+    if aggregator.opened is not None:
+        spec = aggregator.opened.spec
+        counted = [(o, w, opened(aggregator, Update(p, w), o.site).params) for o, w, p in counted]
     weights = [aggregator.weigh(Update(p, w), o) if isinstance(aggregator, Sum) else w for o, w, p in counted]
     weight = Fraction(sum(int(math.ldexp(w, UNIT)) for w in weights), 1 << UNIT)
     sums = metrics.pooled([o.metrics for o in outcomes if o.status == "counted"])
+    if isinstance(aggregator, Gather):
+        counted = sorted(counted, key=lambda one: one[0])
+        weights = list(shares(aggregator, spec, [w for _, w, _ in counted], [p.flats for _, _, p in counted]))
     tree = {"weight": str(weight), "count": len(counted), "metrics": sums, "outcomes": [list(o) for o in outcomes]}
     temporary = path.with_suffix(".part")
     with temporary.open("w+b", buffering=0) as file:
@@ -91,10 +97,7 @@ def _combined(
     if kind(group) == "integer":
         return np.asarray(np.maximum.reduce(list(rows)))
     if isinstance(aggregator, Gather):
-        order = sorted(range(len(rows)), key=lambda i: counted[i][0])
-        return gathered(
-            aggregator, [counted[i][0] for i in order], [weights[i] for i in order], [rows[i] for i in order]
-        )
+        return gathered(aggregator, group, [origin for origin, _, _ in counted], weights, rows)
     acc = None
     for row, w in zip(rows, weights, strict=True):
         acc = aggregator.fold(acc, {group: row}, w)

@@ -13,6 +13,7 @@ import numpy as np
 from foedus import metrics
 from foedus.aggregators import exact
 from foedus.aggregators.fixed import OutOfBound
+from foedus.aggregators.gathering import COLUMNS, gathered, shares
 from foedus.core import Gather, Origin, Outcome, Slice, Sum, Total, Update
 from foedus.errors import FoedusError, Refused
 from foedus.params import DTYPES, Array, Params, Spec, kind, wide
@@ -20,7 +21,7 @@ from foedus.params import DTYPES, Array, Params, Spec, kind, wide
 MOST_UPDATES = 1 << 22
 MOST_WHOLE = (1 << 63) // MOST_UPDATES  # of a whole number among metrics, so that the sum of all has 64 bits
 UNIT = 160  # weights are whole multiples of 2**-160
-COLUMNS = 1 << 16
+FAR = 2.0**500  # squares of differences of numbers up to here can be added up in float64
 CHECKING = "checking its update"
 
 
@@ -86,29 +87,51 @@ def _finite(x: Array) -> bool:
     return all(bool(np.isfinite(x[at : at + COLUMNS]).all()) for at in range(0, x.size, COLUMNS))
 
 
+def bound(aggregator: Any, asked: int) -> Any:
+    """The aggregator with what its arithmetic needs to know: the number of sites asked."""
+    if isinstance(aggregator, Gather) or aggregator.bind is None:
+        return aggregator
+    return aggregator.bind(asked)._replace(opened=aggregator.opened)
+
+
 def check_room(aggregator: Sum | Gather, update: Update, site: str, asked: int) -> None:
     """Raises Refused if the arithmetic has no room for an update of finite numbers: its largest ones are tried."""
     if isinstance(aggregator, Gather):
+        _check_far(update.params, site)
         return
-    if aggregator.bind is not None:
-        aggregator = aggregator.bind(asked)
-    weight = aggregator.weigh(update, Origin(site, 0, 0))
+    rule: Sum = bound(aggregator, asked)
+    weight = rule.weigh(update, Origin(site, 0, 0))
     for group, x in update.params.flats.items():
-        if kind(group) != "integer" and x.size and (aggregator.ring is not None or group.startswith("float64")):
+        if kind(group) != "integer" and x.size and (rule.ring is not None or group.startswith("float64")):
             ends = np.stack([x.max(), x.min()])
             try:
-                aggregator.fold(None, {group: ends}, weight)
+                rule.fold(None, {group: ends}, weight)
             except (exact.NotFinite, OutOfBound) as error:
                 raise _beyond(update.params, site, error) from None
+
+
+def _check_far(params: Params, site: str) -> None:
+    x = params.flats.get("float64")
+    if x is not None and x.size and not max(x.max(), -x.min()) <= FAR:
+        raise Refused(site, CHECKING, f"a float64 array holds numbers above {FAR:g}: distances have no room for them")
+
+
+def opened(aggregator: Sum | Gather, update: Update, site: str) -> Update:
+    """The update as it is aggregated, where sites return something smaller. Raises Refused if it cannot be read."""
+    if aggregator.opened is None:
+        return update
+    try:
+        return update._replace(params=aggregator.opened.read(update.params))
+    except (FoedusError, ArithmeticError, LookupError, ValueError) as error:
+        raise Refused(site, CHECKING, f"it cannot be read ({error})", "compress with this Job's compress=…") from error
 
 
 class Folding:
     """What one Task has counted so far: the same Total in any order and any tree of merges."""
 
     def __init__(self, aggregator: Sum | Gather, spec: Spec, asked: int) -> None:
-        if isinstance(aggregator, Sum) and aggregator.bind is not None:
-            aggregator = aggregator.bind(asked)
-        self.aggregator, self.spec = aggregator, spec
+        self.aggregator, self.announced = bound(aggregator, asked), spec
+        spec = self.spec = spec if aggregator.opened is None else aggregator.opened.spec
         self.floats = [g for g in dict.fromkeys(leaf.group for leaf in spec) if kind(g) != "integer"]
         self.acc: Any = None
         self.most: dict[str, Array] = {}
@@ -118,12 +141,13 @@ class Folding:
 
     def add(self, update: Update, origin: Origin) -> None:
         """Counts one update; a refused one (the error is Refused) leaves no trace."""
-        update = check(update, self.spec, origin.site)
+        update = opened(self.aggregator, check(update, self.announced, origin.site), origin.site)
         flats = update.params.flats
         weight = self.weigh(update, origin)
         part = {g: flats[g] for g in self.floats}
         if isinstance(self.aggregator, Gather):
             check_finite(update.params, origin.site)
+            _check_far(update.params, origin.site)
         self._take(part, weight, origin, update.params)
         for g, x in flats.items():
             if g not in part:
@@ -177,17 +201,9 @@ class Folding:
         if isinstance(self.aggregator, Sum):
             return dict(self.aggregator.finish(self.acc, self.weight())) if self.acc is not None else {}
         rows = sorted(self.rows, key=lambda row: row[0])
-        origins, weights = [o for o, _, _ in rows], [w for _, w, _ in rows]
-        return {g: gathered(self.aggregator, origins, weights, [part[g] for _, _, part in rows]) for g in self.floats}
-
-
-def gathered(aggregator: Gather, origins: Sequence[Origin], weights: Sequence[float], rows: Sequence[Array]) -> Array:
-    """What a Gather makes of these rows (one a site, 1-D), in chunks of columns, so that memory stays flat."""
-    size, dtype = rows[0].size, rows[0].dtype
-    out = np.empty(size, np.float32 if dtype.itemsize == 2 else dtype)
-    for a in range(0, size, COLUMNS):
-        out[a : a + COLUMNS] = aggregator.finish(origins, weights, np.stack([row[a : a + COLUMNS] for row in rows]))
-    return out
+        origins, parts = [o for o, _, _ in rows], [part for _, _, part in rows]
+        found = shares(self.aggregator, self.spec, [w for _, w, _ in rows], parts)
+        return {g: gathered(self.aggregator, g, origins, found, [part[g] for part in parts]) for g in self.floats}
 
 
 def combine(aggregator: Sum | Gather, updates: Mapping[str, Update]) -> dict[str, Array]:

@@ -61,11 +61,18 @@ def traits_of(needs: Sequence[str], task: Mapping[str, Any]) -> tuple[str, ...]:
     """What an algorithm needs, in the words of `incompatible.py`, and what its Tasks are.
 
     It may need `mean` (its equations hold for means alone), `fresh` (no late updates), `everybody` (each round asks all
-    sites), `loss` (a learner that knows one), `term` (one that adds a term to it). Its Tasks may be `gather` or `late`.
+    sites), `loss` (a learner that knows one), `term` (one that adds a term to it). Its Tasks may be `gather` or `late`,
+    and `least N`, where their aggregator needs N updates. What wraps it may add `sparse` and `colludes`.
     """
-    gather = ["gather"] if isinstance(task.get("aggregator"), Gather) else []
+    rule = task.get("aggregator")
+    gather = ["gather", f"least {rule.least}"] if isinstance(rule, Gather) else []
     late = ["late"] if task.get("late") == "keep" else []
     return (*needs, *gather, *late)
+
+
+def needed(traits: Sequence[str]) -> int:
+    """How many updates each Total needs, by the traits of an algorithm."""
+    return max((int(trait.removeprefix("least ")) for trait in traits if trait.startswith("least ")), default=1)
 
 
 def delta(correct: Correction | None = None) -> Work:

@@ -112,7 +112,7 @@ class Simulation:
         point("local.after-task")
         assert task.aggregator is not None and task.returns is not None
         folding = Folding(task.aggregator, task.returns, len(task.sites))
-        rule = Rule(task.quorum, min(self.least, len(task.sites)))
+        rule = Rule(task.quorum, min(max(self.least, task.aggregator.least), len(task.sites)))
         desk = (self._keep if task.late == "keep" else self._drop)(task, round, number, rule, folding)
         outcomes = desk.outcomes()
         counted = [list(origin[:3]) for origin in desk.counted()]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from foedus import frames, measured
-from foedus.aggregators.folding import CHECKING, check, check_finite, check_room
+from foedus.aggregators.folding import CHECKING, check, check_finite, check_room, opened
 from foedus.core import Task, Update
 from foedus.errors import FoedusError, Refused, WireError
 from foedus.metrics import Metric
@@ -46,6 +46,9 @@ def _check(said: Mapping[str, Any], params: Any, size: int, task: Task, metrics:
         raise Refused(site, CHECKING, "its arrays are in another order than announced", AGREE)
     check_finite(params, site)
     assert task.aggregator is not None
+    update = opened(task.aggregator, update, site)
+    if update.params is not params:
+        check_finite(update.params, site)
     check_room(task.aggregator, update, site, len(task.sites))
     measured.check(update.metrics, metrics, site, CHECKING)
 

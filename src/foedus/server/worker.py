@@ -64,7 +64,7 @@ def run(pipe: Pipe, order: Mapping[str, Any]) -> dict[str, Any]:
         sites=[],
     )
     plan = job.plan(order["seed"])
-    runner = Remote(pipe, scratch, job.min_sites, plan.metrics.values())
+    runner = Remote(pipe, scratch, job.least, plan.metrics.values())
     ended = execute(plan, runner, journal, Checkpoints(scratch, lazy=False))
     about = {"run": order["run"], "rounds": len(ended.history)}
     write_atomic(scratch / "final.safetensors", frames.model(ended.params, about))
@@ -129,6 +129,7 @@ class Remote:
         put(self.scratch / name, frame)
         digest_of_file = digesting()
         deadline = None if task.deadline is None else list(task.deadline)
+        assert task.aggregator is not None
         return {
             "work": task.work,
             "payload": {"digest": digest_of_file, "size": frame.size, "file": name},
@@ -139,7 +140,7 @@ class Remote:
             "deadline": deadline,
             "returns": [list(leaf) for leaf in task.returns or ()],
             "digest": task_digest(task, digest_of_file),
-            "least": min(self.least, len(task.sites)),
+            "least": min(max(self.least, task.aggregator.least), len(task.sites)),
         }
 
     def _checked(self, said: Mapping[str, Any], tasks: Mapping[int, Task], fd: int) -> dict[str, Any]:

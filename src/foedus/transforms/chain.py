@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from foedus import frames
+from foedus.aggregators import mean
+from foedus.aggregators.folding import check, check_finite
 from foedus.core import (
     Algorithm,
     Decline,
     Local,
+    Opened,
     RoundContext,
     SiteContext,
     State,
@@ -22,12 +25,19 @@ from foedus.core import (
     Update,
     Work,
 )
+from foedus.errors import Incompatible
 from foedus.keys import Key, key
-from foedus.params import Params, join
+from foedus.params import Leaf, Params, Spec, join
 
 
 def chain(*links: Transform) -> Transform:
-    """One Transform from several; each keeps its own state, its own site-local state and its own key."""
+    """One Transform from several; each keeps its own state, its own site-local state and its own key.
+
+    Raises Incompatible for one that changes numbers behind one that packs them.
+    """
+    packing = [link.read is not None for link in links]
+    if packing != sorted(packing):
+        raise Incompatible("a compression and a Transform of numbers (clip) behind it do not go together: put it first")
 
     def encode(update: Update, local: Local, public: State, key: Key) -> tuple[Update, Local]:
         kept = list(local or [None] * len(links))
@@ -44,11 +54,31 @@ def chain(*links: Transform) -> Transform:
     def public(state: State) -> State:
         return [link.public(s) for link, s in zip(links, state, strict=True)]
 
-    return Transform(lambda: [link.init() for link in links], encode, decode, public)
+    def returns(spec: Spec) -> Spec:
+        for link in links:
+            spec = link.returns(spec)
+        return spec
+
+    def read(params: Params, spec: Spec) -> Params:
+        specs = [spec]
+        for link in links:
+            specs.append(link.returns(specs[-1]))
+        for link, before in reversed(list(zip(links, specs, strict=False))):
+            params = link.read(params, before) if link.read else params
+        return params
+
+    def init() -> State:
+        return [link.init() for link in links]
+
+    traits = [trait for link in links for trait in link.traits]
+    return Transform(init, encode, decode, public, returns, read if any(packing) else None, traits)
 
 
 def transformed(algorithm: Algorithm, transform: Transform) -> Algorithm:
-    """The same algorithm, every update encoded at its site and every Total decoded before the algorithm sees it."""
+    """The same algorithm, every update encoded at its site and every Total decoded before the algorithm sees it.
+
+    What a compression sent is read at the server update by update, before it is aggregated.
+    """
 
     def round(state: State, context: RoundContext) -> Any:
         inner, own = state["inner"], state["own"]
@@ -60,7 +90,9 @@ def transformed(algorithm: Algorithm, transform: Transform) -> Algorithm:
                 return {"inner": end.value, "own": own}
             tasks = [asked] if isinstance(asked, Task) else list(asked)
             public = transform.public(own)
-            totals = yield [_wrapped(task, public) if task.work in algorithm.works else task for task in tasks]
+            totals = yield [
+                _wrapped(task, transform, public) if task.work in algorithm.works else task for task in tasks
+            ]
             for i, task in enumerate(tasks):
                 if task.work in algorithm.works:
                     here = key(context.seed, context.round, count + i, "server", "decode")
@@ -72,27 +104,52 @@ def transformed(algorithm: Algorithm, transform: Transform) -> Algorithm:
         round,
         {name: _encoding(work, transform) for name, work in algorithm.works.items()},
         lambda state: algorithm.params(state["inner"]),
-        algorithm.traits,
+        (*algorithm.traits, *transform.traits),
     )
 
 
-def _wrapped(task: Task, public: State) -> Task:
-    note = np.frombuffer(frames.pack(public).bytes(), np.uint8)
-    returns = task.payload.spec if task.returns is None else task.returns
-    return task._replace(payload=join(w=task.payload, t=Params({"public": note})), returns=returns)
+def _wrapped(task: Task, transform: Transform, public: State) -> Task:
+    rows = None if task.returns is None else [list(leaf) for leaf in task.returns]
+    note = np.frombuffer(frames.pack({"public": public, "returns": rows}).bytes(), np.uint8)
+    inner = task.payload.spec if task.returns is None else task.returns
+    aggregator = task.aggregator or mean()
+    return task._replace(
+        payload=join(w=task.payload, t=Params({"note": note})),
+        returns=transform.returns(inner),
+        aggregator=aggregator._replace(opened=_opening(transform, inner, aggregator.opened)),
+    )
+
+
+def _opening(transform: Transform, inner: Spec, further: Opened | None) -> Opened | None:
+    """How the server reads what the sites return; `further` is that of an algorithm that is transformed itself."""
+    read = transform.read
+    if read is None:
+        return further
+    if further is None:
+        return Opened(inner, lambda params: read(params, inner))
+    return Opened(further.spec, lambda params: further.read(read(params, inner)))
 
 
 def _encoding(work: Work, transform: Transform) -> Work:
     def encoding(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update | Decline]:
         inner, own = local or (None, None)
-        inner, update = work(payload.part("w"), inner, site)
+        model, note = payload.part("w"), frames.unpack(payload["t/note"].tobytes())
+        inner, update = work(model, inner, site)
         if isinstance(update, Decline):
             return local, update
-        public = frames.unpack(payload.part("t")["public"].tobytes())
-        update, own = transform.encode(update, own, public, site.key("encode"))
+        announced = model.spec if note["returns"] is None else tuple(map(_leaf, note["returns"]))
+        update = check(update, announced, site.name)
+        if transform.read is not None:
+            check_finite(update.params, site.name)  # packing could hide it, and keep it for the next update
+        update, own = transform.encode(update, own, note["public"], site.key("encode"))
         return None if inner is None and _nothing(own) else [inner, own], update
 
     return encoding
+
+
+def _leaf(row: Sequence[Any]) -> Leaf:
+    name, shape, *rest = row
+    return Leaf(name, tuple(shape), *rest)
 
 
 def _nothing(own: Local) -> bool:
