@@ -46,6 +46,7 @@ TEN = numbered(np.arange(2000) % 10)
 MAKERS = {
     "iid": partition.iid,
     "dirichlet": lambda x, y, **named: partition.dirichlet(x, y, alpha=0.5, **named),
+    "quantity": lambda x, y, **named: partition.quantity(x, y, alpha=0.5, **named),
     "pathological": lambda x, y, **named: partition.pathological(x, y, classes=2, **named),
 }
 makers = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
