@@ -1,5 +1,5 @@
 """Learners in PyTorch: declared in one call, or one's own training loop with a line for the algorithm's correction.
-The one public name is TorchLearner; torch comes in here and is an extra."""
+The public names are TorchLearner and layer; torch comes in here and is an extra."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ try:
 except ModuleNotFoundError as error:
     raise Missing("torch", "torch") from error
 
+from foedus.torch.layers import layer
 from foedus.torch.learner import TorchLearner
 
-__all__ = ["TorchLearner"]
+__all__ = ["TorchLearner", "layer"]
