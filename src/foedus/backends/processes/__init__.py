@@ -11,9 +11,9 @@ from typing import Any
 
 from foedus.aggregators import Folding
 from foedus.backends.local import folded
-from foedus.backends.processes.shift import Balance, Shift
+from foedus.backends.processes.shift import Balance, Shift, Workers
 from foedus.backends.processes.worker import Kept
-from foedus.backends.processes.workers import Start, Workers, cores, dumps, start_method
+from foedus.backends.processes.workers import Processes, Start, cores, dumps, start_method
 from foedus.backends.simulation import Done
 from foedus.core import Local, Sum, Task
 from foedus.errors import JobError
@@ -37,9 +37,8 @@ def crew(
     `note` hears of workers that died. `start` is how they begin, by default "fork" where that is safe.
     Raises JobError for a Job that cannot be sent to them.
     """
-    if workers is not None and workers < 1:
-        raise JobError(f"workers={workers}: give at least 1, or None for one a core")
-    processes = Workers((job, data, seed), min(workers or cores(), len(data)), start or start_method())
+    check(workers)
+    processes = Processes((job, data, seed), min(workers or cores(), len(data)), start or start_method())
     try:
         processes.open()
         yield Hands(processes, note)
@@ -47,10 +46,16 @@ def crew(
         processes.close()
 
 
-class Hands:
-    """A Crew whose members are processes."""
+def check(workers: int | None) -> None:
+    """Raises JobError for a number of workers that is none."""
+    if workers is not None and workers < 1:
+        raise JobError(f"workers={workers}: give at least 1, or None for one a core")
 
-    def __init__(self, workers: Workers, note: Callable[[str], object]) -> None:
+
+class Hands:
+    """A Crew whose members are workers, each with a Bench and a sum of its own."""
+
+    def __init__(self, workers: Workers[Any], note: Callable[[str], object]) -> None:
         self.workers, self.note, self.balance = workers, note, Balance()
 
     def fold(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local], into: Folding) -> list[Done]:

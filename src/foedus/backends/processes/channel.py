@@ -10,7 +10,7 @@ import os
 import pickle
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from typing import IO, Any, NamedTuple
@@ -63,11 +63,11 @@ class Channel:
             return pickle.loads(head)
         with os.fdopen(recv_handle(self.connection), "rb") as memory:
             view = memoryview(mmap.mmap(memory.fileno(), ends[-1], access=access))
-        return pickle.loads(head, buffers=[view[a:b] for a, b in zip(starts, ends, strict=True)])
+        return whole(head, [view[a:b] for a, b in zip(starts, ends, strict=True)])
 
 
-def pack(value: Any, dumps: Callable[..., bytes] = pickle.dumps) -> Packed:
-    """The value in a form that can be sent any number of times; its large arrays are copied once."""
+def parted(value: Any, dumps: Callable[..., bytes] = pickle.dumps) -> tuple[bytes, list[memoryview]]:
+    """The value as a pickle, and its large arrays beside it, not copied."""
     large: list[memoryview] = []
 
     def stays(buffer: pickle.PickleBuffer) -> bool:
@@ -76,7 +76,17 @@ def pack(value: Any, dumps: Callable[..., bytes] = pickle.dumps) -> Packed:
             large.append(raw)
         return raw.nbytes < APART
 
-    head = dumps(value, protocol=5, buffer_callback=stays)
+    return dumps(value, protocol=5, buffer_callback=stays), large
+
+
+def whole(head: bytes, large: Iterable[Any], copied: bool = False) -> Any:
+    """The value of these parts; its large arrays are theirs, or copies that may be written to."""
+    return pickle.loads(head, buffers=map(bytearray, large) if copied else large)
+
+
+def pack(value: Any, dumps: Callable[..., bytes] = pickle.dumps) -> Packed:
+    """The value in a form that can be sent any number of times; its large arrays are copied once."""
+    head, large = parted(value, dumps)
     if not large:
         return Packed(head, [], [])
     starts, ends, memory = [], [], _memory()

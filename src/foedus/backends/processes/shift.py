@@ -4,21 +4,101 @@ Orders come in, and workers; a worker that dies costs time, never an update or a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from foedus.backends.processes.worker import Answer, Brief, Failed, Given, Kept, Report, retold
-from foedus.backends.processes.workers import Worker, Workers
 from foedus.backends.simulation import Done
 from foedus.core import Local, Outcome, Task
-from foedus.errors import SiteError
+from foedus.errors import FoedusError, SiteError
 from foedus.work import Order
 
 QUANTUM = 0.005  # seconds of work that are worth a message
 SHARE = 4  # a worker takes the SHARE-th part of its share of what is left: ever less, so that all end together
 MOST_KNOWN = 1 << 14  # sites of which something is known: those that were last at work
 DEATHS = 3  # of workers that had nothing to do but this order
+STILLBORN = 3  # workers that end before they are ready, and none gets ready in between
+GLANCE = 1.0  # seconds until those that say nothing are looked at
+
+
+class Way(Protocol):
+    """How a worker is reached."""
+
+    def end(self) -> str:
+        """Ends the worker if it is alive, and says what it died of."""
+
+
+W = TypeVar("W", bound=Way)
+
+
+class Worker(Generic[W]):
+    """One worker: the way to it, and what it was given."""
+
+    def __init__(self, number: int, way: W) -> None:
+        self.number, self.way = number, way
+        self.ready = False
+        self.batch: list[int] | None = None  # the orders it works on; None: it waits
+        self.held: list[int] = []  # orders whose updates are nowhere but in its own sum
+
+
+class Workers(ABC, Generic[W]):
+    """A fixed number of workers, however they are reached; a dead one is replaced."""
+
+    stillborn_text = "workers end as soon as they start ({cause}): use backend='local'"
+
+    def __init__(self, count: int) -> None:
+        self.count, self.stillborn = count, 0
+        self.all: dict[int, Worker[W]] = {}
+
+    @abstractmethod
+    def begin(self) -> W:
+        """A new worker."""
+
+    @abstractmethod
+    def greet(self, worker: Worker[W]) -> None:
+        """Sends it the Job. It answers when it is ready."""
+
+    @abstractmethod
+    def tell(self, worker: Worker[W], brief: Brief, given: Given) -> None:
+        """Sends orders, and before them the brief if the worker has not had it. Raises OSError if it is dead."""
+
+    @abstractmethod
+    def heard(self) -> Iterator[tuple[Worker[W], Answer | Failed | None]]:
+        """Workers that said something, each with its message, or None if it is dead."""
+
+    def open(self) -> None:
+        for number in range(self.count):
+            self.all[number] = Worker(number, self.begin())
+        for worker in self.all.values():
+            self.greet(worker)
+
+    def idle(self) -> bool:
+        """Whether none has anything to do."""
+        return all(worker.batch is None for worker in self.all.values())
+
+    def free(self) -> list[Worker[W]]:
+        """Those that wait for orders."""
+        return [worker for worker in self.all.values() if worker.ready and worker.batch is None]
+
+    def up(self, worker: Worker[W]) -> None:
+        """Notes that the worker is ready."""
+        worker.ready, self.stillborn = True, 0
+
+    def awaited(self) -> list[Worker[W]]:
+        """Those that have something to say."""
+        return [worker for worker in self.all.values() if worker.batch is not None or not worker.ready]
+
+    def replace(self, worker: Worker[W]) -> str:
+        """What the worker died of, once another is in its place. Raises FoedusError if none gets ready."""
+        cause = self.all.pop(worker.number).way.end()
+        self.stillborn += not worker.ready
+        if self.stillborn == STILLBORN:
+            raise FoedusError(self.stillborn_text.format(cause=cause))
+        fresh = self.all[worker.number] = Worker(worker.number, self.begin())
+        self.greet(fresh)
+        return cause
 
 
 class Balance:
@@ -56,7 +136,7 @@ class Shift:
 
     def __init__(
         self,
-        workers: Workers,
+        workers: Workers[Any],
         balance: Balance,
         note: Callable[[str], object],
         task: Task,
@@ -89,7 +169,7 @@ class Shift:
     def _queue(self, more: Iterable[int]) -> None:
         self.left = sorted([*self.left, *more], key=lambda i: (i not in self.alone, -self.costs[i], i))
 
-    def _give(self, worker: Worker) -> None:
+    def _give(self, worker: Worker[Any]) -> None:
         """Gives the worker orders, or has it hand over what it folded, or leaves it in peace."""
         batch = self._batch(worker)
         if not batch and not worker.held:
@@ -107,7 +187,7 @@ class Shift:
         returns = one.payload.spec if one.returns is None else one.returns
         return Brief(one.payload, one.work, one.round, one.task, returns, len(self.task.sites), self.code)
 
-    def _batch(self, worker: Worker) -> list[int]:
+    def _batch(self, worker: Worker[Any]) -> list[int]:
         """Many short orders, or one: where updates come back, or where workers died."""
         share = sum(self.costs[i] for i in self.left) / (SHARE * self.workers.count)
         room = 0.0 if self.code is None else max(QUANTUM, share)
@@ -119,7 +199,7 @@ class Shift:
             batch.append(i)
         return batch
 
-    def _within_reach(self, worker: Worker) -> list[int]:
+    def _within_reach(self, worker: Worker[Any]) -> list[int]:
         """Orders whose data is here or nowhere; without any, others' that would be done there later than here."""
         homes = {i: self.balance.home.get(self.orders[i].site, worker.number) for i in self.left}
         own = [i for i in self.left if homes[i] == worker.number]
@@ -133,7 +213,7 @@ class Shift:
     def _loading(self, i: int) -> float:
         return self.balance.loading.get(self.orders[i].site, 0.0)
 
-    def _take(self, worker: Worker, message: Answer | Failed | None) -> None:
+    def _take(self, worker: Worker[Any], message: Answer | Failed | None) -> None:
         if isinstance(message, Failed):
             raise message.error()
         if message is None:
@@ -148,13 +228,13 @@ class Shift:
             worker.held = []
         worker.batch = None
 
-    def _settle(self, worker: Worker, report: Report) -> None:
+    def _settle(self, worker: Worker[Any], report: Report) -> None:
         order = self.orders[report.order]
         error = None if report.error is None else retold(*report.error)
         self.found[report.order] = self.settle(order, report.done._replace(error=error))
         self.balance.learn(order, worker.number, report)
 
-    def _lose(self, worker: Worker) -> None:
+    def _lose(self, worker: Worker[Any]) -> None:
         """Has done again what a dead worker had folded, and, one by one, what it may have died of."""
         doing, held = worker.batch or [], worker.held
         cause = self.workers.replace(worker)
@@ -167,6 +247,11 @@ class Shift:
         self._queue(i for i in [*doing, *held] if i not in hopeless)
         sites = ", ".join(self.orders[i].site for i in doing) or "no site"
         self.note(f"worker {worker.number} died ({cause}) at work for {sites}; what it had not delivered is done again")
+
+
+def same(known: Brief | None, brief: Brief) -> bool:
+    """Whether the workers that had the known brief need not have this one."""
+    return known is not None and known.payload is brief.payload and known[1:] == brief[1:]
 
 
 def _remember(known: dict[Any, Any], name: Any, value: Any) -> None:

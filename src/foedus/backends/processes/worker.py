@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -91,12 +91,12 @@ def serve(connection: Connection[Any, Any], sent: Sent | None) -> None:
     try:
         _settle_in()
         with build.exactly():
-            Hand(channel, *(sent or _received(channel))).work()
+            _serve(channel, Hand(*(sent or read(lambda: channel.receive(mmap.ACCESS_COPY)))))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone, or needs it no more
     except BaseException as error:
         with suppress(OSError):
-            channel.send(_failed(error))
+            channel.send(failed(error))
     finally:
         _flush()
         os._exit(0)
@@ -114,38 +114,39 @@ def _settle_in() -> None:
     gc.freeze()
 
 
-def _received(channel: Channel) -> Sent:
+def _serve(channel: Channel, hand: Hand) -> None:
+    """Answers until nobody asks (EOFError)."""
+    channel.send(Answer())
+    while True:
+        message = channel.receive()
+        if isinstance(message, Brief):
+            hand.brief = message
+        else:
+            channel.send(hand.answer(message))
+
+
+def read(receive: Callable[[], Sent]) -> Sent:
+    """What was sent to a worker when it began; JobError where it cannot be read there."""
     try:
-        sent: Sent = channel.receive(mmap.ACCESS_COPY)
+        return receive()
     except (EOFError, OSError):
         raise
     except Exception as error:
         why = f"this Job cannot be read in another process ({describe(error)})"
         raise JobError(f"{why}: keep its code in files that can be imported, or use backend='local'") from error
-    return sent
 
 
 class Hand:
-    """Performs orders with one Bench, and folds what comes of them."""
+    """Performs the orders of its brief with one Bench, and folds what comes of them."""
 
-    def __init__(self, channel: Channel, job: Job, data: Mapping[str, Any], seed: int) -> None:
-        self.channel, self.data, self.bench = channel, data, job.bench(seed)
+    def __init__(self, job: Job, data: Mapping[str, Any], seed: int) -> None:
+        self.data, self.bench = data, job.bench(seed)
         self.load, self.loading = self.bench.load, 0.0
         self.bench.load = self.load and self._timed
         self.brief: Any = None
         self.folding: Folding | None = None
 
-    def work(self) -> None:
-        """Answers until nobody asks (EOFError)."""
-        self.channel.send(Answer())
-        while True:
-            message = self.channel.receive()
-            if isinstance(message, Brief):
-                self.brief = message
-            else:
-                self.channel.send(self._answer(message))
-
-    def _answer(self, given: Given) -> Answer:
+    def answer(self, given: Given) -> Answer:
         reports = [self._report(*order) for order in given.orders]
         _flush()
         return Answer(reports, self._kept() if given.last and self.brief.code is not None else None)
@@ -191,7 +192,7 @@ def _told(error: BaseException | None) -> tuple[Any, ...] | None:
     return isinstance(error, Refused), error.site, error.stage, error.why, error.remedy, trace
 
 
-def _failed(error: BaseException) -> Failed:
+def failed(error: BaseException) -> Failed:
     why = str(error) if isinstance(error, FoedusError) else describe(error)
     return Failed(why, "".join(traceback.format_exception(error)), isinstance(error, JobError))
 
