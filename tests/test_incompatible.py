@@ -16,10 +16,13 @@ from foedus import (
     bulyan,
     chain,
     clip,
+    fedasync,
     fedavg,
+    fedbuff,
     feddyn,
     fedexp,
     fednova,
+    fedprox,
     gaussian,
     inner_product,
     krum,
@@ -82,6 +85,19 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"algorithm": fedavg(aggregator=median()), "compress": top_k(0.1)},
         {"compress": powersgd()},
     ),
+    ("a buffer (fedbuff, fedasync)", "quorum"): ({"algorithm": fedasync(), "quorum": 1}, {"quorum": None}),
+    ("a buffer (fedbuff, fedasync)", "a cohort of fewer sites"): (
+        {"algorithm": fedbuff(3), "cohort": 2},
+        {"cohort": 3},
+    ),
+    ("a buffer (fedbuff)", "an algorithm of means (fednova, fedexp, qffl)"): (
+        {"algorithm": fedbuff(3, fednova())},
+        {"algorithm": fedbuff(3, fedprox(0.1))},
+    ),
+    ("staleness weights (fedbuff)", "a Gather (median, …)"): (
+        {"algorithm": fedbuff(3, fedavg(aggregator=median()))},
+        {"algorithm": fedbuff(3, fedavg(aggregator=median()), staleness=None)},
+    ),
     ("an attack by sites that collude (alie, inner_product)", "late='keep'"): (
         {"algorithm": attacked(fedavg(), share=0.2, attack=alie()), "late": "keep", "quorum": 2},
         {"algorithm": attacked(fedavg(), share=0.2, attack=sign_flip())},
@@ -113,6 +129,9 @@ def test_no_two_rows_are_about_the_same_parts_and_no_case_is_about_none() -> Non
         (attacked(scaffold(aggregator=median()), share=0.2, attack=gaussian()), "a Gather"),
         (transformed(fedavg(aggregator=krum(0)), chain(clip(1.0), random_k(0.1))), "some numbers alone"),
         (attacked(fedavg(late="keep", quorum=1), {"a": inner_product()}), "sites that collude"),
+        *((fedbuff(2, a()), "late='keep'") for a in (scaffold, feddyn, afl)),
+        *((fedbuff(2, a()), "of means") for a in (fednova, fedexp, qffl)),
+        (attacked(fedbuff(2), {"a": alie()}), "sites that collude"),
     ],
 )
 def test_every_algorithm_of_a_row_is_refused(made: Any, why: str) -> None:

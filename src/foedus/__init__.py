@@ -22,12 +22,24 @@ _WHERE = {
     "fedprox scaffold fednova feddyn moon fedexp qffl afl rounds delta": "algorithms",
     "chain clip transformed bf16 fp16 int8 int4 qsgd top_k random_k powersgd": "transforms",
     "attacked sign_flip gaussian alie inner_product label_flip backdoor": "attacks",
+    "fedbuff fedasync": "algorithms",
     "plateau target wall_time any_of": "stop",
     "connect": "remote",
     "progress": "progress",
 }
 _NAMES = {name: f"foedus.{module}" for names, module in _WHERE.items() for name in names.split()}
-_MODULES = ("partition", "metrics", "clock", "torch", "numpy", "aggregators", "algorithms", "transforms", "attacks")
+_MODULES = (
+    "partition",
+    "metrics",
+    "clock",
+    "staleness",
+    "torch",
+    "numpy",
+    "aggregators",
+    "algorithms",
+    "transforms",
+    "attacks",
+)
 
 __all__ = list(_NAMES)
 

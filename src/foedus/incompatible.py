@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from foedus.algorithms.buffered import size
 from foedus.algorithms.rounds import needed
 from foedus.errors import Incompatible
 from foedus.run import times
@@ -135,6 +136,30 @@ TABLE = (
         "a Gather (median, krum, …)",
         lambda j: _has(j, "sparse", "gather"),
         "what a site did not send is no zero to compare with: compress with int8, int4, qsgd, bf16 or powersgd",
+    ),
+    Row(
+        "a buffer (fedbuff, fedasync)",
+        "quorum",
+        lambda j: size(j.method.traits) > 0 and j.quorum is not None,
+        "its buffer says how many updates close a round: leave out quorum=…",
+    ),
+    Row(
+        "a buffer (fedbuff, fedasync)",
+        "a cohort of fewer sites",
+        lambda j: isinstance(j.cohort, int) and j.cohort < size(j.method.traits),
+        "each round asks a cohort anew, which has to fill the buffer: raise cohort, or make the buffer smaller",
+    ),
+    Row(
+        "a buffer (fedbuff)",
+        "an algorithm of means (fednova, fedexp, qffl)",
+        lambda j: size(j.method.traits) > 0 and _has(j, "mean"),
+        "its equations hold for updates of one round: give fedbuff fedavg, fedprox, moon or a server optimizer",
+    ),
+    Row(
+        "staleness weights (fedbuff)",
+        "a Gather (median, …)",
+        lambda j: _has(j, "ages", "gather"),
+        "a median or Krum knows no such weights: give fedbuff staleness=None",
     ),
     Row(
         "an attack by sites that collude (alie, inner_product)",

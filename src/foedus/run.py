@@ -16,6 +16,7 @@ import numpy as np
 from foedus import frames
 from foedus.aggregators import mean
 from foedus.aggregators.gathering import too_few
+from foedus.algorithms.buffered import size
 from foedus.clock import Watch
 from foedus.core import Algorithm, Deadline, Late, RoundContext, Runner, State, Task, Total
 from foedus.errors import JobError, JournalError, Paused
@@ -57,7 +58,7 @@ class Plan(NamedTuple):
     @property
     def least(self) -> int:
         """How many sites must be there when a round begins."""
-        return max(self.min_sites, (self.quorum or 1) if self.late == "drop" else 1)
+        return max(self.min_sites, size(self.algorithm.traits), (self.quorum or 1) if self.late == "drop" else 1)
 
 
 class Here(NamedTuple):

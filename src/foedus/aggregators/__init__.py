@@ -7,7 +7,7 @@ from foedus.aggregators.fixed import Fixed, fixed
 from foedus.aggregators.folding import Folding, combine
 from foedus.aggregators.geometric_median import geometric_median
 from foedus.aggregators.krum import krum
-from foedus.aggregators.mean import mean
+from foedus.aggregators.mean import discounted, mean
 from foedus.aggregators.median import median
 from foedus.aggregators.multi_krum import multi_krum
 from foedus.aggregators.norm_bounded import norm_bounded
@@ -19,6 +19,7 @@ __all__ = [
     "bulyan",
     "centered_clipping",
     "combine",
+    "discounted",
     "fixed",
     "geometric_median",
     "krum",

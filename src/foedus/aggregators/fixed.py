@@ -3,13 +3,12 @@ Only arrays and the contract may come in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
-from foedus.core import Origin, Slice, Sum, Update
+from foedus.core import Slice, Sum
 from foedus.errors import FoedusError
 from foedus.params import Array
 
@@ -51,12 +50,12 @@ def quantise(x: Array, step: float, factor: float = 1.0) -> Array:
     return np.rint(x.astype(np.float64) * factor / step).astype(np.int64)
 
 
-def fixed_sum(arithmetic: Fixed, weigh: Callable[[Update, Origin], float]) -> Sum:
+def fixed_sum(arithmetic: Fixed) -> Sum:
     """The mean in fixed arithmetic; `bind` gives it the number of sites asked, on which its grid depends."""
-    return Sum(_unbound, _unbound, _unbound, weigh, bind=lambda asked: _bound(arithmetic, asked, weigh))
+    return Sum(_unbound, _unbound, _unbound, bind=lambda asked: _bound(arithmetic, asked))
 
 
-def _bound(arithmetic: Fixed, asked: int, weigh: Callable[[Update, Origin], float]) -> Sum:
+def _bound(arithmetic: Fixed, asked: int) -> Sum:
     step = arithmetic.step(asked)
 
     def fold(acc: dict[str, Array] | None, part: Slice, weight: float) -> dict[str, Array]:
@@ -77,7 +76,7 @@ def _bound(arithmetic: Fixed, asked: int, weigh: Callable[[Update, Origin], floa
             g: (x * scale).astype(_result(dtype)) for name, x in acc.items() for dtype, _, g in [name.partition("|")]
         }
 
-    return Sum(fold, merge, finish, weigh, ring=(arithmetic, asked))
+    return Sum(fold, merge, finish, ring=(arithmetic, asked))
 
 
 def _result(dtype: str) -> np.dtype[np.floating]:

@@ -21,30 +21,30 @@ def mean(discount: Callable[[int], float] | None = None, arithmetic: Fixed | Non
     `discount(age)` makes an update lighter that is `age` rounds old (Nguyen et al. 2022). Half-precision arrays
     give a float32 mean; others keep their dtype.
     """
-    if arithmetic is not None:
-        return fixed_sum(arithmetic, _weigh(discount))
-    return Sum(_fold, _merge, _finish, _weigh(discount))
+    rule = Sum(_fold, _merge, _finish) if arithmetic is None else fixed_sum(arithmetic)
+    return rule if discount is None else discounted(rule, discount)
 
 
-def significant(weight: float, bits: int = 29) -> float:
-    """The nearest float with at most `bits` significant bits: a product of it and a float32 is exact in float64."""
-    fraction, exponent = math.frexp(weight)
-    return math.ldexp(round(math.ldexp(fraction, bits)), exponent - bits)
-
-
-def _weigh(discount: Callable[[int], float] | None) -> Callable[[Update, Origin], float]:
-    if discount is None:
-        return lambda update, origin: update.weight
+def discounted(rule: Sum, discount: Callable[[int], float]) -> Sum:
+    """The same rule, in which an update that is `age` rounds old weighs `discount(age)` times what it did."""
 
     def weigh(update: Update, origin: Origin) -> float:
-        weight = update.weight * discount(origin.age)
+        weight = rule.weigh(update, origin) * discount(origin.age)
         if not 2.0**-64 <= weight <= 2.0**64:
             raise JobError(
                 f"the discount makes {weight} of weight {update.weight} at age {origin.age}: keep it positive"
             )
         return significant(weight)
 
-    return weigh
+    bind = rule.bind
+    bound = None if bind is None else lambda asked: discounted(bind(asked), discount)
+    return rule._replace(weigh=weigh, bind=bound)
+
+
+def significant(weight: float, bits: int = 29) -> float:
+    """The nearest float with at most `bits` significant bits: a product of it and a float32 is exact in float64."""
+    fraction, exponent = math.frexp(weight)
+    return math.ldexp(round(math.ldexp(fraction, bits)), exponent - bits)
 
 
 def _fold(acc: Bins | None, part: Slice, weight: float) -> Bins:

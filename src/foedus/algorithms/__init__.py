@@ -2,10 +2,13 @@
 Aggregators and the contract may come in; no backend, journal or network."""
 
 from foedus.algorithms.afl import afl
+from foedus.algorithms.buffered import alike
 from foedus.algorithms.fedadagrad import adagrad, fedadagrad
 from foedus.algorithms.fedadam import adam, fedadam
+from foedus.algorithms.fedasync import fedasync
 from foedus.algorithms.fedavg import fedavg
 from foedus.algorithms.fedavgm import fedavgm, momentum
+from foedus.algorithms.fedbuff import fedbuff
 from foedus.algorithms.feddyn import feddyn
 from foedus.algorithms.fedexp import fedexp
 from foedus.algorithms.fednova import fednova
@@ -23,11 +26,14 @@ __all__ = [
     "adam",
     "advance",
     "afl",
+    "alike",
     "delta",
     "fedadagrad",
     "fedadam",
+    "fedasync",
     "fedavg",
     "fedavgm",
+    "fedbuff",
     "feddyn",
     "fedexp",
     "fednova",

@@ -62,7 +62,8 @@ def traits_of(needs: Sequence[str], task: Mapping[str, Any]) -> tuple[str, ...]:
 
     It may need `mean` (its equations hold for means alone), `fresh` (no late updates), `everybody` (each round asks all
     sites), `loss` (a learner that knows one), `term` (one that adds a term to it). Its Tasks may be `gather` or `late`,
-    and `least N`, where their aggregator needs N updates. What wraps it may add `sparse` and `colludes`.
+    and `least N`, where their aggregator needs N updates; `buffer N`, where N updates close them, and `ages`, where old
+    updates weigh less. What wraps it may add `sparse`, `colludes` and `chooses`.
     """
     rule = task.get("aggregator")
     gather = ["gather", f"least {rule.least}"] if isinstance(rule, Gather) else []
@@ -94,8 +95,13 @@ def advance(model: Params, mean: Params, rate: float = 1.0, way: Params | None =
 
     So running averages stay averages, whatever the step size.
     """
+    return model + scaled(mean, rate, way)
+
+
+def scaled(mean: Params, rate: float, way: Params | None = None) -> Params:
+    """`mean` with `rate` times `way` (by default its own) as its trainable arrays, and all else as it is."""
     moved = rate * (mean.trainable() if way is None else way)
-    return model + Params.of(mean.spec, {g: moved.flats.get(g, x) for g, x in mean.flats.items()})
+    return Params.of(mean.spec, {g: moved.flats.get(g, x) for g, x in mean.flats.items()})
 
 
 def at(rate: Rate, round: int) -> float:
