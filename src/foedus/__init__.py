@@ -39,6 +39,7 @@ _MODULES = (
     "algorithms",
     "transforms",
     "attacks",
+    "analytics",
 )
 
 __all__ = list(_NAMES)

@@ -1,0 +1,128 @@
+"""What columns hold, at each site and at all: counts, gaps, sums, moments and extremes (Chan, Golub and LeVeque 1983).
+What a site holds and the way to ask for sums may come in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from foedus.analytics import design
+from foedus.analytics.analysis import Table, analysis, answer
+from foedus.analytics.asking import Sent, ask, collect, listing, packed, unpacked, whole, work
+from foedus.analytics.design import Wanted
+from foedus.analytics.held import Held, column
+from foedus.analytics.ordered import NOTHING, float_of, whole_of
+from foedus.core import Algorithm, RoundContext, State
+from foedus.errors import JobError
+from foedus.params import Array
+
+SHOWN = ("count", "missing", "sum", "squares", "min", "max")
+
+
+def describe(columns: str | Sequence[str] = (), *, extremes: bool = True, least: int = 1) -> Algorithm:
+    """Count, gaps, sum, mean, variance (of n - 1), standard deviation, least and largest value of each column.
+
+    Without `columns`, of all that any site has. Texts have a count and gaps alone. `least`: a site's column with fewer
+    values is left out of its answer and of all sums. `extremes=False` keeps the least and largest value, each of which
+    is somebody's, at the site. `.pandas`: by column; `.per_site`: by site and column.
+
+    Leaves a site: for each column its count, gaps, sum, sum of squares about the mean, and extremes, in clear.
+    """
+    asked = design.wanted(features=columns, least=least)
+    works = {
+        "names": listing(partial(_names, asked)),
+        "moments": work(partial(_moments, asked, extremes)),
+        "spread": work(partial(_spread, asked)),
+    }
+    return analysis(partial(_round, asked), works)
+
+
+def _round(asked: Wanted, state: State, context: RoundContext, every: bool = True) -> Any:
+    named = yield from collect("names", context.cohort, {}, "name the columns", every)
+    kinds, sites = _agreed(named), sorted(named)
+    payload = {"columns": packed(list(kinds))}
+    n = (len(kinds),)
+    first = yield from ask("moments", sites, payload, {"count": n, "missing": n, "sum": n}, {"least": n, "most": n})
+    count = whole(first.of["count"])
+    mean = _over(first.of["sum"], count)
+    second = yield from ask("spread", sites, {**payload, "mean": np.nan_to_num(mean)}, {"squares": n})
+    ends = -float_of(first.most["least"]), float_of(first.most["most"])
+    pooled = _columns(kinds, count, whole(first.of["missing"]), first.of["sum"], second.of["squares"], *ends)
+    per_site = [_columns(kinds, *(np.asarray(first.shown[s][word]) for word in SHOWN)) for s in sites]
+    return answer("describe", {
+        "pandas": Table(list(kinds), pooled, ("column",)),
+        "per_site": Table(
+            [(s, c) for s in sites for c in kinds],
+            {k: [x for found in per_site for x in found[k]] for k in pooled}, ("site", "column"),
+        ),
+    }, {"sites": len(sites)})  # fmt: skip
+
+
+def _agreed(named: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """column -> kind, in the order of the first site that has it. Raises JobError where sites differ."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for site, columns in named.items():
+        for name, kind in columns.items():
+            found.setdefault(name, {}).setdefault(kind, []).append(site)
+    for name, kinds in found.items():
+        if {"text", "number"} <= kinds.keys():
+            text, number = (", ".join(kinds[word]) for word in ("text", "number"))
+            raise JobError(f"column {name!r} holds text at {text} and numbers at {number}: code it alike at all sites")
+    if not found:
+        raise JobError("no site has a row: bind data, or lower least")
+    return {name: next((k for k in kinds if k != "empty"), "number") for name, kinds in found.items()}
+
+
+def _names(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> dict[str, str]:
+    if table.rows < asked.least:
+        return {}
+    return {name: column(table, name).kind for name in asked.features or table.columns}
+
+
+def _columns(
+    kinds: Mapping[str, str], count: Array, missing: Array, total: Array, squares: Array, low: Array, high: Array
+) -> dict[str, Any]:
+    var = _over(squares, count - 1)
+    number = np.array([kind == "number" for kind in kinds.values()])
+    floats = {"sum": total, "mean": _over(total, count), "var": var, "std": np.sqrt(var), "min": low, "max": high}
+    return {"count": count, "missing": missing} | {k: np.where(number, x, np.nan) for k, x in floats.items()}
+
+
+def _over(a: Array, b: Array) -> Array:
+    return np.asarray(np.where(b > 0, a / np.where(b > 0, b, 1), np.nan))
+
+
+def _values(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> Iterable[tuple[int, int, Array]]:
+    """Of each column: how many values, how many gaps, the numbers. Nothing of one with too few values, or not there."""
+    for name in unpacked(payload["columns"]):
+        held = column(table, name) if name in table.columns else None
+        there = int(held.there.sum()) if held else 0
+        if held is None or there < asked.least:
+            yield 0, table.rows if table.rows >= asked.least else 0, np.empty(0)
+        else:
+            numeric = held.values[held.there] if held.kind == "number" else np.empty(0)
+            yield there, table.rows - there, numeric
+
+
+def _moments(asked: Wanted, extremes: bool, table: Held, payload: Mapping[str, Array]) -> Sent:
+    found = list(_values(asked, table, payload))
+    xs = [x for _, _, x in found]
+    squares = np.array([np.square(x - x.mean()).sum() if len(x) else 0.0 for x in xs])
+    sums = {
+        "count": np.array([n for n, _, _ in found]), "missing": np.array([gaps for _, gaps, _ in found]),
+        "sum": np.array([x.sum() for x in xs]),
+    }  # fmt: skip
+    most = {
+        "least": np.array([whole_of(-x).max() if len(x) and extremes else NOTHING for x in xs], np.int64),
+        "most": np.array([whole_of(x).max() if len(x) and extremes else NOTHING for x in xs], np.int64),
+    }
+    shown = {"squares": squares, "min": -float_of(most["least"]), "max": float_of(most["most"])}
+    return Sent(sums, most, sums | shown)
+
+
+def _spread(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> Sent:
+    found = zip(_values(asked, table, payload), payload["mean"], strict=True)
+    return Sent({"squares": [np.square(x - mean).sum() for (_, _, x), mean in found]})

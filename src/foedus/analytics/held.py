@@ -1,0 +1,141 @@
+"""What a site holds for an analysis: a table, read column by column, gaps and all. pandas is needed for files alone.
+Only data and the errors may come in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from foedus.data import Site, Split
+from foedus.errors import FoedusError, Missing
+from foedus.params import Array
+
+
+class Held:
+    """A site's table as a dataset of one example, so that nothing is set aside; it may have no rows."""
+
+    __slots__ = ("columns", "rows")
+
+    def __init__(self, columns: Mapping[str, Any], rows: int) -> None:
+        self.columns, self.rows = columns, rows
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Held:
+        return self
+
+
+class Column(NamedTuple):
+    """A column: numbers as float64 with NaN for gaps, or texts with None; `kind` is empty where all are gaps."""
+
+    values: Array
+    kind: str  # "number", "text", "empty"
+
+    @property
+    def there(self) -> Array:
+        """Where there is a value, as booleans."""
+        if self.kind == "text":
+            return np.array([v is not None for v in self.values], bool)
+        return np.asarray(~np.isnan(self.values))
+
+
+def loader(load: Callable[[Site], Any] | None) -> Callable[[Site], Split]:
+    """A Job's `data` from a function that returns a site's table, by default what its owner bound."""
+    return partial(_split, load)
+
+
+def _split(load: Callable[[Site], Any] | None, site: Site) -> Split:
+    return Split(train=held(load(site) if load else site.data))
+
+
+def held(table: Any) -> Held:
+    """A data frame, a mapping of columns, or the path of a .csv, .tsv or .parquet file. FoedusError for others."""
+    if isinstance(table, (str, os.PathLike)):
+        table = _read(Path(table))
+    if isinstance(table, Split):
+        return held(table.train)
+    if isinstance(table, Held):
+        return table
+    if hasattr(table, "iloc") and hasattr(table, "columns"):
+        twice = [str(name) for name in table.columns if list(table.columns).count(name) > 1]
+        if twice:
+            raise FoedusError(f"there are two columns {twice[0]!r}: rename one of them")
+        return Held({str(name): table[name] for name in table.columns}, len(table))
+    if isinstance(table, Mapping):
+        sizes = {str(name): len(column) for name, column in table.items()}
+        if len(set(sizes.values())) > 1:
+            raise FoedusError(f"columns of different lengths ({sizes}): give one value for each row")
+        return Held({str(name): column for name, column in table.items()}, max(sizes.values(), default=0))
+    raise FoedusError(f"a {type(table).__name__} is no table: return a data frame, or a mapping of columns")
+
+
+def _read(path: Path) -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise Missing("pandas", "analytics") from error
+    if path.suffix == ".parquet":
+        return pandas.read_parquet(path)
+    if path.suffix in (".csv", ".tsv"):
+        return pandas.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
+    raise FoedusError(f"a {path.suffix or 'folder'} is no table: load it with data=…, which returns a data frame")
+
+
+def column(table: Held, name: str) -> Column:
+    """The column of that name; an empty one where the table has no rows. Raises FoedusError with the remedy."""
+    if name in table.columns:
+        return _typed(name, table.columns[name])
+    if not table.rows:
+        return Column(np.empty(0), "empty")
+    raise FoedusError(f"there is no column {name!r}; rename the site's own one, or load it with data=…")
+
+
+def _typed(name: str, values: Any) -> Column:
+    dtype = getattr(values, "dtype", None)
+    if dtype is None:
+        values = np.asarray(values, object)
+        dtype = values.dtype
+    kind = getattr(dtype, "kind", "O")
+    if kind in "biuf":
+        return _numbers(name, values, getattr(dtype, "na_value", None) is not None)
+    if kind in "mM":
+        raise FoedusError(f"column {name!r} holds dates: turn them into numbers, such as days since a first day")
+    return _objects(name, list(values), _gaps(values))
+
+
+def _numbers(name: str, values: Any, gaps: bool) -> Column:
+    x = values.to_numpy(dtype=np.float64, na_value=np.nan) if gaps and hasattr(values, "to_numpy") else values
+    x = np.array(x, np.float64)
+    if np.isinf(x).any():
+        raise FoedusError(f"column {name!r} holds infinite numbers: mend them, or leave their cells empty")
+    return Column(x, "empty" if np.isnan(x).all() else "number")
+
+
+def _gaps(values: Any) -> Sequence[bool]:
+    if hasattr(values, "isna"):
+        return list(np.asarray(values.isna(), bool))
+    return [v is None or (isinstance(v, float) and v != v) for v in values]
+
+
+def _objects(name: str, values: Sequence[Any], gaps: Sequence[bool]) -> Column:
+    """Texts; or numbers, where all that is there are numbers."""
+    there = [v for v, gap in zip(values, gaps, strict=True) if not gap]
+    if all(isinstance(v, (int, float, np.number, np.bool_)) for v in there):
+        return _numbers(name, [np.nan if gap else float(v) for v, gap in zip(values, gaps, strict=True)], False)
+    texts = np.empty(len(values), object)
+    texts[:] = [None if gap else str(v) for v, gap in zip(values, gaps, strict=True)]
+    return Column(texts, "text")
+
+
+def numbers(table: Held, name: str) -> Array:
+    """The column as float64, gaps as NaN. Raises FoedusError where it holds text."""
+    found = column(table, name)
+    if found.kind == "text":
+        raise FoedusError(f"column {name!r} holds text where numbers are needed: turn it into numbers at every site")
+    return found.values
