@@ -4,6 +4,7 @@ Nothing of foedus comes in."""
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from hypothesis import HealthCheck, settings
 
 for _library in ("OMP", "OPENBLAS", "MKL"):  # nothing above imports numpy, which reads them once
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, by children too
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 if DATA.is_dir():

@@ -170,8 +170,10 @@ def test_status_tells_the_servers_figures(made: Federation) -> None:
 
 def test_tokens_are_all_that_invite_prints_on_standard_output(made: Federation) -> None:
     said = foedus(made.home("owner"), "federation", "invite", "east", "west", "--days", 2)
-    assert said.code == 0 and [line[:8] for line in said.out.splitlines()] == ["foedus1."] * 2
-    assert "good for 2 days" in said.err and "east, for `foedus site join TOKEN`:" in said.err
+    assert said.code == 0 and [line[:13] for line in said.out.splitlines()] == ["east foedus1.", "west foedus1."]
+    assert "good for 2 days" in said.err and "on its machine: `foedus site join TOKEN`" in said.err
+    alone = foedus(made.home("owner"), "federation", "invite", "bob", "--submitter").out.splitlines()
+    assert len(alone) == 1 and alone[0].startswith("foedus1.")
 
 
 def test_a_server_that_is_away_is_named_with_the_remedy(tmp_path: Path) -> None:
@@ -232,8 +234,15 @@ def test_code_waits_for_approval_is_approved_or_refused_and_check_says_so(made: 
     rows = {row["site"]: row for row in json.loads(said.out)["sites"]}
     assert said.code == SITE and rows["north"]["ready"] and not rows["south"]["ready"]
     assert "waiting for approval: foedus site approve" in rows["south"]["why"]
+    assert f"sends {len(list(tmp_path.glob('*.py')))} file of {tmp_path}: job.py" in said.err
+    listed = {line["run"]: line for line in foedus(made.home("alice"), "runs", "--json").json["runs"]}
+    (check,) = (line for name, line in listed.items() if line["why"] == "it was a check: nothing was trained")
+    refused = foedus(south, "site", "refuse", check["run"], "--json").json  # its code outlives the check
+    assert Path(refused["source"], "job.py").read_text() == job.read_text()
+    assert foedus(south, "site", "refuse", "no-such-run").code == MISTAKE
     run = submitted(made, job, "rounds=1", "min_sites=2")
     until(lambda: any(r["run"] == run for r in foedus(south, "site", "status", "--json").json["runs"]))
+    assert f"its code: {refused['source']}" in foedus(south, "site", "status").out
     found = foedus(south, "site", "approve", run, "--json").json
     assert (found["decision"], found["submitter"]) == ("approved", "alice") and "job.py" in found["files"]
     assert foedus(made.home("alice"), "watch", run, "--json").json["state"] == "finished"
@@ -259,9 +268,17 @@ def test_a_submitted_run_is_pulled_by_itself_and_verified_with_the_sites_data(ma
     assert not (alice / "runs" / run).exists()
     model.write_bytes(whole)
     assert foedus(alice, "pull", run, "--json").json["digest"] == found["digest"]
+    (line,) = (line for line in foedus(alice, "runs", "--json").json["runs"] if line["run"] == run)
+    assert line["where"] == "here, server"
+    assert foedus(alice, "logs", run, "--json").json["rows"][0][2] == "submitted"  # of the copy here
+    sent = foedus(made.home("north"), "site", "sent", run, "--json").json["sent"]
+    weights = [(line["round"], line["work"], line["status"]) for line in sent]
+    assert weights[:-1] == [(0, "train", "counted"), (0, "evaluate", "counted"), (1, "train", "counted")]
+    assert weights[-1][:2] == (1, "evaluate") and weights[-1][2] in ("counted", "unsettled")  # the run is over with it
+    assert all(line["bytes"] > 0 and line["weight"] > 0 for line in sent)
     said = foedus(alice, "verify", run, "--json")
     told = json.loads(said.out)
-    assert said.code == MISTAKE and (told["same"], told["needs"]) == (None, ["north", "south"])
+    assert said.code == 0 and (told["same"], told["needs"]) == (None, ["north", "south"])
     assert said.last.endswith(f"foedus verify {run} --site north=PATH --site south=PATH")
     given = [word for name, path in made.data.items() for word in ("--site", f"{name}={path}")]
     told = foedus(alice, "verify", run, *given, "--json").json

@@ -168,7 +168,7 @@ def test_a_mistake_on_the_command_line_is_told_in_the_last_line(
         ("x = (", JOB_ERROR, "foedus: job.py raised while it was imported: SyntaxError: '(' was never closed (job.py"),
         ("del job", JOB_ERROR, "foedus: job.py defines no Job: add `job = fd.Job(…)`"),
         ("job = job.replace(privacy=1)", JOB_ERROR, "foedus: job.py raised while it was imported: NotImpl"),
-        ("del sites", JOB_ERROR, "foedus: sites=None: give a count, a mapping name -> folder"),
+        ("del sites", JOB_ERROR, "foedus: no sites are named: give --site NAME=PATH for each"),
         ("job = fd.Job(fd.fedavg(), learner, quorum=3, cohort=2, rounds=1)", JOB_ERROR, "foedus: quorum and cohort do"),
         ("job = job.replace(min_sites=3)", PAUSED, "foedus: round 0: 2 of the 3 sites needed are there (north, south)"),
         ("def sites(): return 1 / 0", 1, "foedus: ZeroDivisionError: division by zero (job.py, line"),
@@ -198,7 +198,7 @@ def test_where_every_site_fails_the_last_line_names_them_and_the_cause_and_resum
         "foedus: round 0, task 'train': 0 of the 1 updates needed arrived; north: declined (train:"
     )
     assert "No such file or directory: '/no/such/scanner' (job.py, line 11, in fit)" in said.last
-    assert "south: declined" in said.last and said.last.endswith("resume the run")
+    assert "south: declined" in said.last and "Mend the cause and resume the run: `foedus resume " in said.last
     (run,) = json.loads(foedus(tmp_path, "runs", "--json").out)["runs"]
     assert run["state"] == "paused" and run["why"].startswith("round 0, task 'train': 0 of the 1 updates needed")
     plain(tmp_path)
@@ -261,12 +261,12 @@ def test_an_interrupted_run_says_so_and_goes_on_later(tmp_path: Path) -> None:
     trained(sites)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and out == ""
-    last = "foedus: interrupted; `foedus runs` lists the run, `foedus resume RUN` goes on where it stands"
-    assert err.strip().splitlines()[-1] == last
+    assert (process.returncode, out) == (130, ""), err
     for place in sites.values():
         (place / "slow").write_text("0")
     (run,) = json.loads(foedus(tmp_path, "runs", "--json").out)["runs"]
+    last = f"foedus: interrupted; `foedus resume {run['run']}` goes on where it stands"
+    assert err.strip().splitlines()[-1] == last
     found = json.loads(foedus(tmp_path, "resume", run["run"], "--json").out)
     calm = json.loads(foedus(tmp_path, "run", JOB, "rounds=3", *bound(sites), "--json").out)
     assert found["digest"] == calm["digest"] and found["rounds"] == 3

@@ -3,6 +3,7 @@ Everything below may come in, each backend only when it is named."""
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +19,11 @@ from foedus.data import Sites
 from foedus.errors import JobError, Paused
 from foedus.job import Job, described
 from foedus.journal import Journal
+from foedus.params import Params
 from foedus.pool import Pool
 from foedus.result import Result
 from foedus.run import MOST_MEASURED, PANEL, Checkpoints, Ended, Plan, execute
+from foedus.work import Bench
 
 BACKENDS = ("auto", "local", "vectorized", "processes", "network")
 GAIN = 1.25  # by which training together must beat all cores
@@ -69,8 +72,26 @@ def run(
         with crew(backend, job, data, seed, workers, note) as hands:
             runner = simulate(hands, data, journal, seed, job.least, script, watch, place)
             ended = _executed(job.plan(seed), runner, journal, place, script, told, watch)
+            if job.method.personal:
+                runner.saved()  # which writes what the sites keep
         runs.finish(journal, place, ended, time.monotonic() - began)
-    return runs.result(place)
+    return with_own(runs.result(place), job)
+
+
+def with_own(result: Result, job: Job) -> Result:
+    """The Result of a simulation, which then gives the sites' own models, if the Job's algorithm makes any."""
+    if job.method.personal is None:
+        return result
+    return dataclasses.replace(result, own=partial(_own, job.bench(0), result))
+
+
+def _own(bench: Bench, result: Result, site: str) -> Params | None:
+    from foedus.backends.locals import Locals
+
+    assert bench.personal is not None
+    kept, work = Locals(result.folder), bench.personal.work
+    kept.read()
+    return bench.own_model(result.params, {work: kept.get(work, site)})
 
 
 def _about(job: Job, data: Pool, seed: int, backend: str, source: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -144,6 +165,8 @@ def bind(sites: Any) -> Pool:
     if isinstance(sites, Mapping) and sites:
         keys = {} if all(isinstance(name, str) for name in sites) else {str(name): name for name in sites}
         return Pool(sorted(keys or sites), partial(_held, sites, keys))
+    if sites is None:
+        raise JobError("no sites are named: give --site NAME=PATH for each, or define `sites` in the job file")
     raise JobError(f"sites={sites!r}: give a count, a mapping name -> folder, frame or Split, or fd.Sites")
 
 
@@ -212,7 +235,7 @@ def _executed(
         return execute(plan, runner, journal, Checkpoints(place), script, told, watch)
     except Paused as error:
         journal.add("event", what="paused", why=str(error), at=time.time())
-        raise
+        raise Paused(f"{error}: `foedus resume {place.name}`") from error
 
 
 def _open(journal: Journal, about: Mapping[str, Any]) -> None:

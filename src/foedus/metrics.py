@@ -330,12 +330,13 @@ def _wilson(hits: float, n: float) -> Interval:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _normal(sums: Array) -> Interval:
+def _normal(sums: Array, least: float = -math.inf, most: float = math.inf) -> Interval:
+    """By the normal distribution of means, within what the metric can be: `least` to `most`."""
     if len(sums) < 3 or sums[1] < 2:
         return math.nan, math.nan
     total, n, squares = map(float, sums)
     half = Z * math.sqrt(max(0.0, squares - total * total / n) / (n - 1) / n)
-    return total / n - half, total / n + half
+    return max(least, total / n - half), min(most, total / n + half)
 
 
 def _areas(sums: Array) -> Array:
@@ -423,9 +424,9 @@ _ALL = (
     Metric("f1", _confusion, _f1, "max", None, _f1_interval),
     Metric("balanced_accuracy", _by_class, _macro, "max", None, _mover),
     Metric("auc", _binned, _auc, "max", partial(_auc, column=1), _newcombe),
-    Metric("brier", _brier, _share, "min", None, _normal),
-    Metric("dice", _dice, _share, "max", None, _normal),
-    Metric("mae", _absolute, _share, "min", None, _normal),
+    Metric("brier", _brier, _share, "min", None, partial(_normal, least=0.0, most=2.0)),
+    Metric("dice", _dice, _share, "max", None, partial(_normal, least=0.0, most=1.0)),
+    Metric("mae", _absolute, _share, "min", None, partial(_normal, least=0.0)),
     Metric("rmse", _squared, _root, "min", None, _root_interval),
 )
 _SHAPES: Mapping[Any, Sequence[tuple[int | None, ...]]] = {

@@ -65,9 +65,13 @@ class Remote:
         *,
         seed: int = 0,
         rounds: int | None = None,
+        say: Callable[[str], object] = lambda text: None,
     ) -> Run:
-        """Starts a run of a job file (or of a Job that was built in one); see `Run.wait` for its Result."""
-        return self._submitted(job, options, seed, rounds)
+        """Starts a run of a job file (or of a Job that was built in one); see `Run.wait` for its Result.
+
+        `say` hears which files are sent.
+        """
+        return self._submitted(job, options, seed, rounds, say=say)
 
     def _submitted(
         self,
@@ -76,6 +80,7 @@ class Remote:
         seed: int = 0,
         rounds: int | None = None,
         check: bool = False,
+        say: Callable[[str], object] = lambda text: None,
     ) -> Run:
         from foedus import jobfile, schema
         from foedus.job import Job
@@ -83,7 +88,8 @@ class Remote:
         loaded = jobfile.load(job, options) if not isinstance(job, Job) else jobfile.found(job)
         chosen = loaded.job if rounds is None else loaded.job.replace(rounds=rounds)
         data = bundle.pack(loaded.path.parent, loaded.path.name, files=chosen.files)
-        digest = bundle.digest(data)
+        digest, names = bundle.digest(data), bundle.listed(data)
+        say(f"sends {len(names)} file{'s' * (len(names) > 1)} of {loaded.path.parent}: {_few(names)}")
         body: Json = {
             "name": chosen.name or loaded.path.parent.name.replace("_", "-"),
             "bundle": {"digest": digest, "size": len(data)},
@@ -105,14 +111,18 @@ class Remote:
         return Run(self, self.link.call("POST", "/v1/runs", {"envelope": envelope})["run"])
 
     def check(
-        self, job: Job | str | Path, options: Mapping[str, str] | None = None, patience: float = 30.0
+        self,
+        job: Job | str | Path,
+        options: Mapping[str, str] | None = None,
+        patience: float = 30.0,
+        say: Callable[[str], object] = lambda text: None,
     ) -> list[Json]:
         """One row a site: reachable, dataset, schema, rows, packages, approval, and `why` it is not ready.
 
         The sites load their data as for a run; nothing is trained. A site that says nothing for `patience` seconds is
         not waited for.
         """
-        run, until = self._submitted(job, options, check=True), time.monotonic() + patience
+        run, until = self._submitted(job, options, check=True, say=say), time.monotonic() + patience
         try:
             while True:
                 sites, answers = self.sites(), run.status()["answers"]
@@ -152,6 +162,10 @@ class Remote:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def _checked(site: Json, answer: Json | None) -> Json:
@@ -234,7 +248,7 @@ class Run:
         """
         state, why, heard = "", "", set[str]()
         for kind, found in self.watch():
-            news = f"{found[0]}: {found[1]}" if kind == "state" and found[0] == "paused" else _absence(kind, found)
+            news = f"paused: {found[1]}: `foedus resume {self.id}`" if found[0] == "paused" else _absence(kind, found)
             if news and news not in heard:
                 heard.add(news)
                 say(news)
@@ -243,7 +257,7 @@ class Run:
             elif found[2] == "step":
                 told({"round": found[3]["round"], "seconds": found[3]["seconds"], **found[3]["metrics"]})
         if state != "finished":
-            raise FoedusError(f"run {self.id} {state}: {why}")
+            raise FoedusError(f"run {self.id} {state}: {why}; `foedus resume {self.id}` goes on with it")
         return self.pull(folder)
 
     def pull(self, folder: Path | None = None) -> Result:

@@ -9,9 +9,6 @@ import traceback
 from typing import NoReturn
 
 NOT_BUILT, INTERRUPTED, TERMINATED = 10, 130, 143
-RESUME = "`foedus runs` lists the run, `foedus resume RUN` goes on where it stands"
-GOES_ON = "the run goes on at the server: `foedus watch RUN` follows it, `foedus stop RUN` stops it"
-AFTER = {"run": RESUME, "resume": RESUME, "submit": GOES_ON, "watch": GOES_ON}  # verb -> what next, if it is cut short
 
 
 def main() -> None:
@@ -49,10 +46,11 @@ def _terminate(*_: object) -> NoReturn:
 
 
 def _cut_short() -> NoReturn:
+    from foedus.cli.show import noted_step
+
     terminated = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    next_step = AFTER.get(next((word for word in sys.argv[1:] if not word.startswith("-")), ""), "")
     what = "ended by SIGTERM" if terminated else "interrupted"
-    _last(what + (f"; {next_step}" if next_step else ""), TERMINATED if terminated else INTERRUPTED)
+    _last("; ".join(filter(None, (what, noted_step()))), TERMINATED if terminated else INTERRUPTED)
 
 
 def _last(line: str, code: int) -> NoReturn:

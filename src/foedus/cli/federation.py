@@ -67,7 +67,10 @@ def invite(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Print a one-time token for each name. Hand it over in secret: who has it can join under that name."""
+    """Print a one-time token for each name. Hand it over in secret: who has it can join under that name.
+
+    Of one name its token alone is printed, of several a line NAME TOKEN for each.
+    """
     from foedus.home import folder
     from foedus.server import owner
 
@@ -77,9 +80,9 @@ def invite(
         return
     verb = "login" if submitter else "site join"
     note(f"each token is good for {days} days and for one use, by whoever has it: hand it over in secret")
+    note(f"on its machine: `foedus {verb} TOKEN`")
     for name, token in tokens.items():
-        note(f"{name}, for `foedus {verb} TOKEN`:")
-        print(token, flush=True)
+        print(token if len(tokens) == 1 else f"{name} {token}", flush=True)
 
 
 def revoke(

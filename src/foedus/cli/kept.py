@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foedus.cli.given import HomeOption, JsonOption, RunArgument, SiteOption, as_paths, data_of
-from foedus.cli.show import Progress, columns, note, out, quiet, result_lines
+from foedus.cli.show import Progress, columns, next_step, note, out, quiet, result_lines
 from foedus.errors import FoedusError, NoRun
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def resume(run: RunArgument, home: HomeOption = None, json: JsonOption = False) 
     from foedus import launch
     from foedus import runs as kept
 
-    folder = _folder(run, home, elsewhere=True)
+    folder = folder_of(run, home, elsewhere=True)
     if folder is None:
         _resume_there(run, home, json)
         return
@@ -37,7 +37,8 @@ def resume(run: RunArgument, home: HomeOption = None, json: JsonOption = False) 
         tell(kept.result(folder), json)
         return
     with quiet():
-        about, chosen, named = _as_started(folder)
+        about, chosen, named = as_started(folder)
+        next_step(f"`foedus resume {folder.name}` goes on where it stands")
         with Progress(chosen.rounds) as told:
             result = launch.run(
                 chosen,
@@ -55,20 +56,21 @@ def resume(run: RunArgument, home: HomeOption = None, json: JsonOption = False) 
 def verify(run: RunArgument, site: SiteOption = None, home: HomeOption = None, json: JsonOption = False) -> None:
     """Check a run's journal, replay the run and compare the bits.
 
-    For a run of a real federation, name where a copy of each site's data is: --site NAME=PATH, repeated.
+    For a run of a real federation, name where a copy of each site's data is: --site NAME=PATH, repeated. Without, its
+    journal and the model that it names are checked, and nothing is replayed.
     """
     from foedus import launch
 
-    given, folder = data_of(site), _folder(run, home)
+    given, folder = data_of(site), folder_of(run, home)
     assert folder is not None
     with quiet():
-        _, chosen, named = _as_started(folder)
+        _, chosen, named = as_started(folder)
         found = launch.verify(folder, chosen, as_paths(given) if given else named)
     for line in _verified(found):
         note(line)
     out(found, json, [])
-    if not found["same"]:
-        raise typer.Exit(1 if found["needs"] else 6)
+    if found["same"] is False:
+        raise typer.Exit(6)
 
 
 def _verified(found: Mapping[str, Any]) -> list[str]:
@@ -91,7 +93,7 @@ def report(
     """Write a run's report, finished or not: one HTML page that needs no network."""
     from foedus.report import write
 
-    folder = _folder(run, home)
+    folder = folder_of(run, home)
     assert folder is not None
     path = str(write(folder, file))
     out({"run": folder.name, "report": path}, json, [f"the report of run {folder.name} is {path}"])
@@ -102,8 +104,11 @@ def runs(home: HomeOption = None, json: JsonOption = False) -> None:
     from foedus import runs as kept
 
     found = [{"where": "here", **line} for line in kept.listed(home)]
-    if _logged_in(home):
-        found += _listed_there(home)
+    there = {line["run"]: line for line in _listed_there(home)} if _logged_in(home) else {}
+    for line in found:
+        if there.pop(line["run"], None):
+            line["where"] = "here, server"
+    found += there.values()
     rows = [[r["run"], r["where"], r["state"], str(r["rounds"]), _short(r["why"])] for r in found]
     head = ["run", "where", "state", "rounds", ""]
     out({"runs": found}, json, columns(head, rows) if found else ["no runs yet: `foedus run job.py` makes one"])
@@ -138,7 +143,7 @@ def reported(result: Result) -> dict[str, Any]:
         return found
 
 
-def _folder(run: str, home: Path | None, elsewhere: bool = False) -> Path | None:
+def folder_of(run: str, home: Path | None, elsewhere: bool = False) -> Path | None:
     """The run's folder on this machine; None, if that may be, where the run can only be at the server."""
     from foedus.home import find_run
 
@@ -184,7 +189,7 @@ def _listed_there(home: Path | None) -> list[dict[str, Any]]:
         return []
 
 
-def _as_started(folder: Path) -> tuple[Mapping[str, Any], Job, Any]:
+def as_started(folder: Path) -> tuple[Mapping[str, Any], Job, Any]:
     """The first row of a run, its Job, and the data of its sites (None: they are at the sites of a federation)."""
     from foedus import jobfile
     from foedus import runs as kept

@@ -11,7 +11,7 @@ import typer
 
 from foedus.cli.given import HomeOption, JsonOption, pairs
 from foedus.cli.kept import tell
-from foedus.cli.show import Progress, columns, note, out
+from foedus.cli.show import Progress, columns, next_step, note, out
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id at the server, or a unique prefix.")]
 PAUSED = 5
@@ -52,14 +52,15 @@ def submit(
 
     remote = connect(home=home)
     if check:
-        rows = remote.check(job, pairs(options, "KEY=VALUE"))
+        rows = remote.check(job, pairs(options, "KEY=VALUE"), say=note)
         out({"sites": rows}, json, table(rows))
         raise typer.Exit(0 if rows and all(row["ready"] for row in rows) else 4)
-    run = remote.submit(job, pairs(options, "KEY=VALUE"), seed=seed, rounds=rounds)
+    run = remote.submit(job, pairs(options, "KEY=VALUE"), seed=seed, rounds=rounds, say=note)
     note(f"run {run.id} is at the server, and goes on if this command ends: `foedus watch {run.id}`")
     if not wait:
         out({"run": run.id}, json, [])
         return
+    next_step(watching(run.id))
     with Progress(run.status()["of"]) as told:
         result = run.wait(told, say=note)
     tell(result, json)
@@ -70,6 +71,7 @@ def watch(run: RunArgument, home: HomeOption = None, json: JsonOption = False) -
     from foedus.remote import connect
 
     found = connect(home=home).run(run)
+    next_step(watching(found.id))
     state: tuple[str, str] = ("", "")
     with Progress(found.status()["of"]) as told:
         for kind, news in found.watch():
@@ -89,10 +91,21 @@ def watch(run: RunArgument, home: HomeOption = None, json: JsonOption = False) -
 
 def logs(run: RunArgument, home: HomeOption = None, json: JsonOption = False) -> None:
     """Print a run's journal: who was asked, what arrived, what was decided."""
+    rows = _rows(run, home)
+    out({"rows": rows}, json, [_line(*row) for row in rows])
+
+
+def _rows(run: str, home: Path | None) -> list[list[Any]]:
+    """The journal of a run that is kept here, or else at the server."""
+    from foedus import runs as kept
+    from foedus.cli.kept import folder_of
+
+    here = folder_of(run, home, elsewhere=True)
+    if here is not None:
+        return [list(row) for row in kept.rows(here)]
     from foedus.remote import connect
 
-    rows = connect(home=home).run(run).rows()[0]
-    out({"rows": rows}, json, [_line(*row) for row in rows])
+    return connect(home=home).run(run).rows()[0]
 
 
 def stop(run: RunArgument, home: HomeOption = None, json: JsonOption = False) -> None:
@@ -125,6 +138,11 @@ def sites(home: HomeOption = None, json: JsonOption = False) -> None:
     rows = [[s["site"], s["state"], "never" if s["seconds"] is None else f"{s['seconds']:.0f} s ago"] for s in found]
     nobody = ["no site has joined yet: `foedus federation invite NAME` prints a token for one"]
     out({"sites": found}, json, columns(["site", "state", "heard"], rows) if rows else nobody)
+
+
+def watching(run: str) -> str:
+    """What to do when a command that follows a run ends before the run does."""
+    return f"run {run} goes on at the server: `foedus watch {run}` follows it, `foedus stop {run}` stops it"
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

@@ -17,6 +17,19 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+_next = [""]
+
+
+def next_step(text: str) -> None:
+    """Notes what to do if this command is cut short from here on."""
+    _next[0] = text
+
+
+def noted_step() -> str:
+    """What `next_step` heard last; "" where nothing was begun."""
+    return _next[0]
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Inside the block, whatever the Job's code or its processes print goes to standard error."""

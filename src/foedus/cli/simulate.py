@@ -10,7 +10,7 @@ import typer
 
 from foedus.cli.given import HomeOption, JsonOption, SiteOption, as_paths, data_of, pairs, plain_sites
 from foedus.cli.kept import tell
-from foedus.cli.show import Progress, note, quiet
+from foedus.cli.show import Progress, next_step, note, quiet
 
 EXAMPLES = """Examples:
 
@@ -61,6 +61,7 @@ def run(
         chosen = loaded.job if rounds is None else loaded.job.replace(rounds=rounds)
         folder = kept.new_folder(chosen.name or loaded.path.parent.name, home)
         note(f"run {folder.name} on backend {launch.resolve(backend, exact)}")
+        next_step(f"`foedus resume {folder.name}` goes on where it stands")
         with Progress(chosen.rounds) as told:
             result = launch.run(
                 chosen,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foedus.cli.given import HomeOption, JsonOption, pairs
-from foedus.cli.show import note, out
+from foedus.cli.show import columns, note, out
 from foedus.errors import FoedusError
+from foedus.files import write_atomic
 
 if TYPE_CHECKING:
     from foedus.site.place import Place
@@ -27,9 +28,10 @@ LEAVING = 15.0
 
 def add_to(app: typer.Typer) -> None:
     verbs = typer.Typer(name="site", no_args_is_help=True, help="Take part in a federation with this machine's data.")
-    for verb in (join, start, status, pause, leave, approve, refuse):
+    for verb in (join, start, status, sent, pause, leave, approve, refuse):
         verbs.command()(verb)
     verbs.command(name="return")(return_)
+    verbs.command()(export)
     data = typer.Typer(name="data", no_args_is_help=True, help="Which local data stands behind a dataset's name.")
     data.command(name="add")(data_add)
     data.command(name="list")(data_list)
@@ -79,6 +81,38 @@ def status(home: HomeOption = None, name: NameOption = None, json: JsonOption = 
 
     found = describe(_place(home, name))
     out(found, json, lines(found))
+
+
+def sent(
+    run: Annotated[str, typer.Argument(metavar="[RUN]", help="A run's id, or how it begins; all runs without.")] = "",
+    home: HomeOption = None,
+    name: NameOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what left this site: every update, with its bytes, weight, metrics, and what became of it."""
+    from foedus.site import report
+
+    place = _place(home, name)
+    found = report.sent(place, run)
+    out({"site": place.name, "sent": found}, json, _sent_lines(found))
+
+
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that is over: its id, or how it begins.")],
+    file: Annotated[Path | None, typer.Option("--out", help="The file, in place of RUN-SITE.safetensors.")] = None,
+    home: HomeOption = None,
+    name: NameOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write this site's own model of a run, as safetensors; it was never anywhere else."""
+    from foedus.site import report
+
+    place = _place(home, name)
+    model = report.find_model(place, run)
+    path = file or Path(f"{model.parent.name}-{place.name}.safetensors")
+    write_atomic(path, model.read_bytes())
+    said = [f"the model of {place.name} is {path}"]
+    out({"run": model.parent.name, "site": place.name, "model": str(path)}, json, said)
 
 
 def pause(home: HomeOption = None, name: NameOption = None, json: JsonOption = False) -> None:
@@ -183,6 +217,18 @@ def _bindings(data: list[str] | None, adapter: list[str] | None) -> list[Any]:
     if odd := adapters.keys() - paths.keys():
         raise FoedusError(f"--adapter {min(odd)}=…: give --data {min(odd)}=PATH with it")
     return [Binding(name, path, adapters.get(name, "")) for name, path in paths.items()]
+
+
+def _sent_lines(found: list[dict[str, Any]]) -> list[str]:
+    """A line for each update, and how much it was in all."""
+    head = ("when", "run", "round", "work", "bytes", "weight", "metrics", "status")
+    rows = [
+        [time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(b.get("at", 0))), b["run"], str(b["round"] + 1), b["work"],
+         f"{b['bytes']:,}", f"{b['weight']:g}", ", ".join(b["metrics"]) or "-", b["status"]]
+        for b in found
+    ]  # fmt: skip
+    total = f"{len(found)} updates, {sum(b['bytes'] for b in found):,} bytes in all"
+    return [*columns(head, rows), total] if rows else ["no update was computed to leave this site"]
 
 
 def _show_data(place: Place, json: bool) -> None:

@@ -248,7 +248,10 @@ class App:
                 return answer({"offset": part.offset, "error": "go on from this offset"}, 409)
             _pour(request, part)
             part.finish(claim.digest, total)
-        return answer({"offset": total})
+        if not self._known(asked.name, {"run": run, "round": round, "task": number, "attempt": attempt}):
+            return answer({"offset": total})
+        self.hub.forget(asked.name, [claim.digest])  # nobody waits for it any more: it was settled on its way
+        return answer({"status": "dropped"}, 410)
 
     def update(self, asked: Asked) -> Response:
         envelope = asked.json()["envelope"]

@@ -201,7 +201,8 @@ class Conductor:
         known = self.run.journal.find("task", round, number)
         row = {k: v for k, v in body.items() if k != "sites"} | {"round": round, "task": number}
         asked = self._may_ask(body["sites"], body) if known is None else known["asked"]
-        row |= {"asked": asked, "candidates": body["sites"] if body["busy"] else None}
+        more = body["busy"] or (self.run.book.asynchronous and body["late"] == "drop")
+        row |= {"asked": asked, "candidates": body["sites"] if more else None}
         self.run.journal.add("task", **row)
         if known is None:
             self.run.context.blobs.require(len(asked) * body["payload"]["size"])
@@ -214,32 +215,42 @@ class Conductor:
         return free if body["busy"] is None else free[: max(0, body["busy"] - len(flying))]
 
     def _ripe(self, task: Open) -> bool:
-        return task.closed or task.desk.verdict() != "open"
+        return task.closed or self._verdict(task) != "open"
+
+    def _verdict(self, task: Open) -> str:
+        """That of its desk, but an asynchronous run is never short of sites that are at work."""
+        verdict = task.desk.verdict()
+        return "open" if verdict == "short" and self.run.book.awaited() else verdict
 
     def _may_close(self, task: Open) -> bool:
         with self.run.context.news:
             if task.closed:
                 return True
-            self._lose(task)
+            for each in [task, *self.run.book.late()]:
+                self._lose(each)
             self._refill(task)
-            verdict = task.desk.verdict()
+            verdict = self._verdict(task)
             if verdict == "short":
                 self._short(task)
             return verdict == "close"
 
     def _lose(self, task: Open) -> None:
+        """Journals who is not waited for any longer. To measure, an asynchronous run waits for nobody who is silent."""
         members, now = self.run.context.members, time.monotonic()
-        enrolled = set(members.sites())
+        enrolled, measures = set(members.sites()), self.run.book.asynchronous and not task.keeps
         for site in task.desk.waiting():
             if site not in enrolled:
                 self.run.settle_row("lost", task, site, "its entry was revoked or expired")
             elif not members.accepting(site):
                 self.run.settle_row("lost", task, site, "it left")
+            elif measures and members.away(site) > AWAY:
+                self.run.settle_row("lost", task, site, f"nothing was heard of it for {AWAY:g} s")
         for site, why in task.stalled(now).items():
             self.run.settle_row("lost", task, site, why)
 
     def _refill(self, task: Open) -> None:
-        if not task.body["busy"]:
+        """Asks more sites: as many as may be at work at a time, or, to measure, others than those that were lost."""
+        if not task.body["candidates"] or not (task.body["busy"] or task.desk.verdict() == "short"):
             return
         rest = [s for s in task.body["candidates"] if s not in task.desk.asked]
         new = self._may_ask(rest, dict(task.body))

@@ -28,7 +28,7 @@ from foedus.wire.bundle import unpack
 from foedus.wire.signing import sign_envelope
 
 log = logging.getLogger(__name__)
-CHECKING = "checking"
+CHECKING, CHECKED = "checking", "it was a check: nothing was trained"
 RUN = re.compile(r"[A-Za-z0-9._-]{1,85}")  # the name of a folder, here and at sites
 Json = dict[str, Any]
 
@@ -76,12 +76,20 @@ class Hub:
                 elif live.journal.find("end"):
                     live.state = "finished"
                 elif live.submission.get("check"):
-                    live.state = "stopped"
+                    live.state, live.why = "stopped", CHECKED
                 elif stopped := self.store.get("stopped", run):
                     live.state, live.why = stopped["state"], stopped["why"]
                 else:
                     live.event("server restarted")
                     self._serve(live)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Deletes what sites sent and no run needs: bytes whose site was told, on the way, that nobody waits for them."""
+        for place in (self.place.folder / "updates").glob("*/"):
+            with self.news:
+                needed = {digest for live in self.runs.values() for digest in live.needs(place.name)}
+            self.updates(place.name).sweep(needed)
 
     def _open(self, run: str) -> Run:
         """The run as its journal has it. Raises JournalError or another FoedusError for one that cannot be read."""
@@ -206,8 +214,9 @@ class Hub:
                     raise FoedusError(f"run {live.id} is {live.state} already: there is nothing to stop")
                 if live.id in self.conductors:
                     self.conductors[live.id].stop()
-                live.set("stopped", f"by {who}")
-                self.store.put("stopped", live.id, {"state": "stopped", "why": f"by {who}"})
+                why = CHECKED if live.submission.get("check") else f"by {who}"
+                live.set("stopped", why)
+                self.store.put("stopped", live.id, {"state": "stopped", "why": why})
             elif live.over and live.state != "finished" and not live.submission.get("check"):
                 self.store.delete("stopped", live.id)
                 again = self._open(live.id)

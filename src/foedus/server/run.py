@@ -63,9 +63,12 @@ class Run:
         self.strange = dict[tuple[str, str], None]()  # builds of updates that their sites did not describe
 
     def set(self, state: str, why: str = "") -> None:
-        """Says where the run stands, and journals what people want to know of it."""
+        """Says where the run stands, and journals what people want to know of it.
+
+        What is over stays so, whatever its conductor was about to say; only the row of its end still counts.
+        """
         with self.context.news:
-            if (state, why) == (self.state, self.why):
+            if (state, why) == (self.state, self.why) or (self.over and state != "finished"):
                 return
             log.info("run %s: %s%s", self.id, state, f": {why}" if why else "")
             if state in ("paused", "failed") or self.state == "paused":
@@ -135,7 +138,8 @@ class Run:
         if cached not in self.envelopes:
             if len(self.envelopes) > MOST_ENVELOPES:
                 self.envelopes.clear()
-            body, base = task.body, self.book.bases.get((site, task.body["work"]))
+            body, reads = task.body, task.body.get("reads", "")
+            base = self.book.bases.get((site, reads or body["work"]))
             stall, total = body["deadline"] or (600.0, None)
             plain = {
                 "run": self.id,
@@ -150,6 +154,7 @@ class Run:
                 "bundle": self.submission["bundle"]["digest"],
                 "deadline": {"stall": float(stall).hex(), "total": None if total is None else float(total).hex()},
                 "seed": self.submission["seed"],
+                "reads": reads,
                 "base": base and {"round": base.round, "task": base.task},
                 "verdicts": {},
             }

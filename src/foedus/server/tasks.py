@@ -94,6 +94,7 @@ class Book:
         self.kept: dict[Origin, Accepted] = {}  # accepted, neither counted nor dropped
         self.settled: list[Accepted] = []  # counted or dropped, its blobs not yet deleted
         self.live: dict[At, Open] = {}  # Tasks for which somebody may still be at work
+        self.asynchronous = False  # whether late updates of any Task are kept
         self.verdicts: dict[Origin, str] = {}
         self.bases: dict[tuple[str, str], Origin] = {}  # (site, work) -> origin of the base it must have
         self.stateful: dict[Origin, str] = {}
@@ -116,6 +117,7 @@ class Book:
 
     def publish(self, row: Mapping[str, Any]) -> Open:
         task = self.live[_at(row)] = self.tasks[_at(row)] = Open(row["round"], row["task"], row, row["asked"])
+        self.asynchronous |= task.keeps
         if task.keeps:
             for origin, accepted in self.kept.items():
                 if self.tasks[origin[1:3]].keeps:
@@ -127,10 +129,14 @@ class Book:
         task, site = self.tasks[_at(row)], row["site"]
         if row["attempt"] > task.attempts.get(site, 0):
             task.again()
-        if kind != "accepted":
+        if kind == "accepted":
+            self._accept(task, row)
+        else:
             task.desk.settle(Outcome(site, kind, row["why"]))  # type: ignore[arg-type]
-            return
-        origin = Origin(site, row["round"], row["task"])
+        self._leave(task)
+
+    def _accept(self, task: Open, row: Mapping[str, Any]) -> None:
+        site, origin = row["site"], Origin(row["site"], row["round"], row["task"])
         accepted = Accepted(origin, row["weight"], row["digest"], row["metrics"], row["stateful"])
         self.kept[origin] = accepted
         if row["stateful"]:
@@ -154,10 +160,15 @@ class Book:
             self._gone(origin, "counted")
             if origin in self.stateful:
                 self.bases[site, self.stateful[origin]] = origin
+        self._leave(task)
         if not task.keeps:
-            del self.live[_at(row)]
             for origin in [o for o in self.kept if o[1:3] == _at(row)]:
                 self._gone(origin, "dropped")
+
+    def _leave(self, task: Open) -> None:
+        """Forgets a closed Task for which nobody is at work any more."""
+        if task.closed and not (task.keeps and task.desk.waiting()):
+            self.live.pop((task.round, task.number), None)
 
     def _gone(self, origin: Origin, verdict: str) -> None:
         accepted = self.kept.pop(origin, None)
@@ -184,10 +195,17 @@ class Book:
     def open_tasks(self) -> list[Open]:
         return list(self.live.values())
 
+    def late(self) -> list[Open]:
+        """The closed Tasks for which somebody is still at work."""
+        return [task for task in self.live.values() if task.closed]
+
+    def awaited(self) -> set[str]:
+        """Sites at work for a Task whose late updates are kept."""
+        return {site for task in self.live.values() if task.keeps for site in task.desk.waiting()}
+
     def flying(self) -> set[str]:
-        """Sites at work for a Task whose late updates are kept, and sites whose stateful update is not settled."""
-        busy = {site for task in self.live.values() if task.keeps for site in task.desk.waiting()}
-        return busy | {origin.site for origin in self.kept if origin in self.stateful}
+        """Sites that are awaited, and sites whose stateful update is not settled."""
+        return self.awaited() | {origin.site for origin in self.kept if origin in self.stateful}
 
     def verdict(self, site: str, round: int, number: int, attempt: int, ended: bool) -> str:
         """A repeatable read of the journal: what became of the update that a site keeps."""

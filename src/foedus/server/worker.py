@@ -141,6 +141,7 @@ class Remote:
             "returns": [list(leaf) for leaf in task.returns or ()],
             "digest": task_digest(task, digest_of_file),
             "least": min(max(self.least, task.aggregator.least), len(task.sites)),
+            **({"reads": task.reads} if task.reads else {}),
         }
 
     def _checked(self, said: Mapping[str, Any], tasks: Mapping[int, Task], fd: int) -> dict[str, Any]:
@@ -153,13 +154,12 @@ class Remote:
         point("runworker.before-fold")
         name = f"total-{round}-{message['task']}.safetensors"
         counted = [(Origin(c["site"], c["round"], c["task"], c["age"]), c) for c in message["close"]]
-        metrics = {origin.site: sums_of(c["metrics"], origin.site) for origin, c in counted}
-        weights = {origin.site: float.fromhex(c["weight"]) for origin, c in counted}
-        outcomes = [
-            Outcome(s, status, why, weights.get(s, 0.0), metrics.get(s, {})) for s, status, why in message["outcomes"]
-        ]
-        updates = [(origin, weights[origin.site], mapped(fd)) for (origin, _), fd in zip(counted, fds, strict=True)]
-        fold_files(task.aggregator, task.returns or (), updates, len(task.sites), outcomes, self.scratch / name)
+        told = [sums_of(c["metrics"], origin.site) for origin, c in counted]
+        weights = [float.fromhex(c["weight"]) for _, c in counted]
+        last = {origin.site: found for (origin, _), *found in zip(counted, weights, told, strict=True)}
+        outcomes = [Outcome(s, status, why, *last.get(s, (0.0, {}))) for s, status, why in message["outcomes"]]
+        updates = [(origin, w, mapped(fd)) for (origin, _), w, fd in zip(counted, weights, fds, strict=True)]
+        fold_files(task.aggregator, task.returns or (), updates, len(task.sites), outcomes, self.scratch / name, told)
         point("runworker.after-fold")
         self.pipe.send({"do": "total", "task": message["task"], "file": name})
         return read_total(self.scratch / name)

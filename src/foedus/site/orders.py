@@ -55,6 +55,7 @@ class Order(NamedTuple):
     seed: int
     base: tuple[int, int] | None
     verdicts: Mapping[str, Verdict]
+    reads: str = ""  # the work whose local state that is; "": its own
 
 
 class Offer(NamedTuple):
@@ -102,7 +103,7 @@ def read_order(envelope: Any, server: str, site: str) -> Order:
         stall, told = number(body["deadline"]["stall"]), verdicts(body["verdicts"])
         return Order(
             at, _text(body["work"]), _blob(body["payload"]), spec_of(body["returns"]), stall, _digest(body["bundle"]),
-            _integer(body["seed"]), base or None, told,
+            _integer(body["seed"]), base or None, told, _text(body.get("reads", "")),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"a task of run {body.get('run')!r} is malformed ({type(error).__name__} {error})") from error

@@ -13,8 +13,10 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, final
 
 from foedus.errors import FoedusError
+from foedus.files import STRETCH, write_atomic
 from foedus.site import bindings, policy
 from foedus.site.orders import Activity, At, Blob, Ending, Offer, Order, Verdict
+from foedus.site.orders import verdicts as read_verdicts
 from foedus.site.place import Place
 from foedus.site.shelf import Shelf
 from foedus.site.tasks import Tasks
@@ -22,10 +24,12 @@ from foedus.site.transfer import fetch, holds
 from foedus.site.trust import Code, Roll, consent
 from foedus.site.workerhost import ARCHIVE, WorkerHost
 from foedus.wire.bundle import MOST_BYTES, unpack
+from foedus.wire.ed25519 import derived
 from foedus.wire.link import Answered, Member, Stopped
 
 RUNS, ENDED = "runs", "ended"
-SOURCE = "source"  # in the run's folder: its code for the owner to read
+CODES = "codes"  # of every bundle that a run here has: whose it is; its files lie in the folder of that name
+OWN = "personal.safetensors"  # beside the run's last model
 LOADING = 600.0  # seconds without progress in which the data must be loaded
 Json = dict[str, Any]
 
@@ -235,15 +239,19 @@ class SiteRun:
             raise NotReady(why)
 
     def _fetch_bundle(self, offer: Offer) -> None:
-        """The bundle's bytes, and beside them its source for the owner to read; nothing of it is run."""
+        """The bundle's bytes, and its source for the owner to read, which outlives the run; nothing of it is run."""
         if not 0 < offer.bundle.size <= 2 * MOST_BYTES:
             raise NotReady(f"the bundle is larger than the {MOST_BYTES >> 20} MB that are taken")
-        archive, source = self.folder / ARCHIVE, self.folder / SOURCE
+        place = self.context.place
+        archive, source = self.folder / ARCHIVE, place.folder / CODES / offer.bundle.digest
         if not holds(archive, offer.bundle):
             fetch(self.tasks.line, self.run, offer.bundle, archive, None, self.leaving)
         shutil.rmtree(source, ignore_errors=True)
+        source.parent.mkdir(exist_ok=True)
         if unpack(archive.read_bytes(), source).entry != offer.entry:
             raise NotReady("the bundle's entry is not the one that the submitter signed")
+        told = {"run": self.run, "name": offer.name, "submitter": self.context.roll.submitter(offer.public)}
+        place.store.put(CODES, offer.bundle.digest, told)
 
     def _host(self, rules: policy.Policy) -> WorkerHost:
         offer, place = self.offer, self.context.place
@@ -252,7 +260,7 @@ class SiteRun:
         loading = {"entry": offer.entry, "options": offer.options, "seed": offer.seed, "site": place.name,
                    "data": [list(binding) for binding in bound], "many": len(bound) > 1,
                    "network": rules.network, "limits": rules.limits,
-                   "error_texts": rules.error_texts}  # fmt: skip
+                   "error_texts": rules.error_texts, "secret": derived(place.key(), self.run)}  # fmt: skip
         if self.worker is None or self.worker.loading != loading:
             self._retire()
             log = place.folder / "logs" / f"{self.run}.log"
@@ -288,8 +296,9 @@ class SiteRun:
     # ---- the end -----------------------------------------------------------------------------------------------------
     def _end(self, ending: Ending) -> None:
         place, log = self.context.place, self.context.log
+        models = {name: self._model(name, blob) for name, blob in ending.models.items()}
+        saved = [*models.values(), self._own_model(models.get("final"))]
         self._retire()
-        saved = [self._model(name, blob) for name, blob in ending.models.items()]
         with place.store.transaction():
             self.shelf.clear()
             place.store.delete(RUNS, self.run)
@@ -308,3 +317,37 @@ class SiteRun:
                 raise
             self.context.log.warning("run %s: the %s model could not be fetched: %s", self.run, name, error)
             return None
+
+    def _own_model(self, final: Path | None) -> Path | None:
+        """The file of the site's own model, which its worker makes of the last one and of what is kept here."""
+        if final is None or self.offer is None:
+            return None
+        try:
+            self._settle_last()
+            locals = {work: str(self.shelf.folder / base.file) for work, base in self.shelf.bases().items()}
+            rules = policy.load(self.context.place.folder / "policy.toml")
+            if not locals or self._consent(rules):
+                return None
+            made, path = self.folder / OWN, final.with_name(OWN)
+            asked = {"do": "own", "run": self.run, "model": str(final), "locals": locals, "file": str(made)}
+            answer = self._host(rules).work(asked, Activity(At(self.run, -1, -1, 0), self.leaving), LOADING)
+            if "own" not in answer:
+                raise FoedusError(f"{answer.get('stage')}: {answer.get('raised')}")
+            if not answer["own"]:
+                return None
+            with made.open("rb") as file:
+                write_atomic(path, iter(lambda: file.read(STRETCH), b""))
+            return path
+        except (FoedusError, OSError) as error:
+            if isinstance(error, Stopped):
+                raise
+            self.context.log.warning("run %s: this site's own model could not be made: %s", self.run, error)
+            return None
+
+    def _settle_last(self) -> None:
+        """Asks what became of the last update: what it left here counts only where it did."""
+        if left := [p for p in self.shelf.pending() if p.stateful]:
+            asked = {"have": [], "pending": [str(p.at) for p in left], "prepared": [], "ended": [], "wait": 0}
+            told = read_verdicts(self.tasks.line.call("POST", "/v1/poll", asked).get("verdicts", {}))
+            for pending in left:
+                self.shelf.settle(pending.at, told.get(str(pending.at), "unknown"))

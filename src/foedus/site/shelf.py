@@ -4,6 +4,7 @@ The store and files come in; the order of writes here is what a crash cannot hur
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -12,7 +13,7 @@ from foedus.files import fsync_dir
 from foedus.site.orders import At, Blob, Verdict
 from foedus.store import Store
 
-PENDING, BASE = "pending", "base"
+PENDING, BASE, SENT = "pending", "base", "sent"
 Json = dict[str, Any]
 
 
@@ -31,6 +32,12 @@ class Pending(NamedTuple):
     @classmethod
     def read(cls, body: Json) -> Pending:
         return cls(**{**body, "at": At(*body["at"]), "blob": Blob(*body["blob"])})
+
+    def told(self) -> Json:
+        """What the site's own record says of it: no arrays, and of each metric only the name."""
+        facts = {"run": self.at.run, "round": self.at.round, "task": self.at.task, "attempt": self.at.attempt}
+        sizes = {"bytes": self.blob.size, "digest": self.blob.digest, "weight": float.fromhex(self.weight)}
+        return facts | sizes | {"work": self.work, "metrics": sorted(self.metrics), "status": "pending"}
 
     def envelope(self, site: str) -> Json:
         """The body of its signed envelope."""
@@ -74,7 +81,9 @@ class Shelf:
             _sync(self.local(pending.file))
         fsync_dir(self.folder)
         point("agent.before-pending")
-        self.store.put(PENDING, str(pending.at), pending._asdict())
+        with self.store.transaction():
+            self.store.put(PENDING, str(pending.at), pending._asdict())
+            self.store.put(SENT, str(pending.at), pending.told() | {"at": int(time.time())})
         point("agent.after-pending")
 
     def adopt(self, at: At) -> Pending | None:
@@ -85,7 +94,10 @@ class Shelf:
         new = older[-1]._replace(at=at)
         with self.store.transaction():
             self.store.put(PENDING, str(at), new._asdict())
-            self.store.delete(PENDING, str(older[-1].at))
+            told = self.store.get(SENT, str(older[-1].at)) or new.told()
+            self.store.put(SENT, str(at), told | {"attempt": at.attempt})
+            for table in (PENDING, SENT):
+                self.store.delete(table, str(older[-1].at))
         return new
 
     def settle(self, at: At, verdict: Verdict) -> bool:
@@ -101,6 +113,7 @@ class Shelf:
             if stateful:
                 self.store.put(BASE, f"{self.run}/{pending.work}", Base(at.round, at.task, local.name)._asdict())
             self.store.delete(PENDING, str(at))
+            self._verdict(at, verdict)
         if counted:
             point("agent.after-base")
         self.update(pending.file).unlink(missing_ok=True)
@@ -114,6 +127,10 @@ class Shelf:
         body = self.store.get(BASE, f"{self.run}/{work}")
         return None if body is None else Base(**body)
 
+    def bases(self) -> dict[str, Base]:
+        """work -> the local state of it that counted last."""
+        return {text.partition("/")[2]: Base(**body) for text, body in self.store.items(BASE, f"{self.run}/")}
+
     def sweep(self) -> None:
         """Deletes files that a crash left and no document names."""
         named = {path.name for p in self.pending() for path in (self.update(p.file), self.local(p.file))}
@@ -125,9 +142,16 @@ class Shelf:
     def clear(self) -> None:
         """Forgets the run; its folder goes afterwards."""
         with self.store.transaction():
+            for pending in self.pending():
+                self._verdict(pending.at, "unsettled")  # it may have left; the run ended before its verdict came
             for table in (PENDING, BASE):
                 for key, _ in self.store.items(table, f"{self.run}/"):
                     self.store.delete(table, key)
+
+    def _verdict(self, at: At, verdict: str) -> None:
+        """Notes what became of an update, in the record that the site keeps of what left it."""
+        if told := self.store.get(SENT, str(at)):
+            self.store.put(SENT, str(at), told | {"status": verdict})
 
 
 def _sync(path: Path) -> None:

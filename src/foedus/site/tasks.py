@@ -136,9 +136,9 @@ class Tasks:
         if order.base is None:
             return None
         for pending in self.shelf.pending():  # a base that is still pending here: the server has counted it
-            if (pending.work, pending.at[1:3]) == (order.work, order.base):
+            if (pending.work, pending.at[1:3]) == (order.reads or order.work, order.base):
                 self.shelf.settle(pending.at, "counted")
-        base = self.shelf.base(order.work)
+        base = self.shelf.base(order.reads or order.work)
         path = self.shelf.folder / base.file if base else None
         if base is None or path is None or (base.round, base.task) != order.base or not path.exists():
             raise Declined("local state lost")

@@ -22,6 +22,7 @@ from foedus.core import Decline, Metrics, Update
 from foedus.errors import FoedusError, Refused, SiteError, WireError
 from foedus.faults import point
 from foedus.files import write_all
+from foedus.keys import Key
 from foedus.params import Params
 from foedus.site.limits import hinted, limit
 from foedus.site.orders import spec_of
@@ -65,7 +66,8 @@ def main(fd: int) -> None:
 
 def serve(pipe: Pipe, loaded: Loaded) -> None:
     while True:
-        answer = work(pipe.receive()[0], loaded)
+        message = pipe.receive()[0]
+        answer = own_model(message, loaded) if message["do"] == "own" else work(message, loaded)
         point("worker.before-reply")
         pipe.send(answer)
 
@@ -95,6 +97,7 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
         stage = "loading its data"
         data = named if order["many"] else next(iter(named.values()))
         bench = job.bench(order["seed"])
+        bench.secret = Key((order["secret"],))
         report = describe_split(bench.split(order["site"], data)) | {"schema": "fits" if job.schema else None}
     except SiteError as error:
         return None, _raised(error, error.stage, order["error_texts"])
@@ -147,6 +150,18 @@ def work(message: Mapping[str, Any], loaded: Loaded) -> Json:
         return _raised(error, error.stage, loaded.texts)
     except (Exception, SystemExit) as error:
         return _raised(error, message["work"], loaded.texts)
+
+
+def own_model(message: Mapping[str, Any], loaded: Loaded) -> Json:
+    """Writes the site's own model beside the run's last one, and says whether it has any."""
+    try:
+        locals = {work: frames.read(path) for work, path in message["locals"].items()}
+        found = loaded.bench.own_model(frames.read_model(message["model"]), locals)
+        if found is not None:
+            _write(Path(message["file"]), frames.model(found, {"run": message["run"], "site": loaded.site}))
+        return {"own": found is not None}
+    except (Exception, SystemExit) as error:
+        return _raised(error, "its own model", loaded.texts)
 
 
 def _raised(error: BaseException, stage: str, texts: bool) -> Json:

@@ -65,6 +65,11 @@ def pack(folder: str | os.PathLike[str], entry: str, files: Sequence[str] = (), 
     return _zipped({MANIFEST: manifest} | contents)
 
 
+def listed(bundle: bytes) -> list[str]:
+    """The names of a bundle's files, without its manifest."""
+    return sorted(inspect(bundle).files)
+
+
 def digest(bundle: bytes) -> str:
     """SHA-256 (64 hex digits) of a bundle's bytes: its name everywhere."""
     return hashlib.sha256(bundle).hexdigest()
