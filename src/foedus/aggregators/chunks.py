@@ -16,7 +16,7 @@ from foedus import frames, metrics
 from foedus.aggregators.exact import BLOCK
 from foedus.aggregators.folding import UNIT, bound, opened
 from foedus.aggregators.gathering import gathered, shares
-from foedus.core import Gather, Origin, Outcome, Sum, Update
+from foedus.core import Gather, Metrics, Origin, Outcome, Sum, Update
 from foedus.files import fsync_dir, sync_ahead
 from foedus.params import Array, Params, Spec, kind, places, wide
 
@@ -26,16 +26,25 @@ Counted = tuple[Origin, float, Params]
 
 
 def fold_files(
-    aggregator: Any, spec: Spec, counted: Sequence[Counted], asked: int, outcomes: Sequence[Outcome], path: Path
+    aggregator: Any,
+    spec: Spec,
+    counted: Sequence[Counted],
+    asked: int,
+    outcomes: Sequence[Outcome],
+    path: Path,
+    told: Sequence[Metrics] | None = None,
 ) -> None:
-    """Writes the Total of the counted updates to `path`, durable: {params, weight, count, metrics, outcomes}."""
+    """Writes the Total of the counted updates to `path`, durable: {params, weight, count, metrics, outcomes}.
+
+    `told`: their metrics; by default those of the outcomes, where no site counts twice.
+    """
     aggregator = bound(aggregator, asked)
     if aggregator.opened is not None:
         spec = aggregator.opened.spec
         counted = [(o, w, opened(aggregator, Update(p, w), o.site).params) for o, w, p in counted]
     weights = [aggregator.weigh(Update(p, w), o) if isinstance(aggregator, Sum) else w for o, w, p in counted]
     weight = Fraction(sum(int(math.ldexp(w, UNIT)) for w in weights), 1 << UNIT)
-    sums = metrics.pooled([o.metrics for o in outcomes if o.status == "counted"])
+    sums = metrics.pooled([o.metrics for o in outcomes if o.status == "counted"] if told is None else told)
     if isinstance(aggregator, Gather):
         counted = sorted(counted, key=lambda one: one[0])
         weights = list(shares(aggregator, spec, [w for _, w, _ in counted], [p.flats for _, _, p in counted]))

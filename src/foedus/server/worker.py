@@ -97,6 +97,7 @@ class Remote:
 
     def __init__(self, pipe: Pipe, scratch: Path, least: int, metrics: Collection[Metric]) -> None:
         self.pipe, self.scratch, self.least, self.metrics = pipe, scratch, least, metrics
+        self.asked: dict[int, Task] = {}  # the newest Task of each number: a late update may come while another is open
 
     def roster(self, least: int) -> Sequence[str]:
         return sorted(self.pipe.ask({"do": "roster", "least": least})["sites"])
@@ -109,13 +110,14 @@ class Remote:
 
     def run(self, tasks: Sequence[Task], context: RoundContext, first: int) -> Sequence[Total]:
         numbers = range(first, first + len(tasks))
+        self.asked |= dict(zip(numbers, tasks, strict=True))
         asked = [self._published(task, context.round, n) for task, n in zip(tasks, numbers, strict=True)]
         self.pipe.send({"do": "tasks", "round": context.round, "first": first, "tasks": asked})
         totals: dict[int, Total] = {}
         while len(totals) < len(tasks):
             message, fds = self.pipe.receive()
             if "check" in message:
-                self.pipe.send(self._checked(message["check"], dict(zip(numbers, tasks, strict=True)), fds[0]))
+                self.pipe.send(self._checked(message["check"], fds[0]))
             elif message.get("total"):
                 totals[message["task"]] = read_total(self.scratch / message["total"])
             else:
@@ -144,9 +146,9 @@ class Remote:
             **({"reads": task.reads} if task.reads else {}),
         }
 
-    def _checked(self, said: Mapping[str, Any], tasks: Mapping[int, Task], fd: int) -> dict[str, Any]:
-        """What the server is told of an update that arrived; a late one would be counted by a Task that is open."""
-        task = tasks.get(said["task"]) or next(iter(tasks.values()))
+    def _checked(self, said: Mapping[str, Any], fd: int) -> dict[str, Any]:
+        """What the server is told of an update that arrived; a late one will be counted by a Task of its number."""
+        task = self.asked.get(said["task"]) or next(reversed(self.asked.values()))
         why = checked(said, task, self.metrics, fd)
         return {"checked": not why, "why": why}
 

@@ -81,13 +81,29 @@ def gradient(p, x, y):
 
 
 def job(
-    rounds=3, min_sites=1, quorum=0, late="drop", cohort=0, over=1.0, busy=0, best="", evaluate=1, stateful=0, ballast=0
+    rounds=3,
+    min_sites=1,
+    quorum=0,
+    late="drop",
+    cohort=0,
+    over=1.0,
+    busy=0,
+    best="",
+    evaluate=1,
+    stateful=0,
+    ballast=0,
+    buffer=0,
+    alpha=0.0,
 ):
     model = {"w": np.zeros(4, np.float32), "b": np.zeros((), np.float32)}
     if ballast:  # an integer array of so many numbers, for updates that take time on their way
         model["ballast"] = np.zeros(ballast, np.int32)
     learner = NumpyLearner(model, gradient, lambda p, x: x @ p["w"] + p["b"], train=fit, metrics=["rmse"])
     algorithm = fd.fedprox(0.01, **({"busy": busy} if busy else {}))
+    if buffer:
+        algorithm = fd.fedbuff(buffer, fd.fedprox(0.01), busy=busy or None)
+    if alpha:
+        algorithm = fd.fedasync(alpha, busy=busy or None)
     if stateful:
         algorithm = algorithm._replace(works={name: momentum(work) for name, work in algorithm.works.items()})
     return fd.Job(
