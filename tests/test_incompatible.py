@@ -16,13 +16,16 @@ from foedus import (
     bulyan,
     chain,
     clip,
+    ditto,
     fedasync,
     fedavg,
     fedbuff,
     feddyn,
     fedexp,
     fednova,
+    fedper,
     fedprox,
+    fine_tuned,
     gaussian,
     inner_product,
     krum,
@@ -34,17 +37,22 @@ from foedus import (
     random_k,
     scaffold,
     sign_flip,
+    split_learning,
+    target,
     top_k,
     transformed,
+    vertical,
 )
 from foedus.errors import Incompatible, JobError
 from foedus.incompatible import TABLE
 from foedus.job import Job
+from foedus.layers import LayeredLearner, dense
 from foedus.numpy import NumpyLearner
 from foedus.stop import any_of, wall_time
 from foedus.torch import TorchLearner
 from tiny import gradient, learner
 
+LAYERED = LayeredLearner([dense(2), dense(1)], 2, "squared")
 BASE: dict[str, Any] = {"algorithm": fedavg(), "learner": learner(), "rounds": 2}
 
 CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one, other): (a clash, its remedy)
@@ -98,9 +106,45 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"algorithm": fedbuff(3, fedavg(aggregator=median()))},
         {"algorithm": fedbuff(3, fedavg(aggregator=median()), staleness=None)},
     ),
+    ("an algorithm that sends parts of one computation (split_learning, vertical, link)", "late='keep'"): (
+        {"algorithm": split_learning(LAYERED, 1), "learner": LAYERED, "late": "keep", "quorum": 2},
+        {"late": "drop"},
+    ),
+    ("an algorithm for columns that lie apart (vertical, link)", "cohort or quorum"): (
+        {"algorithm": vertical("squared"), "learner": None, "cohort": 2},
+        {"cohort": None},
+    ),
+    ("an algorithm for columns that lie apart (vertical, link)", "a learner"): (
+        {"algorithm": vertical("squared")},
+        {"learner": None},
+    ),
+    ("split_learning", "another learner than the one that is cut"): (
+        {"algorithm": split_learning(LAYERED, 1)},
+        {"learner": LAYERED},
+    ),
     ("an attack by sites that collude (alie, inner_product)", "late='keep'"): (
         {"algorithm": attacked(fedavg(), share=0.2, attack=alie()), "late": "keep", "quorum": 2},
         {"algorithm": attacked(fedavg(), share=0.2, attack=sign_flip())},
+    ),
+    ("best='personal_…'", "models that stay at their sites"): (
+        {"algorithm": ditto(), "best": "personal_loss"},
+        {"best": None, "stop": plateau("personal_loss", 3)},
+    ),
+    ("a stop rule of a personal_ metric", "an algorithm that gives sites no models of their own"): (
+        {"stop": any_of(wall_time(60), target("personal_loss", 1))},
+        {"algorithm": fine_tuned(fedavg())},
+    ),
+    (
+        "an algorithm without one model for all (fedbn, fedper, fedrep, lg_fedavg, ifca)",
+        "best or a stop rule of such a model",
+    ): ({"algorithm": fedper(), "stop": plateau("loss", 3)}, {"stop": plateau("personal_loss", 3)}),
+    ("a buffer (fedbuff)", "an algorithm that shares a part of the model (fedbn, fedper, fedrep, lg_fedavg)"): (
+        {"algorithm": fedbuff(2, fedper())},
+        {"algorithm": fedbuff(2, ditto())},
+    ),
+    ("fine_tuned(after=…)", "rounds"): (
+        {"algorithm": transformed(fine_tuned(after=2), clip(1.0))},
+        {"algorithm": fine_tuned(after=1)},
     ),
 }
 

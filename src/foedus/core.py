@@ -125,6 +125,7 @@ class Task(NamedTuple):
     busy: int | None = None  # with late="keep": this many sites at work at any time
     returns: Spec | None = None  # None: the payload's
     seal: Any = None
+    reads: str = ""  # the work whose local state this one sees; "": its own
 
 
 class RoundContext(NamedTuple):  # journaled, all of it: no clock, nobody's presence
@@ -138,12 +139,19 @@ class RoundContext(NamedTuple):  # journaled, all of it: no clock, nobody's pres
 Round = Generator[Any, Any, State]  # yields a Task or several, is sent a Total or several
 
 
+class Personal(NamedTuple):  # that each site has a model of its own
+    model: Callable[[Params, Local], Params]  # (what `params` gives, what the site keeps) -> the site's model
+    work: str = "train"  # the work that keeps it
+    alone: bool = False  # what `params` gives is no model that a site could use
+
+
 class Algorithm(NamedTuple):
     init: Callable[[Params], State]
     round: Callable[[State, RoundContext], Round]
     works: Mapping[str, Work]
     params: Callable[[State], Params] = lambda state: state
     traits: Sequence[str] = ()  # what else it asks for: words that the table of incompatible parts reads
+    personal: Personal | None = None
 
 
 class Transform(NamedTuple):  # what happens to an update on its way out, and to the total on its way in

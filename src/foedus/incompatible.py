@@ -3,12 +3,14 @@ Only the Job's own fields are read."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from foedus.algorithms.buffered import size
 from foedus.algorithms.rounds import needed
 from foedus.errors import Incompatible
+from foedus.metrics import plain
 from foedus.run import times
 
 
@@ -33,6 +35,17 @@ def _without_loss(learner: Any) -> bool:
 
 def _steps_in_torch(learner: Any) -> bool:
     return hasattr(learner, "loss_fn") and learner.own is None
+
+
+def _watched(job: Any, personal: bool) -> list[str]:
+    """The metrics that `best` and the stop rules read: of the sites' own models, or of the global one."""
+    names = [job.best or "", *re.findall(r"\((\w+)\)", job.stop.name if job.stop else "")]
+    return [name for name in names if name and (plain(name) != name) == personal]
+
+
+def _last(job: Any, word: str) -> int:
+    """N of the trait `word N`; 0 where there is none."""
+    return max((int(t.split()[1]) for t in job.method.traits if t.startswith(f"{word} ")), default=0)
 
 
 TABLE = (
@@ -166,6 +179,36 @@ TABLE = (
         "late='keep'",
         lambda j: _has(j, "colludes") and (j.late == "keep" or _has(j, "late")),
         "they look at one round's updates together: drop late updates, or take sign_flip",
+    ),
+    Row(
+        "best='personal_…'",
+        "models that stay at their sites",
+        lambda j: j.best is not None and plain(j.best) != j.best,
+        "a site keeps its newest model alone: end the run with stop=fd.plateau('personal_…', patience=…)",
+    ),
+    Row(
+        "a stop rule of a personal_ metric",
+        "an algorithm that gives sites no models of their own",
+        lambda j: bool(_watched(j, personal=True)) and j.method.personal is None,
+        "watch the metric without personal_, or take fd.ditto() or fd.fine_tuned(algorithm)",
+    ),
+    Row(
+        "an algorithm without one model for all (fedbn, fedper, fedrep, lg_fedavg, ifca)",
+        "best or a stop rule of such a model",
+        lambda j: bool(_watched(j, personal=False)) and j.method.personal is not None and j.method.personal.alone,
+        "only the sites' own models are measured: stop by personal_loss or another personal_ metric, without best=…",
+    ),
+    Row(
+        "a buffer (fedbuff)",
+        "an algorithm that shares a part of the model (fedbn, fedper, fedrep, lg_fedavg)",
+        lambda j: size(j.method.traits) > 0 and j.method.personal is not None and j.method.personal.alone,
+        "a buffer moves the whole model: give it ditto, or drop late updates",
+    ),
+    Row(
+        "fine_tuned(after=…)",
+        "rounds",
+        lambda j: j.rounds is not None and _last(j, "after") >= j.rounds,
+        "the run would end before any site tunes its model: let rounds be more than after",
     ),
 )
 

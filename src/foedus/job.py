@@ -129,7 +129,8 @@ class Job(Options):
     def bench(self, seed: int, learner: Learner | None = None) -> Bench:
         """What performs this Job's works at one place; `learner`: in the place of the Job's own."""
         contract = Contract(self.datasets, schemas.read(self.schema))
-        return Bench(self.method.works, learner or self.learner, self.data, list(self.table().values()), seed, contract)
+        method, metrics = self.method, list(self.table().values())
+        return Bench(method.works, learner or self.learner, self.data, metrics, seed, contract, method.personal)
 
     def plan(self, seed: int) -> Plan:
         """What the round loop needs."""
@@ -190,7 +191,7 @@ def _check(job: Job) -> None:
     _check_cohort("panel", job.panel)
     _check_compress(job.compress)
     known = job.table()
-    if job.best is not None and job.best not in known:
+    if job.best is not None and job.best.removeprefix("personal_") not in known:
         raise JobError(f"Job(best={job.best!r}): it is none of the metrics {sorted(known)}")
 
 

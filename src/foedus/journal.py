@@ -173,7 +173,7 @@ def task_digest(task: Task, payload: str) -> str:
     """SHA-256 of what a Task asks: work, payload (its digest), sites, closing rule and announced returns."""
     returns = [list(leaf) for leaf in (task.returns if task.returns is not None else task.payload.spec)]
     asked = [task.work, payload, pool.told(task.sites), task.quorum, task.late, task.busy, returns]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*asked, task.reads] if task.reads else asked).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

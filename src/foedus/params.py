@@ -9,7 +9,7 @@ import math
 import mmap
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -184,10 +184,22 @@ class Params(Mapping[str, Array]):
 
     def part(self, tag: str) -> Params:
         """The arrays whose names begin with `tag/`, without it."""
-        cut = len(tag) + 1
-        spec = tuple(leaf for leaf in self.spec if leaf.name.startswith(f"{tag}/"))
-        flats = {g: _joined([self[leaf.name] for leaf in spec if leaf.group == g]) for g in _groups(spec)}
-        return Params.of(tuple(leaf._replace(name=leaf.name[cut:]) for leaf in spec), flats)
+        found, cut = self.only({name for name in self if name.startswith(f"{tag}/")}), len(tag) + 1
+        return Params.of(tuple(leaf._replace(name=leaf.name[cut:]) for leaf in found.spec), found.flats)
+
+    def only(self, names: Container[str]) -> Params:
+        """The arrays of these names, copied."""
+        spec = tuple(leaf for leaf in self.spec if leaf.name in names)
+        return Params.of(
+            spec, {g: _joined([self[leaf.name] for leaf in spec if leaf.group == g]) for g in _groups(spec)}
+        )
+
+    def placed(self, others: Params) -> Params:
+        """A copy with the arrays of `others` in the place of those of their names."""
+        made = self.copy()
+        for name, x in others.items():
+            made[name][...] = x
+        return made
 
     def trainable(self) -> Params:
         """The trainable arrays alone; nothing is copied."""

@@ -3,13 +3,14 @@ The saved form and journal rows may come in; a report is written by `report`, on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from foedus import frames
+from foedus.errors import FoedusError
 from foedus.files import write_atomic
 from foedus.params import Params, digest
 from foedus.run import BESIDE
@@ -35,6 +36,7 @@ class Result:
     best: Params | None = field(default=None, repr=False)
     best_round: int | None = None
     build: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    own: Callable[[str], Params | None] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def digest(self) -> str:
@@ -56,6 +58,24 @@ class Result:
     def save(self, path: str | Path) -> Path:
         """Writes the last global model as safetensors, with the run's description in its metadata."""
         write_atomic(Path(path), frames.model(self.params, self.about()))
+        return Path(path)
+
+    def personal(self, site: str) -> Params:
+        """The site's own model. Raises FoedusError where it has none, or has it elsewhere."""
+        found = self.own(site) if self.own else None
+        if found is None and self.own is None:
+            here = f"`foedus export {self.run} {site}` reads those that a simulation kept"
+            raise FoedusError(
+                f"run {self.run} holds no sites' own models: {here}; in a federation they are at the sites, "
+                f"where `foedus site export {self.run}` writes one"
+            )
+        if found is None:
+            raise FoedusError(f"run {self.run}: site {site!r} has no model of its own: its training never counted")
+        return found
+
+    def save_personal(self, site: str, path: str | Path) -> Path:
+        """Writes the site's own model as `save` writes the global one."""
+        write_atomic(Path(path), frames.model(self.personal(site), {"run": self.run, "site": site}))
         return Path(path)
 
     def report(self, path: str | Path | None = None) -> Path:

@@ -318,9 +318,9 @@ def _evaluates(plan: Plan, round: int) -> bool:
 
 
 def _evaluate(plan: Plan, state: State, context: RoundContext, first: int, runner: Runner) -> Sequence[Total]:
-    params = plan.algorithm.params(state)
+    params, personal = plan.algorithm.params(state), plan.algorithm.personal
     task = Task(EVALUATE, params, panel(plan, context.roster), mean(), late="drop", deadline=plan.deadline, returns=())
-    return runner.run([task], context, first)
+    return runner.run([task._replace(reads=personal.work) if personal else task], context, first)
 
 
 def _last_words(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Journal, watch: Watch) -> Here:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from foedus import measured, schema
 from foedus.aggregators.folding import check
-from foedus.core import Decline, Learner, Local, SiteContext, Update, Work
+from foedus.core import Decline, Learner, Local, Personal, SiteContext, Update, Work
 from foedus.data import Site, Split, load_split
 from foedus.errors import FoedusError, JobError, Refused, SiteError
 from foedus.keys import key
@@ -62,10 +62,11 @@ class Bench:
         metrics: Sequence[Any],
         seed: int,
         contract: Contract = NOTHING_ASKED,
+        personal: Personal | None = None,
     ) -> None:
-        self.works = {EVALUATE: evaluation(learner, metrics), **works} if learner else dict(works)
+        self.works = {EVALUATE: evaluation(learner, metrics, personal), **works} if learner else dict(works)
         self.learner, self.load, self.metrics, self.seed = learner, load, metrics, seed
-        self.contract = contract
+        self.contract, self.personal = contract, personal
         self.splits: OrderedDict[str, Split] = OrderedDict()
 
     def perform(self, order: Order, local: Local, data: Any) -> tuple[Local, Update | Decline]:
@@ -85,6 +86,14 @@ class Bench:
     def _able(self, name: str) -> Callable[..., Any]:
         """The learner's function of that name, or one that says what is missing."""
         return getattr(self.learner, name, None) or (partial(_lacks, name) if self.learner else _no_learner)
+
+    def own_model(self, params: Params, locals: Mapping[str, Local]) -> Params | None:
+        """The model that a site has of its own beside what the run ended with; `locals`: work -> what it keeps.
+
+        None where the algorithm gives sites none, or this one never took part.
+        """
+        local = None if self.personal is None else locals.get(self.personal.work)
+        return None if self.personal is None or local is None else self.personal.model(params, local)
 
     def work(self, order: Order, local: Local, context: SiteContext) -> tuple[Local, Update | Decline]:
         """As `perform`, where the context is there."""
@@ -131,18 +140,25 @@ class Bench:
                 raise SiteError(site, "checking its data", "; ".join(map(str, found)))
 
 
-def evaluation(learner: Learner, metrics: Sequence[Any]) -> Work:
-    """The work that measures a model on `valid` (plain names) and `test` (names with `test_`); it returns no arrays."""
+def evaluation(learner: Learner, metrics: Sequence[Any], personal: Personal | None = None) -> Work:
+    """The work that measures models on `valid` (plain names) and `test` (names with `test_`); it returns no arrays.
+
+    A site's own model has names with `personal_` before that; a site that has none yet says nothing of it.
+    """
 
     def work(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
         parts = {"": site.split.valid, "test_": site.split.test}
+        parts = {part: data for part, data in parts.items() if data is not None and len(data)}
+        models = {} if personal and personal.alone else {"": payload}
+        if personal and local is not None:
+            models["personal_"] = personal.model(payload, local)
         found = {
-            prefix + name: sums
-            for prefix, data in parts.items()
-            if data is not None and len(data)
-            for name, sums in learner.evaluate(payload, data, metrics).items()
+            whose + part + name: sums
+            for whose, model in models.items()
+            for part, data in parts.items()
+            for name, sums in learner.evaluate(model, data, metrics).items()
         }
-        return local, Update(Params({}), float(max(1, sum(len(d) for d in parts.values() if d is not None))), found)
+        return None, Update(Params({}), float(max(1, sum(map(len, parts.values())))), found)
 
     return work
 

@@ -14,6 +14,7 @@ from foedus.core import (
     Fit,
     Gather,
     Local,
+    Personal,
     RoundContext,
     SiteContext,
     State,
@@ -23,7 +24,7 @@ from foedus.core import (
     Work,
 )
 from foedus.errors import JobError
-from foedus.params import Params
+from foedus.params import Array, Params, Spec
 
 Correction = Callable[[Params], Correct]  # built from the round's trainable arrays
 Rate = float | Callable[[int], float]  # a step size, or a schedule: round (from 0) -> step size
@@ -36,16 +37,21 @@ def rounds(
     init: Callable[[Params], State] = lambda params: params,
     params: Callable[[State], Params] = lambda state: state,
     traits: Sequence[str] = (),
+    returns: Callable[[Params], Spec] | None = None,
+    personal: Personal | None = None,
     **task: Any,
 ) -> Algorithm:
     """An Algorithm that sends `share(state)` to the cohort, has `work` done, and takes one `step` with the Total.
 
     State holds float32 masters of half-precision arrays; sites get and return the model's own dtypes.
     `task` may set the Task's aggregator, quorum, late, busy, deadline. `traits`: see `traits_of`.
+    `returns` says what comes back, given what is sent: by default the same arrays. `personal`: sites have models of
+    their own.
     """
 
     def round(state: State, context: RoundContext) -> Any:
-        total = yield Task("train", share(state).narrow(), context.cohort, **task)
+        payload = share(state).narrow()
+        total = yield Task("train", payload, context.cohort, returns=returns and returns(payload), **task)
         return step(state, total, context)
 
     return Algorithm(
@@ -54,6 +60,7 @@ def rounds(
         {"train": work},
         lambda state: params(state).narrow(),
         traits_of(traits, task),
+        personal,
     )
 
 
@@ -124,6 +131,8 @@ def path(fit: Fit, method: str) -> float:
 
 def loss(site: SiteContext, model: Params) -> float:
     """The mean loss of `model` on the site's training part, as in evaluation. Raises JobError without one."""
+
+
     sums = site.evaluate(model, site.split.train, ["loss"])
     if "loss" not in sums:
         raise JobError("this algorithm reads the loss of each site, and this learner has none: give it one")

@@ -96,10 +96,15 @@ class Locals:
         self.round, self.kept, self.before, self.bytes = max(round, 0), round, -1, 0
         if self._db is not None or (self.path is not None and self.path.exists()):
             self._do("DELETE FROM state WHERE round > ?", (round,))
-            self.works = {work for (work,) in self._do("SELECT DISTINCT work FROM state")}
+            self.read()
         for work, own in (states or {}).items():
             for site, local in own.items():
                 self.put(work, site, local)
+
+    def read(self) -> None:
+        """Takes what lies in the folder as it is: of a run that is over."""
+        if self.path is not None and self.path.exists():
+            self.works = {work for (work,) in self._do("SELECT DISTINCT work FROM state")}
 
     def write(self) -> None:
         """Brings what is new in memory to the file."""

@@ -169,9 +169,10 @@ class Simulation:
     def _try(self, desk: Desk, task: Task, round: int, number: int, sites: Sequence[str], folding: Folding) -> Any:
         """Has these sites work and folds what they return; the last error, if any."""
         orders = [Order(task.work, task.payload, site, round, number, task.returns) for site in sites]
-        error, size = None, self.locals.sizes.get(task.work, task.payload.nbytes)
+        error, states = None, self.locals.of(task.reads or task.work)
+        size = self.locals.sizes.get(task.reads or task.work, task.payload.nbytes)
         for part in batched(orders, max(LEAST_AT_ONCE, STATES // max(1, size))):
-            for order, done in zip(part, self.crew.fold(task, part, self.locals.of(task.work), folding), strict=True):
+            for order, done in zip(part, self.crew.fold(task, part, states, folding), strict=True):
                 if done.outcome.status == "counted":
                     desk.accept(Origin(order.site, round, number), done.outcome)
                     self.locals.put(task.work, order.site, done.local)
@@ -223,7 +224,7 @@ class Simulation:
         trips = {site: self._trip(task, round, number, site, attempt) for site in sites}
         going = [site for site in sites if not trips[site].why]
         orders = [Order(task.work, task.payload, site, round, number, task.returns) for site in going]
-        made = dict(zip(going, self.crew.each(task, orders, self.locals.of(task.work)), strict=True))
+        made = dict(zip(going, self.crew.each(task, orders, self.locals.of(task.reads or task.work)), strict=True))
         for site, trip in trips.items():
             done = made.get(site) or Done(Outcome(site, "lost", trip.why))
             if done.update is None and not trip.why:

@@ -16,6 +16,7 @@ from foedus.core import (
     Decline,
     Local,
     Opened,
+    Personal,
     RoundContext,
     SiteContext,
     State,
@@ -105,7 +106,13 @@ def transformed(algorithm: Algorithm, transform: Transform) -> Algorithm:
         {name: _encoding(work, transform) for name, work in algorithm.works.items()},
         lambda state: algorithm.params(state["inner"]),
         (*algorithm.traits, *transform.traits),
+        _unwrapped(algorithm.personal),
     )
+
+
+def _unwrapped(personal: Personal | None) -> Personal | None:
+    """The same where the site keeps its own state beside that of the transform."""
+    return personal and Personal(lambda model, local: personal.model(model, local[0]), personal.work, personal.alone)
 
 
 def _wrapped(task: Task, transform: Transform, public: State) -> Task:

@@ -32,6 +32,15 @@ EVERY = {  # name -> a function of nothing that makes it
     "fedexp": fd.fedexp,
     "qffl": fd.qffl,
     "afl": fd.afl,
+    "fedbn": lambda: shown(fd.fedbn()),
+    "fedper": lambda: shown(fd.fedper()),
+    "fedrep": lambda: shown(fd.fedrep(personal=["head.*", "norm.*"])),
+    "lg-fedavg": lambda: shown(fd.lg_fedavg()),
+    "ditto": lambda: shown(fd.ditto()),
+    "pfedme": lambda: shown(fd.pfedme(local=2)),
+    "fine-tuned": lambda: shown(fd.fine_tuned(fd.fedprox(0.1), after=1)),
+    "ifca": lambda: shown(fd.ifca()),
+    "ditto-int8": lambda: shown(fd.transformed(fd.ditto(), fd.int8())),
     "trimmed-mean": lambda: fd.fedprox(0.1, aggregator=fd.trimmed_mean(1)),  # of three sites it is the median
     "krum": lambda: fd.fedavg(aggregator=fd.krum(0)),
     "multi-krum": lambda: fd.fedavg(aggregator=fd.multi_krum(0, 2)),
@@ -81,6 +90,28 @@ def load(site):
     return fd.Split(train=(rows[:, :-1], (rows[:, -1] > 1).astype(np.int64)))
 
 
+def shown(algorithm):
+    """The same, and beside its model the mean of those that sites have of their own, so that these are compared too."""
+    own = algorithm.personal
+
+    def show(payload, local, site):
+        return None, fd.Update(payload if local is None else own.model(payload, local))
+
+    def round(state, context):
+        inner = yield from algorithm.round(state["inner"], context)
+        model = algorithm.params(inner)
+        returns = model.part("0").spec or model.spec  # clusters have one model each
+        total = yield fd.Task("show", model, context.roster, returns=returns, reads=own.work)
+        return {"inner": inner, "own": total.params}
+
+    return fd.Algorithm(
+        lambda params: {"inner": algorithm.init(params), "own": params},
+        round,
+        {**algorithm.works, "show": show},
+        lambda state: join(w=algorithm.params(state["inner"]), own=state["own"]),
+    )
+
+
 def together(algorithms):
     """One Algorithm whose rounds are a round of each of these, apart from one another."""
 
@@ -107,7 +138,10 @@ def renamed(name, steps):
         except StopIteration as end:
             return end.value
         one = isinstance(asked, fd.Task)
-        answer = yield [task._replace(work=f"{name}.{task.work}") for task in ([asked] if one else asked)]
+        answer = yield [
+            task._replace(work=f"{name}.{task.work}", reads=task.reads and f"{name}.{task.reads}")
+            for task in ([asked] if one else asked)
+        ]
         answer = answer[0] if one else answer
 
 
