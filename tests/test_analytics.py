@@ -185,7 +185,16 @@ def test_a_target_that_features_tell_without_error_is_told() -> None:
     close(found.pandas.loc["x", "coef"], ref.coef_[0, 0], 1e-7)
 
 
-@pytest.mark.parametrize(("family", "target", "needs"), [
+def test_a_coefficient_without_end_is_named_and_the_others_are_right() -> None:
+    held = {s: t.assign(never=((t.ill == 0) & (t.age > 60)).astype(int)) for s, t in sites().items()}
+    found = analytics.glm("binomial", sites=held, target="ill", features=["chol", "never"])
+    assert found.infinite == ["never"] and not found.converged and math.isnan(found.pandas.loc["never", "se"])
+    rest = analytics.glm("binomial", sites={s: t[t.never == 0] for s, t in held.items()}, target="ill", features="chol")
+    close(found.pandas.loc["chol"], rest.pandas.loc["chol"], 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "needs"), [
     ("binomial", "visits", "0 or 1"), ("poisson", "score", "not negative"), ("gamma", "visits", "above 0"),
 ])  # fmt: skip
 def test_a_target_that_a_family_has_no_room_for_names_site_and_remedy(family: str, target: str, needs: str) -> None:

@@ -16,7 +16,7 @@ from foedus.analytics.asking import Asking, Sent, Sums, ask, work
 from foedus.analytics.design import Coded, Wanted, per_site
 from foedus.analytics.families import FAMILIES, LINKS, checked, family
 from foedus.analytics.held import Held
-from foedus.analytics.solving import DEPENDENT, confidence, free, kept, newton_step, two_sided
+from foedus.analytics.solving import DEPENDENT, confidence, endless, free, kept, newton_step, two_sided
 from foedus.core import Algorithm, RoundContext, State
 from foedus.errors import JobError
 from foedus.params import Array, Params
@@ -44,6 +44,7 @@ class Here(NamedTuple):
     sums: Sums
     objective: float
     use: Array  # which columns are no combination of others
+    infinite: Array  # whose coefficients grow without end
 
 
 def glm(
@@ -65,8 +66,9 @@ def glm(
     dispersion 1, the intercept free; such fits have no standard errors. `least`: fewer rows of a site are not used.
 
     `.pandas`: by term `coef`, `se`, `z`, `p`, `low`, `high` (95 %), and exp(coef) where it has a name; NaN for a term
-    that others determine. `.per_site`: rows, used, deviance. Facts: n, deviance, null_deviance, pearson_chi2,
-    scale, loglik, aic, df_resid, iterations, converged. Frame `cov`.
+    that others determine, and no `se` for one whose coefficient grows without end (the fact `infinite` names them).
+    `.per_site`: rows, used, deviance. Facts: n, deviance, null_deviance, pearson_chi2, scale, loglik, aic, df_resid,
+    iterations, converged, infinite. Frame `cov`.
 
     Leaves a site: X'WX and X'Wz of each step, the sums of y, x and x², deviance; in clear rows and deviance.
     """
@@ -92,8 +94,8 @@ def _link(name: str, given: str | None) -> str:
 
 def _round(model: Model, state: State, context: RoundContext, every: bool = True) -> Any:
     coded = yield from design.learn(model.asked, context.cohort, every)
-    here, steps, done = yield from fit(model, coded)
-    return _answer(model, coded, here, steps, done)
+    here, steps = yield from fit(model, coded)
+    return _answer(model, coded, here, steps)
 
 
 def score(model: Model, table: Held, payload: Mapping[str, Array]) -> Sent:
@@ -123,24 +125,23 @@ def _step_sums(x: Array, residual: Array, slope: Array, var: Array, eta: Any) ->
     }
 
 
-def fit(model: Model, coded: Coded) -> Asking[tuple[Here, int, bool]]:
-    """Where Fisher scoring ends, how many steps it took, and whether it came to rest."""
+def fit(model: Model, coded: Coded) -> Asking[tuple[Here, int]]:
+    """Where Fisher scoring ends, and how many steps it took."""
     p = len(coded.terms) + 1
     first = yield from _ask(model, coded, np.zeros(p), True)
-    here = Here(np.zeros(p), first, math.inf, _usable(model, first.of["information"], coded.used))
+    here = Here(np.zeros(p), first, math.inf, _usable(model, first.of["information"], coded.used), np.zeros(p, bool))
     for step in range(1, STEPS + 1):
         target = _target(model, coded, here, step == 1)
         moved = yield from _search(model, coded, here, target)
-        size = np.abs(moved.b - here.b).max()
-        here = moved
+        size, here = np.abs(moved.b - here.b).max(), moved
         if model.family == "binomial" and not (model.l1 or model.l2) and here.objective < SEPARATED * coded.used:
             raise JobError(
                 f"the features tell {model.asked.numbers[0]!r} without error, so coefficients grow without end: "
                 "leave a feature out, or give l2=1.0"
             )
-        if size <= CLOSE * max(1.0, float(np.abs(here.b).max())):
-            return here, step, True
-    return here, STEPS, False
+        if here.infinite.any() or size <= CLOSE * max(1.0, float(np.abs(here.b).max())):
+            return here, step
+    return here, STEPS
 
 
 def _ask(model: Model, coded: Coded, b: Array, begin: bool = False) -> Asking[Sums]:
@@ -183,19 +184,19 @@ def _search(model: Model, coded: Coded, here: Here, target: Array) -> Asking[Her
         if now <= here.objective + 1e-9 * max(1.0, abs(here.objective)):
             break
         b = (b + here.b) / 2
-    return Here(b, sums, now, here.use)
+    return Here(b, sums, now, here.use, endless(here.objective, now, _uncentred(coded, b - here.b)))
 
 
-def _answer(model: Model, coded: Coded, here: Here, steps: int, done: bool) -> Params:
+def _answer(model: Model, coded: Coded, here: Here, steps: int) -> Params:
     sums, n, kind = here.sums.of, coded.used, FAMILIES[model.family]
     use = here.use
     rank = int(use.sum())
     pearson, deviance = float(sums["pearson"]), float(sums["deviance"])
     scale = (pearson / (n - rank) if n > rank else math.nan) if kind.dispersed else 1.0
-    coef, cov = _original(coded, here.b, sums["information"], use)
+    coef, cov = _original(coded, here.b, sums["information"], use, use & ~here.infinite)
     cov = cov * (math.nan if model.l1 or model.l2 else scale)
     se = np.sqrt(np.diag(cov))
-    coef = np.where(np.isnan(np.diag(cov)) & ~use, math.nan, coef)
+    coef = np.where(use, coef, math.nan)
     columns: dict[str, Any] = {
         "coef": coef,
         "se": se,
@@ -209,7 +210,9 @@ def _answer(model: Model, coded: Coded, here: Here, steps: int, done: bool) -> P
     loglik = _loglik(model, n, deviance, float(sums["loglik"]))
     facts = {
         "n": n, "deviance": deviance, "null_deviance": float(sums["null"]), "pearson_chi2": pearson, "scale": scale,
-        "loglik": loglik, "aic": 2 * rank - 2 * loglik, "df_resid": n - rank, "iterations": steps, "converged": done,
+        "loglik": loglik, "aic": 2 * rank - 2 * loglik, "df_resid": n - rank, "iterations": steps,
+        "converged": steps < STEPS and not here.infinite.any(),
+        "infinite": [t for t, far in zip(terms, here.infinite, strict=True) if far],
     }  # fmt: skip
     deviances = [float(here.sums.shown[site]["deviance"]) for site in coded.per_site]
     tables = {
@@ -220,15 +223,20 @@ def _answer(model: Model, coded: Coded, here: Here, steps: int, done: bool) -> P
     return answer("glm", tables, facts)
 
 
-def _original(coded: Coded, b: Array, information: Array, use: Array) -> tuple[Array, Array]:
+def _uncentred(coded: Coded, b: Array) -> Array:
+    """The same with the intercept that belongs to columns which are not centred."""
+    return np.concatenate([[b[0] - (coded.centre / coded.scale) @ b[1:]], b[1:]])
+
+
+def _original(coded: Coded, b: Array, information: Array, use: Array, sure: Array) -> tuple[Array, Array]:
     """Coefficients and unscaled covariance for the columns as they are; NaN for terms that others determine."""
     p = len(b)
     back = np.diag(np.concatenate([[1.0], 1 / coded.scale]))
     back[0, 1:] = -coded.centre / coded.scale
     inverse = np.zeros((p, p))
-    inverse[np.ix_(use, use)] = np.linalg.inv(information[np.ix_(use, use)])
+    inverse[np.ix_(sure, sure)] = np.linalg.inv(information[np.ix_(sure, sure)])
     cov = back @ inverse @ back.T
-    cov[~use, :] = cov[:, ~use] = math.nan
+    cov[~sure, :] = cov[:, ~sure] = math.nan
     return back @ b, cov
 
 

@@ -50,6 +50,12 @@ def solved(matrix: Array, right: Array) -> Array:
         raise JobError("the columns determine one another: leave one out, or give l2=…") from None
 
 
+def endless(before: float, after: float, step: Array) -> Array:
+    """Which terms still move where the objective no longer does: their coefficients are infinite."""
+    still = abs(after - before) < 1e-9 * max(1.0, abs(before))
+    return np.asarray((np.abs(step) > 1e-3) & still)
+
+
 def newton_step(h: Array, score: Array, start: Array, ridge: Array, lasso: Array, use: Array) -> Array:
     """The minimum of (b - start)' h (b - start) / 2 - score' (b - start) + ridge b² / 2 + lasso |b|, over `use`."""
     found = np.zeros_like(start)

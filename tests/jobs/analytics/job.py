@@ -6,11 +6,14 @@ from foedus import analytics
 
 FEATURES = ["age", "chol", "sex"]
 SETTINGS = {
-    "describe": (),
     "glm": ("binomial",),
 }
+DAYS = {"time": "days", "event": "died"}
 NAMED = {
     "glm": {"target": "ill", "features": FEATURES},
+    "cox": DAYS | {"features": FEATURES},
+    "kaplan_meier": DAYS,
+    "logrank": DAYS | {"group": "sex"},
 }
 
 
@@ -19,4 +22,4 @@ def load(site):
 
 
 def job(what="glm"):
-    return getattr(analytics, what).job(*SETTINGS[what], **NAMED.get(what, {}), data=load)
+    return getattr(analytics, what).job(*SETTINGS.get(what, ()), **NAMED.get(what, {}), data=load)
