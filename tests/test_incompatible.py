@@ -45,6 +45,7 @@ from foedus.errors import Incompatible, JobError
 from foedus.incompatible import TABLE
 from foedus.job import Job
 from foedus.numpy import NumpyLearner
+from foedus.participation import power_of_choice, stratified, uniform, weighted
 from foedus.stop import any_of, wall_time
 from foedus.torch import TorchLearner
 from tiny import gradient, learner
@@ -56,6 +57,10 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
     ("quorum", "min_sites"): ({"quorum": 2, "min_sites": 3}, {"quorum": 3}),
     ("late='keep'", "quorum=None"): ({"late": "keep"}, {"quorum": 1}),
     ("over_select", "quorum=None"): ({"over_select": 1.3}, {"quorum": 10}),
+    ("over_select", "a rule as cohort"): (
+        {"over_select": 1.3, "quorum": 10, "cohort": uniform(10)},
+        {"over_select": 1.0, "cohort": uniform(13)},
+    ),
     ("best", "evaluate=0"): ({"best": "loss", "evaluate": 0}, {"evaluate": 3}),
     ("stop", "evaluate=0"): ({"stop": plateau("loss", 3), "evaluate": 0}, {"stop": wall_time(60)}),
     ("learner=None", "metrics"): ({"learner": None, "metrics": ["accuracy"]}, {"learner": learner()}),
@@ -101,6 +106,10 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
     ("staleness weights (fedbuff)", "a Gather (median, …)"): (
         {"algorithm": fedbuff(3, fedavg(aggregator=median()))},
         {"algorithm": fedbuff(3, fedavg(aggregator=median()), staleness=None)},
+    ),
+    ("power_of_choice", "late='keep'"): (
+        {"algorithm": fedbuff(2), "cohort": power_of_choice(5, 3)},
+        {"cohort": weighted(3, {})},
     ),
     ("an attack by sites that collude (alie, inner_product)", "late='keep'"): (
         {"algorithm": attacked(fedavg(), share=0.2, attack=alie()), "late": "keep", "quorum": 2},
@@ -163,6 +172,23 @@ def test_every_algorithm_of_a_row_is_refused(made: Any, why: str) -> None:
         Job(made, learner(), rounds=1)
 
 
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"quorum": 4, "cohort": weighted(3, {})}, "quorum and cohort"),
+        ({"quorum": 4, "cohort": power_of_choice(5, 3)}, "quorum and cohort"),
+        ({"algorithm": fedbuff(4), "cohort": stratified({"a": 1, "b": 2}, {})}, "a cohort of fewer sites"),
+        ({"algorithm": fedavg(aggregator=krum(1)), "cohort": uniform(4)}, "a cohort of fewer sites"),
+        ({"algorithm": afl(), "cohort": uniform(4)}, "that asks every site"),
+        ({"learner": NumpyLearner({}, train=print), "cohort": power_of_choice(5, 3)}, "reads the loss"),
+        ({"learner": None, "cohort": power_of_choice(5, 3)}, "reads the loss"),
+    ],
+)
+def test_a_rule_is_refused_as_the_number_of_sites_that_it_draws(more: dict[str, Any], why: str) -> None:
+    with pytest.raises(Incompatible, match=why):
+        Job(**{**BASE, **more})
+
+
 @pytest.mark.parametrize("made", [qffl(), afl(), scaffold(option=1)], ids=["qffl", "afl", "scaffold"])
 def test_who_reads_the_loss_needs_one_beside_a_loop_of_ones_own(made: Any) -> None:
     own = partial(TorchLearner, partial(nn.Linear, 1, 1), train=print)
@@ -188,6 +214,8 @@ def test_a_clash_that_a_change_makes_is_found_too() -> None:
         {"algorithm": fedavg(aggregator=krum(1)), "cohort": 0.1},
         {"stop": any_of(plateau("loss", 3), wall_time(60)), "evaluate": 0},
         {"over_select": 1.0},
+        {"quorum": 3, "cohort": power_of_choice(5, 3)},
+        {"quorum": 3, "cohort": lambda context: context.roster[:2]},  # nobody knows how many that are
         {"learner": None},
     ],
 )

@@ -42,10 +42,12 @@ def calm(sites: dict[str, Path], folder: Path, replay: Result | None = None, **o
     return launch.run(job, sites, replay=replay, folder=folder)
 
 
-@pytest.mark.parametrize("cohort", [0, 2], ids=["everybody", "cohorts"])
-def test_local_state_and_the_best_model_are_those_of_a_simulation(made: Made, tmp_path: Path, cohort: int) -> None:
+@pytest.mark.parametrize("cohort, rule", [(0, 0), (2, 0), (2, 1)], ids=["everybody", "cohorts", "by a rule"])
+def test_local_state_and_the_best_model_are_those_of_a_simulation(
+    made: Made, tmp_path: Path, cohort: int, rule: int
+) -> None:
     federation, sites = made
-    options = {"rounds": 5, "cohort": cohort, "best": "loss"}
+    options = {"rounds": 5, "cohort": cohort, "rule": rule, "best": "loss"}
     run = submit(federation, stateful=1, **options)
     result, local = finished(run), calm(sites, tmp_path / "local", stateful=1, **options)
     assert (result.digest, result.best_round) == (local.digest, local.best_round)

@@ -34,6 +34,7 @@ _MODULES = (
     "metrics",
     "clock",
     "participation",
+    "participation",
     "staleness",
     "torch",
     "numpy",

@@ -119,7 +119,7 @@ class Task(NamedTuple):
     payload: Params
     sites: Sequence[str]
     aggregator: Sum | Gather | None = None  # None: the mean
-    quorum: int | None = None  # None: the Job's
+    quorum: int | None = None  # None: the Job's; 0: all who are asked
     late: Late | None = None  # None: the Job's
     deadline: Deadline | None = None  # None: the Job's
     busy: int | None = None  # with late="keep": this many sites at work at any time

@@ -3,6 +3,7 @@ Only the Job's own fields are read."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from foedus.algorithms.buffered import size
 from foedus.algorithms.rounds import needed
 from foedus.errors import Incompatible
 from foedus.metrics import plain
-from foedus.run import times
+from foedus.participation import times
 
 
 class Row(NamedTuple):
@@ -28,9 +29,16 @@ def _has(job: Any, *traits: str) -> bool:
 
 
 def _without_loss(learner: Any) -> bool:
-    """Whether it is one's own loop, and says neither loss nor gradient."""
+    """Whether there is none, or it is one's own loop and says neither loss nor gradient."""
     told = (getattr(learner, name, None) for name in ("loss", "gradient"))
-    return getattr(learner, "own", None) is not None and not any(told)
+    return learner is None or (getattr(learner, "own", None) is not None and not any(told))
+
+
+def _asks(job: Any) -> float:
+    """How many sites a round asks to train at most; infinity where that depends on the roster or on one's own rule."""
+    if isinstance(job.cohort, int):
+        return times(job.over_select, job.cohort)
+    return getattr(job.cohort, "trains", None) or math.inf
 
 
 def _steps_in_torch(learner: Any) -> bool:
@@ -52,12 +60,7 @@ TABLE = (
     Row(
         "quorum",
         "cohort",
-        lambda j: (
-            j.quorum is not None
-            and isinstance(j.cohort, int)
-            and j.late == "drop"
-            and j.quorum > times(j.over_select, j.cohort)
-        ),
+        lambda j: j.quorum is not None and j.late == "drop" and j.quorum > _asks(j),
         "ask at least as many sites as the quorum needs: raise cohort or over_select",
     ),
     Row(
@@ -77,6 +80,12 @@ TABLE = (
         "quorum=None",
         lambda j: j.over_select > 1 and j.quorum is None,
         "over-selection asks more sites than it needs: say how many it needs with quorum=K",
+    ),
+    Row(
+        "over_select",
+        "a rule as cohort",
+        lambda j: j.over_select > 1 and callable(j.cohort),
+        "a rule says itself how many are asked: let it draw more than the quorum needs, and leave out over_select=…",
     ),
     Row(
         "best",
@@ -135,7 +144,7 @@ TABLE = (
     Row(
         "an aggregator that needs several updates (krum, bulyan, …)",
         "a cohort of fewer sites",
-        lambda j: isinstance(j.cohort, int) and times(j.over_select, j.cohort) < needed(j.method.traits),
+        lambda j: _asks(j) < needed(j.method.traits),
         "raise cohort, or let it tolerate fewer liars: a lower f",
     ),
     Row(
@@ -159,7 +168,7 @@ TABLE = (
     Row(
         "a buffer (fedbuff, fedasync)",
         "a cohort of fewer sites",
-        lambda j: isinstance(j.cohort, int) and j.cohort < size(j.method.traits),
+        lambda j: _asks(j) < size(j.method.traits),
         "each round asks a cohort anew, which has to fill the buffer: raise cohort, or make the buffer smaller",
     ),
     Row(
@@ -173,6 +182,12 @@ TABLE = (
         "a Gather (median, …)",
         lambda j: _has(j, "ages", "gather"),
         "a median or Krum knows no such weights: give fedbuff staleness=None",
+    ),
+    Row(
+        "power_of_choice",
+        "late='keep'",
+        lambda j: _has(j, "chooses") and (j.late == "keep" or _has(j, "late")),
+        "losses compare sites at one model, and late updates are of others: take fd.participation.weighted",
     ),
     Row(
         "an attack by sites that collude (alie, inner_product)",

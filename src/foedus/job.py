@@ -25,6 +25,7 @@ from foedus.incompatible import check_parts
 from foedus.keys import key
 from foedus.metrics import Metric, metric
 from foedus.params import Params, digest
+from foedus.participation import Cohort, Participation, by_loss
 from foedus.run import Plan
 from foedus.stop import Stop
 from foedus.transforms import chain, transformed
@@ -49,7 +50,7 @@ class Options:
     files: Sequence[str] = ()
     options: Mapping[str, Any] | None = None
     rounds: int | None = None
-    cohort: int | float | None = None
+    cohort: Cohort = None
     min_sites: int = 1
     quorum: int | None = None
     over_select: float = 1.0
@@ -111,9 +112,11 @@ class Job(Options):
 
     @property
     def method(self) -> Algorithm:
-        """The algorithm with what the Job adds to it: its compression."""
+        """The algorithm with what the Job adds to it: its compression, and a choice of sites by their losses."""
         links = [self.compress] if isinstance(self.compress, Transform) else self.compress
-        return transformed(self.algorithm, chain(*links)) if links else self.algorithm
+        found = transformed(self.algorithm, chain(*links)) if links else self.algorithm
+        chosen = self.cohort.trains if isinstance(self.cohort, Participation) and self.cohort.by_loss else None
+        return by_loss(found, chosen) if chosen else found
 
     @property
     def least(self) -> int:
@@ -195,11 +198,14 @@ def _check(job: Job) -> None:
         raise JobError(f"Job(best={job.best!r}): it is none of the metrics {sorted(known)}")
 
 
-def _check_cohort(name: str, cohort: int | float | None) -> None:
-    good = cohort is None or (cohort >= 1 if isinstance(cohort, int) else 0 < cohort <= 1)
+def _check_cohort(name: str, cohort: Cohort) -> None:
+    if cohort is None or (callable(cohort) and name == "cohort"):
+        return
+    good = not callable(cohort) and (cohort >= 1 if isinstance(cohort, int) else 0 < cohort <= 1)
     if isinstance(cohort, bool) or not good:
         raise JobError(
             f"Job({name}={cohort!r}): a whole number counts sites, a float in (0, 1] is a share, None is all"
+            + (", a rule of fd.participation or a function draws them" if name == "cohort" else "")
         )
 
 

@@ -3,10 +3,8 @@ A Plan, a Runner and a Journal come in as values; nothing here knows where sites
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +21,11 @@ from foedus.errors import JobError, JournalError, Paused
 from foedus.faults import point
 from foedus.files import delete, write_atomic
 from foedus.journal import Journal
-from foedus.keys import Key, key
+from foedus.keys import key
 from foedus.measured import facts, measured
 from foedus.metrics import Metric
 from foedus.params import Params
+from foedus.participation import Cohort, drawn, lots, picked, times
 from foedus.stop import Stop
 from foedus.work import EVALUATE
 
@@ -44,7 +43,7 @@ class Plan(NamedTuple):
     metrics: Mapping[str, Metric]
     seed: int = 0
     rounds: int | None = None
-    cohort: float | int | None = None
+    cohort: Cohort = None
     over_select: float = 1.0
     min_sites: int = 1
     quorum: int | None = None
@@ -210,7 +209,7 @@ def _open(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Jour
         if len(roster) < plan.least:
             there = f"{len(roster)} of the {plan.least} sites needed are there ({', '.join(roster)})"
             raise Paused(f"round {here.round}: {there}; let more join and resume the run")
-        cohort = _asked(plan, here.round, roster, watch)
+        cohort = _asked(plan, here, roster, watch)
     else:
         roster = script.roster(decided["roster"])
         cohort = roster if decided["cohort"] is None else list(decided["cohort"])
@@ -222,41 +221,47 @@ def _open(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Jour
     return RoundContext(plan.seed, here.round, roster, cohort, here.history)
 
 
-def _asked(plan: Plan, round: int, roster: Sequence[str], watch: Watch) -> Sequence[str]:
+def _asked(plan: Plan, here: Here, roster: Sequence[str], watch: Watch) -> Sequence[str]:
     """The cohort, once enough of it can be asked; on a simulation's clock that may take time."""
-    least = min(plan.least, wanted(plan, len(roster)))
-    while len(cohort := draw(plan, round, roster, watch.there if watch.selects else None)) < least:
+    least, there = min(plan.least, wanted(plan, len(roster))), watch.there if watch.selects else None
+    while len(cohort := draw(plan, here.round, roster, there, here.history)) < least:
         if not watch.wait(roster):
-            there = f"{len(cohort)} of the {least} sites needed are available"
-            raise Paused(f"round {round}: {there}, and none will be any more; mend available=… and resume the run")
+            found = f"{len(cohort)} of the {least} sites needed are available"
+            mend = "cohort=…" if callable(plan.cohort) and there is None else "available=…"
+            raise Paused(f"round {here.round}: {found}, and none will be any more; mend {mend} and resume the run")
     return cohort
 
 
-def draw(plan: Plan, round: int, roster: Sequence[str], there: Callable[[str], bool] | None = None) -> Sequence[str]:
+def draw(
+    plan: Plan,
+    round: int,
+    roster: Sequence[str],
+    there: Callable[[str], bool] | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+) -> Sequence[str]:
     """The cohort of a round, drawn by key from the roster, which is in order; of those who are `there`, if it is given.
 
-    A count, a share or everybody, over-selected; fewer where not so many are there.
+    A count, a share or everybody, over-selected; fewer where not so many are there. Or what the Job's rule draws.
     """
-    count, random = wanted(plan, len(roster)), key(plan.seed, round, 0, "server", "cohort")
+    context = RoundContext(plan.seed, round, roster, (), history)
+    if callable(plan.cohort):
+        here = roster if there is None else [site for site in roster if there(site)]
+        return drawn(plan.cohort, context._replace(roster=here)) if here else ()
+    count, random = wanted(plan, len(roster)), lots(context)
     if there is None:
         return picked(random, roster, count)
-    lots = _lots(random.numpy(), len(roster))
-    chosen = islice((i for i in lots if there(roster[i])), count)
+    order = _lots(random.numpy(), len(roster))
+    chosen = islice((i for i in order if there(roster[i])), count)
     return [roster[i] for i in sorted(chosen)]
 
 
 def wanted(plan: Plan, sites: int) -> int:
-    """How many of so many sites a round asks."""
+    """How many of so many sites a round asks; of those that a rule draws there is one at least."""
+    if callable(plan.cohort):
+        return min(sites, 1)
     share = 1.0 if plan.cohort is None else plan.cohort
     count = share if isinstance(share, int) else max(1, times(share, sites))
     return min(sites, times(plan.over_select, count))
-
-
-def picked(random: Key, roster: Sequence[str], count: int) -> Sequence[str]:
-    """So many of the roster, in its order; a few out of a million cost what they cost out of a thousand."""
-    if count >= len(roster):
-        return roster
-    return [roster[i] for i in sorted(random.numpy().choice(len(roster), count, replace=False))]
 
 
 def panel(plan: Plan, roster: Sequence[str]) -> Sequence[str]:
@@ -277,11 +282,6 @@ def _lots(random: np.random.Generator, count: int) -> Iterator[int]:
         moved[at] = moved.pop(i, i)
 
 
-def times(share: float, count: int) -> int:
-    """`share` of `count`, rounded up; 1.1 of 10 is 11, although the float 1.1 is a little more than 11/10."""
-    return math.ceil(Fraction(str(share)) * count)
-
-
 def _play(plan: Plan, state: State, context: RoundContext, runner: Runner) -> tuple[State, list[Total]]:
     steps, answer = plan.algorithm.round(state, context), None
     totals: list[Total] = []
@@ -297,7 +297,7 @@ def _play(plan: Plan, state: State, context: RoundContext, runner: Runner) -> tu
 
 
 def _filled(task: Task, plan: Plan) -> Task:
-    quorum = task.quorum if task.quorum is not None else plan.quorum
+    quorum = (task.quorum if task.quorum is not None else plan.quorum) or None
     late = task.late or plan.late
     if quorum is not None and late == "drop":
         quorum = min(quorum, len(task.sites))

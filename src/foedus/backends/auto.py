@@ -17,6 +17,8 @@ from foedus.data import Pairs, Split
 from foedus.errors import FoedusError
 from foedus.job import Job
 from foedus.keys import key
+from foedus.pool import Pool
+from foedus.run import draw
 from foedus.work import Among, Order
 
 SAVES = 1.0  # seconds that another backend has to save before it is worth its start
@@ -93,7 +95,7 @@ def gain(job: Job, data: Mapping[str, Any], seed: int) -> Gain:
         one = _seconds(lambda: learner.train(params, small, TRIAL, None))
     except FoedusError as error:
         return Gain(1.0, 0.0, str(error))
-    asked = job.cohort if isinstance(job.cohort, int) else (job.cohort or 1.0) * len(data)
+    asked = len(draw(job.plan(seed), 0, data.names if isinstance(data, Pool) else sorted(data)))
     batches = max(1, -(-len(split.train) // size))
     return Gain(one / many, one * batches * asked * (job.rounds or ROUNDS))
 

@@ -12,6 +12,7 @@ from torch import nn
 
 import foedus as fd
 from foedus.params import join
+from foedus.participation import by_loss
 from foedus.torch import TorchLearner
 
 EVERY = {  # name -> a function of nothing that makes it
@@ -54,6 +55,7 @@ EVERY = {  # name -> a function of nothing that makes it
     "inner-product": lambda: fd.attacked(fd.fedavg(), share=0.7, attack=fd.inner_product()),
     "label-flip": lambda: fd.attacked(fd.fedavg(), {"north": fd.label_flip(2)}),
     "backdoor": lambda: fd.attacked(fd.fedavg(), {"north": fd.backdoor(np.zeros_like, 1, boost=3.0)}),
+    "power-of-choice": lambda: by_loss(fd.fedavg(), 2),
     "bf16": lambda: fd.transformed(fd.fedavg(), fd.bf16()),
     "fp16": lambda: fd.transformed(fd.fedavg(), fd.fp16()),
     "int8": lambda: fd.transformed(fd.fedavg(), fd.int8()),

@@ -94,6 +94,7 @@ def job(
     ballast=0,
     buffer=0,
     alpha=0.0,
+    rule=0,
 ):
     model = {"w": np.zeros(4, np.float32), "b": np.zeros((), np.float32)}
     if ballast:  # an integer array of so many numbers, for updates that take time on their way
@@ -114,7 +115,7 @@ def job(
         min_sites=min_sites,
         quorum=quorum or None,
         late=late,
-        cohort=cohort or None,
+        cohort=fd.participation.weighted(cohort, {"east": 1, "north": 5, "south": 2}) if rule else cohort or None,
         over_select=over,
         best=best or None,
         evaluate=evaluate,
