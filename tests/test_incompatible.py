@@ -37,19 +37,23 @@ from foedus import (
     random_k,
     scaffold,
     sign_flip,
+    split_learning,
     target,
     top_k,
     transformed,
+    vertical,
 )
 from foedus.errors import Incompatible, JobError
 from foedus.incompatible import TABLE
 from foedus.job import Job
+from foedus.layers import LayeredLearner, dense
 from foedus.numpy import NumpyLearner
 from foedus.participation import power_of_choice, stratified, uniform, weighted
 from foedus.stop import any_of, wall_time
 from foedus.torch import TorchLearner
 from tiny import gradient, learner
 
+LAYERED = LayeredLearner([dense(2), dense(1)], 2, "squared")
 BASE: dict[str, Any] = {"algorithm": fedavg(), "learner": learner(), "rounds": 2}
 
 CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one, other): (a clash, its remedy)
@@ -110,6 +114,26 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
     ("power_of_choice", "late='keep'"): (
         {"algorithm": fedbuff(2), "cohort": power_of_choice(5, 3)},
         {"cohort": weighted(3, {})},
+    ),
+    ("an algorithm that sends parts of one computation (split_learning, vertical, link)", "late='keep'"): (
+        {"algorithm": split_learning(LAYERED, 1), "learner": LAYERED, "late": "keep", "quorum": 2},
+        {"late": "drop"},
+    ),
+    ("an algorithm for columns that lie apart (vertical, link)", "cohort or quorum"): (
+        {"algorithm": vertical("squared"), "learner": None, "cohort": 2},
+        {"cohort": None},
+    ),
+    ("an algorithm for columns that lie apart (vertical, link)", "a learner"): (
+        {"algorithm": vertical("squared")},
+        {"learner": None},
+    ),
+    ("an algorithm for columns that lie apart (vertical, link)", "best"): (
+        {"algorithm": vertical("squared"), "learner": None, "best": "loss"},
+        {"best": None},
+    ),
+    ("split_learning", "another learner than the one that is cut"): (
+        {"algorithm": split_learning(LAYERED, 1)},
+        {"learner": LAYERED},
     ),
     ("an attack by sites that collude (alie, inner_product)", "late='keep'"): (
         {"algorithm": attacked(fedavg(), share=0.2, attack=alie()), "late": "keep", "quorum": 2},

@@ -13,7 +13,7 @@ _WHERE = {
     "key": "keys",
     "Job": "job",
     "Result": "result",
-    "Site Sites Split": "data",
+    "Records Site Sites Split": "data",
     "Metric": "metrics",
     "FoedusError": "errors",
     "combine fixed mean median trimmed_mean krum multi_krum bulyan": "aggregators",
@@ -21,6 +21,9 @@ _WHERE = {
     "fedavg fedavgm fedadam fedyogi fedadagrad fedopt": "algorithms",
     "fedprox scaffold fednova feddyn moon fedexp qffl afl rounds delta": "algorithms",
     "fedbn fedper fedrep lg_fedavg ditto pfedme fine_tuned ifca": "algorithms",
+    "link": "algorithms.link",
+    "split_learning": "algorithms.split_learning",
+    "vertical": "algorithms.vertical",
     "chain clip transformed bf16 fp16 int8 int4 qsgd top_k random_k powersgd": "transforms",
     "attacked sign_flip gaussian alie inner_product label_flip backdoor": "attacks",
     "fedbuff fedasync": "algorithms",
@@ -42,6 +45,8 @@ _MODULES = (
     "algorithms",
     "transforms",
     "attacks",
+    "layers",
+    "linkage",
     "analytics",
 )
 

@@ -76,6 +76,8 @@ class SiteContext(NamedTuple):  # all that a work may touch besides payload and 
     key: Key
     evaluate: Callable[[Params, Any, Sequence[Any]], Metrics]  # (params, data, metrics) -> sums
     gradient: Callable[[Params, Any, Key], Params]  # of the mean loss over data, at params
+    metrics: Sequence[Any] = ()  # the Job's
+    secret: Key = Key(())  # named randomness that nobody but this site can draw
 
 
 Work = Callable[[Params, Local, SiteContext], tuple[Local, Update | Decline]]
@@ -152,6 +154,7 @@ class Algorithm(NamedTuple):
     params: Callable[[State], Params] = lambda state: state
     traits: Sequence[str] = ()  # what else it asks for: words that the table of incompatible parts reads
     personal: Personal | None = None
+    measure: Callable[[State, RoundContext], Round] | None = None  # in place of the Task "evaluate"
 
 
 class Transform(NamedTuple):  # what happens to an update on its way out, and to the total on its way in

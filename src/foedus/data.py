@@ -56,6 +56,42 @@ class Pairs:
         return f"Pairs({len(self)} examples)"
 
 
+class Records:
+    """Examples of people who are known elsewhere too: `ids`, columns `x` and, at one site, targets `y`.
+
+    `ids` (text or whole numbers, each once) say who is who; without them rows have the same order at every site.
+
+    >>> len(Records(["ann", "bob"], [[1.0], [2.0]]))
+    2
+    """
+
+    __slots__ = ("ids", "x", "y")
+
+    def __init__(self, ids: Any, x: Any, y: Any = None) -> None:
+        self.x = _column(x, "x")
+        self.ids = None if ids is None else list(ids)
+        self.y = None if y is None else _column(y, "y")
+        for name, values in (("ids", self.ids), ("y", self.y)):
+            if values is not None and len(values) != len(self.x):
+                raise FoedusError(f"x has {len(self.x)} examples and {name} has {len(values)}: give as many")
+
+    @classmethod
+    def from_frame(cls, frame: Any, id: str, label: str | None = None) -> Records:
+        """The Records of a data frame of numbers (pandas): `id` is the ids' column, `label` the target's."""
+        check_columns(frame, id, *([] if label is None else [label]))
+        x = frame.drop(columns=[id] if label is None else [id, label])
+        return cls(frame[id].tolist(), x, None if label is None else frame[label])
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.x[index] if self.y is None else (self.x[index], self.y[index])
+
+    def __repr__(self) -> str:
+        return f"Records({len(self)} examples{'' if self.y is None else ' with targets'})"
+
+
 class Rows:
     """The rows of a memory-mapped array at `indices`: an array that stays on disk, but for what is taken from it."""
 
@@ -129,9 +165,9 @@ class Split:
     def with_valid(self, key: Key) -> Split:
         """This Split, with a validation part: where there is none, `key` draws 10 % of train, at least one example.
 
-        A single example stays in train.
+        A single example stays in train, and so do Records: they are divided once it is known who is everywhere.
         """
-        if self.valid is not None or len(self.train) < 2:
+        if self.valid is not None or len(self.train) < 2 or isinstance(self.train, Records):
             return self
         order = key.numpy().permutation(len(self.train))
         cut = max(1, round(VALID_SHARE * len(order)))

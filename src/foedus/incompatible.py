@@ -102,7 +102,7 @@ TABLE = (
     Row(
         "learner=None",
         "metrics",
-        lambda j: j.learner is None and bool(j.metrics),
+        lambda j: j.learner is None and bool(j.metrics) and j.algorithm.measure is None,
         "metrics are measured by a learner: give one as the Job's second argument",
     ),
     Row(
@@ -188,6 +188,36 @@ TABLE = (
         "late='keep'",
         lambda j: _has(j, "chooses") and (j.late == "keep" or _has(j, "late")),
         "losses compare sites at one model, and late updates are of others: take fd.participation.weighted",
+    ),
+    Row(
+        "an algorithm that sends parts of one computation (split_learning, vertical, link)",
+        "late='keep'",
+        lambda j: _has(j, "exchange") and j.late == "keep",
+        "what goes up is answered by what comes down: drop late updates",
+    ),
+    Row(
+        "an algorithm for columns that lie apart (vertical, link)",
+        "cohort or quorum",
+        lambda j: _has(j, "columns") and (j.cohort is not None or j.quorum is not None),
+        "each person's columns are at all sites, and all are asked: leave out cohort=… and quorum=…",
+    ),
+    Row(
+        "an algorithm for columns that lie apart (vertical, link)",
+        "a learner",
+        lambda j: _has(j, "columns") and j.learner is not None,
+        "no site has the whole model: say loss=… and layers to fd.vertical, and give no learner",
+    ),
+    Row(
+        "an algorithm for columns that lie apart (vertical, link)",
+        "best",
+        lambda j: _has(j, "columns") and j.best is not None,
+        "sites keep their last parts alone: leave out best=…, and end the run with stop=fd.plateau(…)",
+    ),
+    Row(
+        "split_learning",
+        "another learner than the one that is cut",
+        lambda j: _has(j, "cut") and not hasattr(j.learner, "stack"),
+        "give the Job the LayeredLearner that split_learning was given",
     ),
     Row(
         "an attack by sites that collude (alie, inner_product)",

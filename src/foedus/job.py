@@ -149,7 +149,7 @@ class Job(Options):
             self.quorum,
             self.late,
             self.deadline or Deadline(),
-            self.evaluate if self.learner else 0,
+            self.evaluate if self.learner or self.algorithm.measure else 0,
             self.panel,
             self.best,
             self.stop,

@@ -24,17 +24,24 @@ UNREADABLE = (ArithmeticError, LookupError, TypeError, ValueError)
 def measured(
     totals: Sequence[Total], metrics: Collection[Metric], journal: Journal
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The pooled metrics, and those of each site; what cannot be read is told, and spoils nothing else."""
-    pooled, per_site = dict[str, Any](), dict[str, dict[str, Any]]()
+    """The pooled metrics, and those of each site; what cannot be read is told, and spoils nothing else.
+
+    What several Tasks report under one name (each batch its `train_loss`) is added up.
+    """
+    sums = dict[str, list[Mapping[str, Any]]]()
     for total in totals:
         for outcome in total.outcomes:
             if outcome.metrics:
-                per_site.setdefault(outcome.site, {}).update(_read(outcome.metrics, metrics, outcome.site, journal))
-        pooled.update(_read(total.metrics, metrics, "", journal))
+                sums.setdefault(outcome.site, []).append(outcome.metrics)
         sent = {name for outcome in total.outcomes if outcome.status == "counted" for name in outcome.metrics}
         for name in sorted(sent - total.metrics.keys()):
             _unread(journal, "", f"{name!r} has other shapes at other sites, so it has no sum")
-    return pooled, per_site
+    per_site = {site: _read(_added(rows), metrics, site, journal) for site, rows in sums.items()}
+    return _read(_added([total.metrics for total in totals if total.metrics]), metrics, "", journal), per_site
+
+
+def _added(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return rows[0] if len(rows) == 1 else measures.pooled(rows)
 
 
 def facts(totals: Sequence[Total], per_site: PerSite, metrics: Collection[Metric], sure: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from foedus.aggregators import mean
 from foedus.aggregators.gathering import too_few
 from foedus.algorithms.buffered import size
 from foedus.clock import Watch
-from foedus.core import Algorithm, Deadline, Late, RoundContext, Runner, State, Task, Total
+from foedus.core import Algorithm, Deadline, Late, Round, RoundContext, Runner, State, Task, Total
 from foedus.errors import JobError, JournalError, Paused
 from foedus.faults import point
 from foedus.files import delete, write_atomic
@@ -187,7 +187,7 @@ def _round(
 ) -> Here:
     began = time.monotonic()
     context = _open(plan, here, runner, journal, script, watch)
-    state, totals = _play(plan, here.state, context, runner)
+    state, totals = _play(plan, plan.algorithm.round(here.state, context), context, runner)
     if _evaluates(plan, here.round):
         totals = [*totals, *_evaluate(plan, state, context, len(totals), runner)]
     metrics, per_site = measured(totals, plan.metrics.values(), journal)
@@ -282,16 +282,18 @@ def _lots(random: np.random.Generator, count: int) -> Iterator[int]:
         moved[at] = moved.pop(i, i)
 
 
-def _play(plan: Plan, state: State, context: RoundContext, runner: Runner) -> tuple[State, list[Total]]:
-    steps, answer = plan.algorithm.round(state, context), None
-    totals: list[Total] = []
+def _play(
+    plan: Plan, steps: Round, context: RoundContext, runner: Runner, first: int = 0
+) -> tuple[State, list[Total]]:
+    """What a generator of Tasks returns, and its Totals; its Tasks are numbered from `first` on."""
+    totals, answer = list[Total](), None
     while True:
         try:
             asked = steps.send(answer)
         except StopIteration as end:
             return end.value, totals
         tasks = [asked] if isinstance(asked, Task) else list(asked)
-        found = list(runner.run([_filled(task, plan) for task in tasks], context, len(totals)))
+        found = list(runner.run([_filled(task, plan) for task in tasks], context, first + len(totals)))
         totals += found
         answer = found[0] if isinstance(asked, Task) else list(found)
 
@@ -318,6 +320,8 @@ def _evaluates(plan: Plan, round: int) -> bool:
 
 
 def _evaluate(plan: Plan, state: State, context: RoundContext, first: int, runner: Runner) -> Sequence[Total]:
+    if plan.algorithm.measure is not None:
+        return _play(plan, plan.algorithm.measure(state, context), context, runner, first)[1]
     params, personal = plan.algorithm.params(state), plan.algorithm.personal
     task = Task(EVALUATE, params, panel(plan, context.roster), mean(), late="drop", deadline=plan.deadline, returns=())
     return runner.run([task._replace(reads=personal.work) if personal else task], context, first)

@@ -16,7 +16,7 @@ from foedus.aggregators.folding import check
 from foedus.core import Decline, Learner, Local, Personal, SiteContext, Update, Work
 from foedus.data import Site, Split, load_split
 from foedus.errors import FoedusError, JobError, Refused, SiteError
-from foedus.keys import key
+from foedus.keys import Key, key
 from foedus.params import Params, Spec
 
 FOREIGN = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen")  # code that is not the user's
@@ -68,6 +68,7 @@ class Bench:
         self.learner, self.load, self.metrics, self.seed = learner, load, metrics, seed
         self.contract, self.personal = contract, personal
         self.splits: OrderedDict[str, Split] = OrderedDict()
+        self.secret: Key | None = None  # of a real site; a simulation has nobody to hide it from
 
     def perform(self, order: Order, local: Local, data: Any) -> tuple[Local, Update | Decline]:
         """The site's new local state and its Update or Decline.
@@ -81,7 +82,8 @@ class Bench:
         split = self.split(order.site, data)
         here = key(self.seed, order.round, order.task, order.site)
         train, evaluate, gradient = (self._able(name) for name in ("train", "evaluate", "mean_gradient"))
-        return SiteContext(order.site, split, train, here, evaluate, gradient)
+        secret = self.secret or key(self.seed, "secret", 0, order.site)
+        return SiteContext(order.site, split, train, here, evaluate, gradient, self.metrics, secret)
 
     def _able(self, name: str) -> Callable[..., Any]:
         """The learner's function of that name, or one that says what is missing."""

@@ -5,7 +5,7 @@ Nothing but numpy comes in; `foedus.torch.layer` makes a layer of any torch modu
 from foedus.layers.kinds import dense, linear, relu, shift, tanh
 from foedus.layers.learner import LayeredLearner, measured
 from foedus.layers.losses import Loss, logistic, loss_of, softmax, squared
-from foedus.layers.stack import Layer, Stack, checked, down
+from foedus.layers.stack import Layer, Stack, checked, down, merged
 
 __all__ = [
     "Layer",
@@ -19,6 +19,7 @@ __all__ = [
     "logistic",
     "loss_of",
     "measured",
+    "merged",
     "relu",
     "shift",
     "softmax",

@@ -24,7 +24,7 @@ def dense(units: int, scale: float | None = None) -> Layer:
     def backward(params: Params, x: Array, slope: Array, key: Key | None) -> Slopes:
         return Params({"w": x.T @ slope, "b": slope.sum(0)}), slope @ params["w"].T
 
-    return Layer(init, lambda params, x, key: x @ params["w"] + params["b"], backward)
+    return Layer(init, lambda params, x, key: x @ params["w"] + params["b"], backward, f"dense({units}, {scale})")
 
 
 def linear(units: int, scale: float | None = None) -> Layer:
@@ -36,7 +36,7 @@ def linear(units: int, scale: float | None = None) -> Layer:
     def backward(params: Params, x: Array, slope: Array, key: Key | None) -> Slopes:
         return Params({"w": x.T @ slope}), slope @ params["w"].T
 
-    return Layer(init, lambda params, x, key: x @ params["w"], backward)
+    return Layer(init, lambda params, x, key: x @ params["w"], backward, f"linear({units}, {scale})")
 
 
 def shift() -> Layer:
@@ -45,18 +45,19 @@ def shift() -> Layer:
         lambda key, x: Params({"b": np.zeros(x.shape[1], x.dtype)}),
         lambda params, x, key: x + params["b"],
         lambda params, x, slope, key: (Params({"b": slope.sum(0)}), slope),
+        "shift()",
     )
 
 
-def _bent(f: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Layer:
+def _bent(name: str, f: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Layer:
     """A function of each number, with its derivative."""
     none = Params({})
-    return Layer(lambda key, x: none, lambda params, x, key: f(x), lambda params, x, g, key: (none, g * slope(x)))
+    return Layer(lambda key, x: none, lambda params, x, key: f(x), lambda params, x, g, key: (none, g * slope(x)), name)
 
 
 def tanh() -> Layer:
-    return _bent(np.tanh, lambda x: 1 - np.square(np.tanh(x)))
+    return _bent("tanh()", np.tanh, lambda x: 1 - np.square(np.tanh(x)))
 
 
 def relu() -> Layer:
-    return _bent(lambda x: np.maximum(x, 0), lambda x: (x > 0).astype(x.dtype))
+    return _bent("relu()", lambda x: np.maximum(x, 0), lambda x: (x > 0).astype(x.dtype))

@@ -59,7 +59,8 @@ class LayeredLearner:
 
     def describe(self) -> dict[str, Any]:
         """The settings, for the Job's description."""
-        return dict(vars(self))
+        names = {"layers": [layer.name for layer in self.stack.layers], "loss": self.loss.name, "inputs": self.inputs}
+        return names | {name: getattr(self, name) for name in ("lr", "epochs", "batch_size", "dtype")}
 
     def init(self, key: Key) -> Params:
         """The first model's Params."""

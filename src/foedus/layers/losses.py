@@ -19,13 +19,14 @@ class Loss(NamedTuple):
 
     each: Callable[[Array, Array], Array]  # (outputs (n, k), targets (n,)) -> (n,)
     slope: Callable[[Array, Array], Array]  # -> (n, k)
+    name: str  # what tells it from others
     target: str | None = None  # the dtype of targets on their way; None: that of the outputs
     reads: Reads = "logits"
 
 
 def squared() -> Loss:
     """(z - y)^2 of one output."""
-    return Loss(lambda z, y: np.square(z[:, 0] - y), lambda z, y: 2 * (z - y[:, None]) / len(z))
+    return Loss(lambda z, y: np.square(z[:, 0] - y), lambda z, y: 2 * (z - y[:, None]) / len(z), "squared")
 
 
 def logistic() -> Loss:
@@ -34,7 +35,7 @@ def logistic() -> Loss:
     def slope(z: Array, y: Array) -> Array:
         return np.asarray((np.exp(-np.logaddexp(0, -z)) - y[:, None]) / len(z))
 
-    return Loss(lambda z, y: np.logaddexp(0, z[:, 0]) - y * z[:, 0], slope)
+    return Loss(lambda z, y: np.logaddexp(0, z[:, 0]) - y * z[:, 0], slope, "logistic")
 
 
 def softmax() -> Loss:
@@ -48,7 +49,7 @@ def softmax() -> Loss:
         found[np.arange(len(z)), y] -= 1
         return np.asarray(found / len(z))
 
-    return Loss(each, slope, "int64")
+    return Loss(each, slope, "softmax", "int64")
 
 
 LOSSES = {"squared": squared, "logistic": logistic, "softmax": softmax}

@@ -20,6 +20,7 @@ class Layer(NamedTuple):
     init: Callable[[Key, Array], Params]  # (key, some inputs) -> its arrays, in the inputs' dtype
     forward: Callable[[Params, Array, Key | None], Array]  # (arrays, inputs) -> outputs
     backward: Callable[[Params, Array, Array, Key | None], Slopes]  # (arrays, inputs, slopes of the loss in outputs)
+    name: str  # what tells it from others, with all its settings
 
 
 class Stack(NamedTuple):
@@ -80,6 +81,11 @@ def checked(layers: Sequence[Layer]) -> Stack:
     if odd:
         raise JobError(f"{odd[0]} is no layer: take one of foedus.layers, or foedus.torch.layer(module)")
     return Stack(tuple(layers))
+
+
+def merged(params: Params, some: Params) -> Params:
+    """These arrays, and `some` in place of those of the same names."""
+    return Params({name: some.get(name, x) for name, x in params.items()})
 
 
 def down(params: Params, slopes: Params, rate: float) -> Params:

@@ -21,11 +21,11 @@ from foedus.torch.randomness import named
 
 
 def layer(module: nn.Module | Callable[..., nn.Module]) -> Layer:
-    """The layer of a module, or of what a class or function of nothing makes; on the CPU.
+    """The layer of what a class or function of nothing makes, drawn by key, or of a module as it is; on the CPU.
 
     Raises JobError for one with buffers (BatchNorm) or frozen parameters, which have no place in a network that is cut.
 
-    >>> net = [layer(nn.Linear(4, 8)), layer(nn.Sequential(nn.Tanh(), nn.Linear(8, 2)))]
+    >>> body, head = layer(lambda: nn.Linear(4, 8)), layer(lambda: nn.Sequential(nn.Tanh(), nn.Linear(8, 2)))
     """
     model = _suited(built(module, key(0, "model")))
 
@@ -50,7 +50,7 @@ def layer(module: nn.Module | Callable[..., nn.Module]) -> Layer:
         *grads, down = (g.numpy() for g in found)
         return Params(dict(zip(arrays, grads, strict=True))), down
 
-    return Layer(init, forward, backward)
+    return Layer(init, forward, backward, repr(model))
 
 
 def _tensors(params: Params) -> dict[str, Tensor]:

@@ -78,8 +78,12 @@ def chain(*links: Transform) -> Transform:
 def transformed(algorithm: Algorithm, transform: Transform) -> Algorithm:
     """The same algorithm, every update encoded at its site and every Total decoded before the algorithm sees it.
 
-    What a compression sent is read at the server update by update, before it is aggregated.
+    What a compression sent is read at the server update by update, before it is aggregated. Raises Incompatible for an
+    algorithm whose Tasks carry activations, slopes or points.
     """
+    if "exchange" in algorithm.traits:
+        remedy = "leave out compress=…, and cut where the network is narrow"
+        raise Incompatible(f"a Transform of updates and an algorithm that sends none do not go together: {remedy}")
 
     def round(state: State, context: RoundContext) -> Any:
         inner, own = state["inner"], state["own"]

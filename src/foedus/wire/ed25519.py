@@ -14,6 +14,8 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from foedus.errors import Denied, WireError
 from foedus.wire.plain import canonical
@@ -30,6 +32,12 @@ def new_key() -> Ed25519PrivateKey:
 def key_from_seed(seed: bytes) -> Ed25519PrivateKey:
     """The private key of 32 secret bytes (RFC 8032, 5.1.5); ValueError for any other number."""
     return Ed25519PrivateKey.from_private_bytes(seed)
+
+
+def derived(key: Ed25519PrivateKey, purpose: str) -> str:
+    """64 hex digits that only who has the key can make; they say nothing of it, or of those for another purpose."""
+    made = HKDF(SHA256(), 32, salt=None, info=f"foedus/secret/1/{purpose}".encode())
+    return made.derive(key.private_bytes_raw()).hex()
 
 
 def public_text(key: Ed25519PrivateKey) -> str:

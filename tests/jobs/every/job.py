@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import foedus as fd
+from foedus.layers import LayeredLearner, dense, tanh
 from foedus.params import join
 from foedus.participation import by_loss
-from foedus.torch import TorchLearner
+from foedus.torch import TorchLearner, layer
 
 EVERY = {  # name -> a function of nothing that makes it
     "fedavg": fd.fedavg,
@@ -64,7 +65,55 @@ EVERY = {  # name -> a function of nothing that makes it
     "top-k": lambda: fd.transformed(fd.fedavg(), fd.top_k(0.1)),
     "random-k": lambda: fd.transformed(fd.fedavg(), fd.chain(fd.clip(0.1), fd.random_k(0.1), fd.bf16())),
     "powersgd": lambda: fd.transformed(fd.fedavg(), fd.powersgd(1)),
+    "split": lambda: beginning(fd.split_learning(CUT, 2), CUT),
+    "split-at-once": lambda: beginning(fd.split_learning(CUT, 2, turns=False), CUT),
+    "split-u-shaped": lambda: beginning(fd.split_learning(CUT, 2, 3, labels="site", turns=False), CUT),
+    "link": lambda: with_people(fd.link()),
+    "vertical": lambda: told(with_people(fd.vertical("squared", label="north", batch_size=7, test=0.1))),
+    "vertical-neural": lambda: told(with_people(fd.vertical("softmax", [dense(3)], [tanh(), dense(2)], label="west"))),
 }
+
+
+CUT = LayeredLearner([layer(lambda: nn.Linear(4, 6)), tanh(), dense(5), tanh(), dense(2)], 4, "softmax", batch_size=8)
+
+
+def beginning(algorithm, learner):
+    """The algorithm on a model of its own, which that of the Job is not."""
+    return algorithm._replace(init=lambda params: algorithm.init(learner.init(fd.key(0))))
+
+
+def with_people(algorithm):
+    """The algorithm at sites whose rows are those of people that not all of them know."""
+
+    def among(work):
+        def at_site(payload, local, site):
+            train = site.split.train
+            ids = [f"p{i}" for i in range(len(train))][:: -1 if site.name == "south" else 1]
+            return work(payload, local, site._replace(split=fd.Split(train=fd.Records(ids, train.x, train.y))))
+
+        return at_site
+
+    return algorithm._replace(works={name: among(work) for name, work in algorithm.works.items()})
+
+
+def told(algorithm):
+    """The same, whose model is the sum of all that the sites have of their own: each has other names for it."""
+
+    def tell(payload, local, site):
+        own = algorithm.personal.model(fd.Params({}), local)
+        return None, fd.Update(fd.Params({"sum": np.float64(sum(x.sum() for x in own.values()))}))
+
+    def round(state, context):
+        inner = yield from algorithm.round(state["inner"], context)
+        total = yield fd.Task("tell", state["own"], context.roster, reads="vertical")
+        return {"inner": inner, "own": total.params}
+
+    return algorithm._replace(
+        init=lambda params: {"inner": algorithm.init(params), "own": fd.Params({"sum": np.float64(0)})},
+        round=round,
+        works={**algorithm.works, "tell": tell},
+        params=lambda state: state["own"],
+    )
 
 
 class Net(nn.Module):
