@@ -17,7 +17,7 @@ from pathlib import Path
 LEAST = (3, 11)
 ROOT = Path(__file__).resolve().parents[1]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-EXTRAS = "server,torch,sklearn,plot,examples,dev"
+EXTRAS = "server,torch,sklearn,privacy,plot,examples,dev"
 NOISE = ("$", "import", "WARNING")  # lines of the log that say nothing about progress
 FIRST_START = """import sys; sys.dont_write_bytecode = False
 import alembic.command, cryptography.x509, hypothesis.extra.numpy, matplotlib.pyplot, nilearn.datasets, pandas, pytest

@@ -45,6 +45,7 @@ _MODULES = (
     "algorithms",
     "transforms",
     "attacks",
+    "privacy",
     "layers",
     "linkage",
     "analytics",

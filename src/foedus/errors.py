@@ -79,7 +79,14 @@ class Missing(FoedusError):
         super().__init__(f"{library} is not installed: pip install 'foedus[{extra}]'")
 
 
-EXTRAS = {"alembic": "server", "fsspec": "server", "nacl": "linkage", "sqlalchemy": "server", "torch": "torch"}
+EXTRAS = {
+    "alembic": "server",
+    "dp_accounting": "privacy",
+    "fsspec": "server",
+    "nacl": "linkage",
+    "sqlalchemy": "server",
+    "torch": "torch",
+}
 
 
 def explained(error: ImportError) -> Exception:

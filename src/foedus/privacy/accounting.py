@@ -1,0 +1,103 @@
+"""What a privacy costs and buys, by dp-accounting: epsilon, noise multipliers, the analytic Gaussian mechanism.
+Only errors may come in; the library comes in when a number is asked for.
+
+One step is the Gaussian mechanism on a sum to which each record (or site) adds at most the clip, on a sample to which
+each belongs by itself with `sampling_rate` (Poisson; 1: everybody in each step). Neighbours differ by one of them,
+there or not there. `noise_multiplier` is the noise's standard deviation over the clip.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from foedus.errors import FoedusError, explained
+
+if TYPE_CHECKING:
+    import dp_accounting
+
+Accountant = Literal["rdp", "pld"]
+
+
+def epsilon(
+    noise_multiplier: float, sampling_rate: float, steps: int, delta: float, accountant: Accountant = "pld"
+) -> float:
+    """The epsilon that `steps` steps spend at `delta`; `pld` is the tight one, `rdp` what most papers report.
+
+    Abadi et al. 2016; Mironov et al. 2019 (rdp); Koskela et al. 2020 and Doroshenko et al. 2022 (pld).
+    """
+    _check(sampling_rate=sampling_rate, steps=steps, delta=delta, noise_multiplier=noise_multiplier)
+    spent = _accountant(accountant).compose(_event(noise_multiplier, sampling_rate, steps))
+    return float(spent.get_epsilon(delta))
+
+
+def noise_multiplier(
+    epsilon: float, sampling_rate: float, steps: int, delta: float, accountant: Accountant = "pld"
+) -> float:
+    """The least noise multiplier, to 1e-4, with which `steps` steps stay within (epsilon, delta)."""
+    _check(sampling_rate=sampling_rate, steps=steps, delta=delta, epsilon=epsilon)
+    dp = _library()
+    made = dp.calibrate_dp_mechanism(
+        lambda: _accountant(accountant),
+        lambda z: _event(z, sampling_rate, steps),
+        epsilon,
+        delta,
+        dp.LowerEndpointAndGuess(0.0, 1.0),
+        tol=1e-4,
+    )
+    return float(made)
+
+
+def analytic_gaussian_sigma(epsilon: float, delta: float, sensitivity: float = 1.0) -> float:
+    """The least standard deviation of one Gaussian release of that L2 sensitivity (Balle and Wang 2018)."""
+    _check(delta=delta, epsilon=epsilon, sensitivity=sensitivity)
+    return float(_library().get_sigma_gaussian(epsilon, delta)) * sensitivity
+
+
+def split_noise(noise_multiplier: float, count_sigma: float) -> float:
+    """The updates' noise multiplier where adaptive clipping spends a part of `noise_multiplier` on its count.
+
+    z_Δ = (z⁻² − (2 σ_b)⁻²)^(−1/2) (Andrew et al. 2021, theorem 1): noise `count_sigma` on the count of updates within
+    the clip and z_Δ on their sum cost together what z costs alone. FoedusError where the count leaves nothing.
+    """
+    _check(noise_multiplier=noise_multiplier, count_sigma=count_sigma)
+    left = noise_multiplier**-2 - (2 * count_sigma) ** -2
+    if left <= 0:
+        least = noise_multiplier / 2
+        raise FoedusError(
+            f"a count with noise {count_sigma:g} spends all of noise multiplier {noise_multiplier:g}: "
+            f"take count_sigma above {least:g}"
+        )
+    return float(left**-0.5)
+
+
+def _event(noise: float, rate: float, steps: int) -> dp_accounting.DpEvent:
+    dp = _library()
+    step: Any = dp.GaussianDpEvent(noise)
+    sampled = step if rate == 1 else dp.PoissonSampledDpEvent(rate, step)
+    return dp.SelfComposedDpEvent(sampled, steps)
+
+
+def _accountant(name: Accountant) -> Any:
+    dp = _library()
+    if name not in ("rdp", "pld"):
+        raise FoedusError(f"accountant={name!r}: it is 'rdp' or 'pld'")
+    return dp.rdp.RdpAccountant() if name == "rdp" else dp.pld.PLDAccountant()
+
+
+def _library() -> Any:
+    try:
+        import dp_accounting
+    except ImportError as error:
+        raise explained(error) from error
+    return dp_accounting
+
+
+def _check(**given: float) -> None:
+    for name, value in given.items():
+        whole = name != "steps" or (isinstance(value, int) and not isinstance(value, bool))
+        most = {"sampling_rate": 1.0, "delta": 1.0}.get(name, math.inf)
+        good = whole and 0 < value <= most and math.isfinite(value) and not (name == "delta" and value == 1)
+        if not good:
+            said = {"sampling_rate": "in (0, 1]; 1: everybody in each step", "delta": "in (0, 1), for example 1e-5"}
+            raise FoedusError(f"{name}={value!r}: it must be {said.get(name, 'positive and finite')}")
