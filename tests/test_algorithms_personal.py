@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from foedus.numpy import NumpyLearner
 from foedus.params import Params, digest, join
 from foedus.run import Checkpoints, execute
 from foedus.torch import TorchLearner
+from foedus.work import Order
 from tiny import NORTH, SOUTH, job, learner, played, points
 
 TWO = {"north": NORTH, "south": SOUTH}
@@ -186,6 +188,59 @@ def test_the_global_model_of_ditto_is_that_of_fedavg_to_the_bit() -> None:
     assert digest(played(job(fd.ditto(lam=0.7), learner=ours), TWO)[0].params) == digest(
         played(job(learner=ours), TWO)[0].params
     )
+
+
+def test_two_rounds_of_apfl_with_two_local_steps() -> None:
+    # alpha = 1/2; w goes half the way to m, v by a quarter of m - u. From 0: w = m/2, v = m/4, u = 3/8 m; then
+    # w = 3/4 m, v = m/4 + 5/8 m / 4 = 13/32 m. Alike w = 3.75.
+    # North: v = 0.8125, u = 2.28125; w = 2.875, v = 0.7421875, u = 1.80859375; w = 2.4375, v = 0.7900390625.
+    # South: v = 3.25, u = 3.5; w = 5.875, v = 4.375, u = 5.125; w = 6.9375, v = 5.09375. Alike w = 4.6875.
+    world, own = ended(job(fd.apfl(alpha=0.5, adaptive=False), learner=learner(epochs=2)))
+    assert world["w"] == [4.6875, 0]
+    assert own["north"]["w"] == [(0.7900390625 + 4.6875) / 2, 0] and own["south"]["w"] == [(5.09375 + 4.6875) / 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("lr", "w", "north", "south"), [(0.25, 2.1875, 1.83245849609375, 2.1123683751), (0.5, 3.75, 3.75, 3.75)]
+)
+def test_two_rounds_of_apfl_whose_share_adapts(lr: float, w: float, north: float, south: float) -> None:
+    # Steps of 1/4. Round 1: v = w, so alpha stays 1/2; w = m/4, v = m/8; alike w = 1.25.
+    # North: v = 0.25, u = 0.75, alpha = 1/2 - 1/4 * (0.25 - 1.25) * (0.75 - 2) = 0.1875; then u = 1.0625,
+    # v = 0.25 + 0.1875 * 0.9375 / 4 = 0.2939453125, w = 1.4375. South: v = 1, u = 1.125,
+    # alpha = 1/2 - 0.25 * 6.875 / 4 = 0.0703125; u = 1.232421875, v = 1.1189613342, w = 2.9375. Alike w = 2.1875.
+    # Steps of 1/2: alpha would be 1/2 - 2 * 0.5 / 2 = 0 and 1/2 - 0.5 * 5.75 / 2 < 0: all is w.
+    sites = {"north": points([[2, 0, 0]] * 2), "south": points([[8, 0, 0]])}
+    world, own = ended(job(fd.apfl(), learner=learner(lr=lr)), sites)
+    assert world["w"] == [w, 0]
+    assert own["north"]["w"] == pytest.approx([north, 0]) and own["south"]["w"] == pytest.approx([south, 0])
+
+
+def test_apfl_of_a_torch_learner_is_a_plain_loop_over_both_models() -> None:
+    rng, model = np.random.default_rng(0), partial(nn.Linear, 4, 3)
+    data = rng.normal(size=(20, 4)).astype(np.float32), rng.integers(3, size=20)
+    own = TorchLearner(model, nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.5), 2, 8)
+    made, split = fd.Job(fd.apfl(alpha=0.25, adaptive=False), own, rounds=1), fd.Split(train=data, valid=data)
+    local, update = made.bench(0).perform(Order("train", own.init(fd.key(1)), "s", 0, 0), None, split)
+    assert isinstance(update, fd.Update)
+
+    start = {name: torch.tensor(x) for name, x in own.init(fd.key(1)).items()}
+    w, v = dict(start), dict(start)
+    for rows in islice(own.order(20, fd.key(0, 0, 0, "s", "train")), 2):
+        for batch in (rows[i : i + 8] for i in range(0, 20, 8)):
+            u = {name: 0.25 * v[name] + 0.75 * w[name] for name in w}
+            at_w, at_u = (slope(model(), p, data[0][batch], data[1][batch]) for p in (w, u))
+            w = {name: w[name] - 0.5 * at_w[name] for name in w}
+            v = {name: v[name] - 0.5 * 0.25 * at_u[name] for name in v}
+    for name, x in start.items():
+        assert update.params[name] == pytest.approx((w[name] - x).numpy(), abs=1e-5)
+        assert local["v"][name] == pytest.approx(v[name].numpy(), abs=1e-5)
+
+
+def slope(model: nn.Module, params: Any, x: Any, y: Any) -> Any:
+    leaves = {name: p.clone().requires_grad_() for name, p in params.items()}
+    made = torch.func.functional_call(model, leaves, torch.tensor(x))
+    found = torch.autograd.grad(nn.functional.cross_entropy(made, torch.tensor(y)), list(leaves.values()))
+    return dict(zip(leaves, found, strict=True))
 
 
 @pytest.mark.parametrize(("beta", "w", "theta"), [(1.0, 3.41796875, 2.0703125), (2.0, 4.921875, 2.890625)])

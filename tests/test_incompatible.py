@@ -12,6 +12,7 @@ from torch import nn
 from foedus import (
     afl,
     alie,
+    apfl,
     attacked,
     bulyan,
     chain,
@@ -138,6 +139,10 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
     ("an attack by sites that collude (alie, inner_product)", "late='keep'"): (
         {"algorithm": attacked(fedavg(), share=0.2, attack=alie()), "late": "keep", "quorum": 2},
         {"algorithm": attacked(fedavg(), share=0.2, attack=sign_flip())},
+    ),
+    ("an algorithm that asks for gradients at two models (apfl)", "a training loop of one's own"): (
+        {"algorithm": apfl(), "learner": NumpyLearner({}, gradient, train=print)},
+        {"learner": NumpyLearner({}, gradient)},
     ),
     ("best='personal_…'", "models that stay at their sites"): (
         {"algorithm": ditto(), "best": "personal_loss"},

@@ -20,7 +20,7 @@ _WHERE = {
     "geometric_median centered_clipping norm_bounded": "aggregators",
     "fedavg fedavgm fedadam fedyogi fedadagrad fedopt": "algorithms",
     "fedprox scaffold fednova feddyn moon fedexp qffl afl rounds delta": "algorithms",
-    "fedbn fedper fedrep lg_fedavg ditto pfedme fine_tuned ifca": "algorithms",
+    "fedbn fedper fedrep lg_fedavg ditto apfl pfedme fine_tuned ifca": "algorithms",
     "link": "algorithms.link",
     "split_learning": "algorithms.split_learning",
     "vertical": "algorithms.vertical",

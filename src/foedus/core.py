@@ -25,7 +25,17 @@ class Term(NamedTuple):  # what is added to the loss of each batch
         raise NotImplementedError("this algorithm adds to the loss: take a TorchLearner with loss=… and optimizer=…")
 
 
-Correct = Callable[[Params, Params], Params] | Term  # (grads, params) -> grads
+class Elsewhere(NamedTuple):  # a correction that asks for each batch's gradient at other models, too
+    of: Callable[[Params, Params, Callable[[Params], Params]], Params]  # (grads, params, model -> grads there) -> grads
+
+    def __call__(self, grads: Params, params: Params) -> Params:
+        raise NotImplementedError(
+            "this algorithm asks for a batch's gradient at two models: take a TorchLearner with loss=… and "
+            "optimizer=…, or a NumpyLearner with gradient=…"
+        )
+
+
+Correct = Callable[[Params, Params], Params] | Term | Elsewhere  # (grads, params) -> grads
 
 
 class Update(NamedTuple):

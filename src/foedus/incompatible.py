@@ -226,6 +226,12 @@ TABLE = (
         "they look at one round's updates together: drop late updates, or take sign_flip",
     ),
     Row(
+        "an algorithm that asks for gradients at two models (apfl)",
+        "a training loop of one's own",
+        lambda j: _has(j, "elsewhere") and getattr(j.learner, "own", None) is not None,
+        "let the learner step: optimizer=… of a TorchLearner, gradient=… of a NumpyLearner; or take fd.ditto()",
+    ),
+    Row(
         "best='personal_…'",
         "models that stay at their sites",
         lambda j: j.best is not None and plain(j.best) != j.best,

@@ -119,6 +119,15 @@ class Journal:
         self.read = since, found
         return found
 
+    def newcomers(self, round: int) -> set[str]:
+        """The sites that are in a roster for the first time in this round; empty where the roster stays the same."""
+        row = self.find("roster", round)
+        came = set(self.roster(round) if row and "sites" in row else row["came"] if row else ())
+        for old in self.all("roster") if came else ():
+            if old["round"] < round:
+                came.difference_update(self.roster(old["round"]) if "sites" in old else old["came"])
+        return came
+
     def origins(self) -> dict[tuple[int, int], list[str]]:
         """For each (round, task) that was asked, the sites whose update was ever counted."""
         found: dict[tuple[int, int], list[str]] = {}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from foedus.journal import Journal
 from foedus.params import Params
 from foedus.pool import Pool
 from foedus.result import Result
+from foedus.retrain import Before
 from foedus.run import MOST_MEASURED, PANEL, Checkpoints, Ended, Plan, execute
 from foedus.work import Bench
 
@@ -45,11 +46,13 @@ def run(
     told: Told = lambda row: None,
     say: Callable[[str], object] = lambda text: None,
     clock: Clock | None = None,
+    after: Before | None = None,
 ) -> Result:
     """Runs `job` over `sites` and keeps the run in `folder` (a new one in FOEDUS_HOME/runs by default).
 
     A folder that holds an unfinished run of the same Job is resumed. `source` says how the Job was made, for `resume`.
-    `told` hears of each round, `say` of what was chosen and of mishaps. By `clock` sites take simulated time.
+    `told` hears of each round, `say` of what was chosen and of mishaps. By `clock` sites take simulated time. `after`
+    says what of another run counts already.
     """
     backend = resolve(backend, exact)
     data = bind(sites)
@@ -64,6 +67,8 @@ def run(
         began = time.monotonic()
         timed = described(clock) if clock else (script and (script.find("open") or {}).get("clock"))
         _open(journal, _about(job, data, seed, backend, source) | ({"clock": timed} if timed else {}))
+        if after is not None:
+            after.into(journal, place)
         note, watch = partial(_note, journal, say), Watch(clock, seed, bool(timed))
         if why:
             note(why, what="backend")
@@ -168,6 +173,15 @@ def bind(sites: Any) -> Pool:
     if sites is None:
         raise JobError("no sites are named: give --site NAME=PATH for each, or define `sites` in the job file")
     raise JobError(f"sites={sites!r}: give a count, a mapping name -> folder, frame or Split, or fd.Sites")
+
+
+def apart_from(without: Collection[str], sites: Any) -> Pool:
+    """The sites but those. Raises JobError where none are left."""
+    data = bind(sites)
+    names = [name for name in data.names if name not in without]
+    if not names:
+        raise JobError(f"without {', '.join(sorted(without))} no site is left")
+    return Pool(names, data.get)
 
 
 def _held(sites: Mapping[Any, Any], keys: Mapping[str, Any], name: str) -> Any:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from foedus import metrics as measures
-from foedus.core import Correct, Fit
+from foedus.core import Correct, Elsewhere, Fit
 from foedus.data import Split
 from foedus.errors import JobError
 from foedus.keys import Key
@@ -76,7 +77,10 @@ class NumpyLearner:
         for _ in range(self.epochs):
             for batch in _batches(rng.permutation(len(x)), self.batch_size or len(x)):
                 losses, grads = self._gradient(here, x[batch], y[batch])
-                if correct is not None:
+                if isinstance(correct, Elsewhere):
+                    there = partial(self._slope, here, x[batch], y[batch])
+                    grads = correct.of(grads, here.trainable(), there)
+                elif correct is not None:
                     grads = correct(grads, here.trainable())
                 for group, flat in grads.flats.items():
                     here.flats[group][:] -= np.asarray(self.lr * flat, here.flats[group].dtype)
@@ -88,6 +92,10 @@ class NumpyLearner:
         assert self.gradient is not None
         losses, grads = self.gradient(params, x, y)
         return np.broadcast_to(losses, len(x)), alike(grads, params.trainable())
+
+    def _slope(self, here: Params, x: Any, y: Any, there: Params) -> Params:
+        """The gradient over these examples where the trainable arrays are others."""
+        return self._gradient(here.placed(there), x, y)[1]
 
     def _own_loop(
         self, own: Callable[..., Any], params: Params, split: Split, key: Key, correct: Correct | None

@@ -4,7 +4,7 @@ The wire and the Job come in; the server's own code does not."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,6 +204,11 @@ class Run:
     def steer(self, verb: str, **body: Any) -> None:
         """stop, resume, or skip(site=…)."""
         self.remote.link.call("POST", f"/v1/runs/{self.id}/{verb}", body)
+
+    def retrain(self, without: Sequence[str]) -> Run:
+        """The new run in which these sites never joined; rounds before they did are taken over."""
+        body = {"without": list(without)}
+        return Run(self.remote, self.remote.link.call("POST", f"/v1/runs/{self.id}/retrain", body)["run"])
 
     def rows(self, after: int = 0, wait: float = 0.0) -> tuple[list[list[Any]], str, str]:
         """The journal's rows after one, the run's state and why it is so."""

@@ -3,6 +3,8 @@ A Plan, a Runner and a Journal come in as values; nothing here knows where sites
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -118,10 +120,32 @@ class Checkpoints:
         path = self.folder / f"beside-{name}"
         return dict(frames.read(path)) if path.exists() else {}
 
+    def keep(self, round: int) -> None:
+        """Keeps the checkpoint of that round for good: a site joins after it, which may want to be left out one day."""
+        name = f"state-{round}.safetensors"
+        for part in ("", "beside-"):
+            if self.folder is not None and (self.folder / f"{part}{name}").exists():
+                _linked(self.folder / f"{part}{name}", self.folder / self.kept(round, part))
+
+    @staticmethod
+    def kept(round: int, part: str = "") -> str:
+        """The name of a kept checkpoint, or of what is kept beside it."""
+        return f"kept-{part}{round}.safetensors"
+
     def sweep(self, keep: str) -> None:
         for path in self.folder.glob("*state-*.safetensors") if self.folder else ():
             if not path.name.endswith(keep):
                 delete(path)
+
+
+def _linked(old: Path, new: Path) -> None:
+    """The same file under a second name; a copy where the disk has no such names."""
+    try:
+        os.link(old, new)
+    except FileExistsError:
+        return
+    except OSError:
+        shutil.copyfile(old, new)
 
 
 def execute(
@@ -187,6 +211,8 @@ def _round(
 ) -> Here:
     began = time.monotonic()
     context = _open(plan, here, runner, journal, script, watch)
+    if here.round and journal.newcomers(here.round):
+        checkpoints.keep(here.round - 1)
     state, totals = _play(plan, plan.algorithm.round(here.state, context), context, runner)
     if _evaluates(plan, here.round):
         totals = [*totals, *_evaluate(plan, state, context, len(totals), runner)]
@@ -282,9 +308,7 @@ def _lots(random: np.random.Generator, count: int) -> Iterator[int]:
         moved[at] = moved.pop(i, i)
 
 
-def _play(
-    plan: Plan, steps: Round, context: RoundContext, runner: Runner, first: int = 0
-) -> tuple[State, list[Total]]:
+def _play(plan: Plan, steps: Round, context: RoundContext, runner: Runner, first: int = 0) -> tuple[State, list[Total]]:
     """What a generator of Tasks returns, and its Totals; its Tasks are numbered from `first` on."""
     totals, answer = list[Total](), None
     while True:

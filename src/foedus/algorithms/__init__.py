@@ -2,6 +2,7 @@
 Aggregators and the contract may come in; no backend, journal or network."""
 
 from foedus.algorithms.afl import afl
+from foedus.algorithms.apfl import apfl
 from foedus.algorithms.buffered import alike
 from foedus.algorithms.ditto import ditto
 from foedus.algorithms.fedadagrad import adagrad, fedadagrad
@@ -35,6 +36,7 @@ __all__ = [
     "advance",
     "afl",
     "alike",
+    "apfl",
     "delta",
     "ditto",
     "fedadagrad",

@@ -1,4 +1,4 @@
-"""Verbs of runs that are kept on this machine: resume, verify, report, runs.
+"""Verbs of runs that are kept on this machine: resume, retrain, verify, report, runs.
 The launcher comes in when a verb is called, the server's side only where a run is there."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foedus.cli.given import HomeOption, JsonOption, RunArgument, SiteOption, as_paths, data_of
+from foedus.cli.given import HomeOption, JsonOption, RunArgument, SiteOption, as_paths, data_of, plain_sites
 from foedus.cli.show import Progress, columns, next_step, note, out, quiet, result_lines
 from foedus.errors import FoedusError, NoRun
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_to(app: typer.Typer) -> None:
-    for verb in (resume, verify, report, runs):
+    for verb in (resume, retrain, verify, report, runs):
         app.command()(verb)
 
 
@@ -47,10 +47,69 @@ def resume(run: RunArgument, home: HomeOption = None, json: JsonOption = False) 
                 seed=about["seed"],
                 folder=folder,
                 workers=about["source"]["workers"],
+                resources=about["source"].get("resources"),
+                address=about["source"].get("address"),
                 source=about["source"],
                 told=told,
             )
     tell(result, json)
+
+
+def retrain(
+    run: RunArgument,
+    without: Annotated[list[str], typer.Option("--without", metavar="SITE", help="A site to leave out; repeat it.")],
+    site: SiteOption = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Train again as if a site had never joined, from the last checkpoint before it did; the old run stays.
+
+    A run that is at the federation's server is trained again there, by the same sites but that one.
+    """
+    folder, given = folder_of(run, home, elsewhere=True), data_of(site)
+    if folder is None or (_fetched(folder) and given is None):
+        _retrain_there(run if folder is None else folder.name, without, home, json)
+    else:
+        _retrain_here(folder, without, as_paths(given), home, json)
+
+
+def _retrain_here(folder: Path, without: list[str], given: Any, home: Path | None, json: bool) -> None:
+    from foedus import launch
+    from foedus import retrain as again
+    from foedus import runs as kept
+
+    with quiet():
+        about, chosen, named = as_started(folder)
+        old, seed = kept.journal(folder), about["seed"]
+        before = again.before(old, folder, without)
+        decided = again.rosters(old, chosen.plan(seed), without, before.round)
+        new = kept.new_folder(chosen.name or "again", home)
+        away = sorted({*without, *about["source"].get("without", ())})
+        sites = plain_sites(given) if given else about["source"]["sites"]
+        note(f"run {new.name}: run {folder.name} from round {before.round + 1} on, without {', '.join(without)}")
+        next_step(f"`foedus resume {new.name}` goes on where it stands")
+        with Progress(chosen.rounds) as told:
+            result = launch.run(
+                chosen,
+                launch.apart_from(without, given or named),
+                backend="local" if about["backend"] == "network" else about["backend"],
+                seed=seed,
+                folder=new,
+                workers=about["source"]["workers"],
+                source={**about["source"], "sites": sites, "without": away},
+                told=told,
+                after=before._replace(rows=[*before.rows, *decided]),
+            )
+    tell(result, json)
+
+
+def _retrain_there(run: str, without: list[str], home: Path | None, json: bool) -> None:
+    from foedus.remote import connect
+
+    with connect(home=home) as remote:
+        new = remote.run(run).retrain(without)
+        said = f"run {new.id} trains again without {', '.join(without)}: `foedus watch {new.id}` follows it"
+        out({"run": new.id, "without": without}, json, [said])
 
 
 def verify(run: RunArgument, site: SiteOption = None, home: HomeOption = None, json: JsonOption = False) -> None:
@@ -191,7 +250,7 @@ def _listed_there(home: Path | None) -> list[dict[str, Any]]:
 
 def as_started(folder: Path) -> tuple[Mapping[str, Any], Job, Any]:
     """The first row of a run, its Job, and the data of its sites (None: they are at the sites of a federation)."""
-    from foedus import jobfile
+    from foedus import jobfile, launch
     from foedus import runs as kept
 
     about = kept.about(folder)
@@ -200,8 +259,18 @@ def as_started(folder: Path) -> tuple[Mapping[str, Any], Job, Any]:
         raise kept.not_from_a_file(folder)
     loaded = jobfile.load(folder / source["file"], source["options"])
     chosen = loaded.job if source["rounds"] is None else loaded.job.replace(rounds=source["rounds"])
-    fetched = not Path(source["file"]).is_absolute()  # from the server: what the job file offers is not what was used
-    return about, chosen, as_paths(loaded.sites if source["sites"] is None and not fetched else source["sites"])
+    fetched = _fetched(folder)  # from the server: what the job file offers is not what was used
+    sites = as_paths(loaded.sites if source["sites"] is None and not fetched else source["sites"])
+    without = source.get("without")
+    return about, chosen, launch.apart_from(without, sites) if without and sites is not None else sites
+
+
+def _fetched(folder: Path) -> bool:
+    """Whether the run came from a federation's server, with its job file."""
+    from foedus import runs as kept
+
+    file = kept.about(folder)["source"].get("file")
+    return bool(file) and not Path(file).is_absolute()
 
 
 def _short(text: str) -> str:

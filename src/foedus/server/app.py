@@ -84,6 +84,7 @@ class App:
                 ("GET", "/v1/runs/([^/]+)", submitter, self.run),
                 ("GET", "/v1/runs/([^/]+)/rows", submitter, self.rows),
                 ("POST", "/v1/runs/([^/]+)/(stop|resume|skip)", submitter, self.steer),
+                ("POST", "/v1/runs/([^/]+)/retrain", submitter, self.retrain),
                 ("GET", "/v1/sites", anybody, self.sites),
                 ("GET", "/v1/status", anybody, self.status),
             )
@@ -339,6 +340,12 @@ class App:
         public = self.hub.members.register.admit(asked.name, int(time.time())).entry.public
         body = open_envelope(envelope, "foedus/submission/1", public)
         return answer({"run": self.hub.submit(asked.name, body, envelope)})
+
+    def retrain(self, asked: Asked) -> Response:
+        without = asked.json()["without"]
+        if type(without) is not list or not without or not all(type(site) is str for site in without):
+            raise WireError("retrain names the sites to leave out: a list of at least one name")
+        return answer({"run": self.hub.retrain(asked.parts[0], without, asked.name)})
 
     def runs(self, asked: Asked) -> Response:
         with self.hub.news:

@@ -170,7 +170,7 @@ class Conductor:
 
     def _gathering(self) -> bool:
         """Whether a run that starts waits for sites that are there, or may come back to a server that just began."""
-        if self.run.journal.find("round", 0) is not None or time.monotonic() - self.run.began > GATHER:
+        if self.run.journal.find("round", self.run.begins) is not None or time.monotonic() - self.run.began > GATHER:
             return False
         members = self.run.context.members
         there = [site for site in members.sites() if members.accepting(site) and members.away(site) < AWAY]

@@ -15,6 +15,7 @@ from typing import Any
 
 from foedus.errors import FoedusError, JournalError, WireError
 from foedus.journal import Journal, Memory
+from foedus.retrain import before
 from foedus.server.conductor import Conductor
 from foedus.server.members import LEASE, REGISTER, Members
 from foedus.server.place import Place
@@ -85,7 +86,7 @@ class Hub:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Deletes what sites sent and no run needs: bytes whose site was told, on the way, that nobody waits for them."""
+        """Deletes what sites sent and no run needs: bytes whose site was told on the way that nobody waits."""
         for place in (self.place.folder / "updates").glob("*/"):
             with self.news:
                 needed = {digest for live in self.runs.values() for digest in live.needs(place.name)}
@@ -177,6 +178,24 @@ class Hub:
             self.told()
             return run
 
+    def retrain(self, run: str, without: Sequence[str], who: str) -> str:
+        """The id of a new run of the same submission, which goes on from before these sites joined, without them."""
+        with self.news:
+            old = self.find(run)
+            kept = before(old.journal, old.scratch, without)
+            body = {k: v for k, v in old.submission.items() if k not in ("without", "after", "begins")}
+            new = f"{time.strftime('%Y%m%d-%H%M%S')}-{body.get('name') or 'run'}-{secrets.token_hex(2)}"
+            self._unpack(new, body)
+            away = sorted({*without, *old.without})
+            live = self._open(new)
+            live.journal.add("submitted", **body, without=away, after=old.id, begins=kept.round)
+            kept.into(live.journal, live.scratch)
+            live = self._open(new)
+            live.event("retrained", f"by {who}, run {old.id} from round {kept.round + 1} on, without {', '.join(away)}")
+            self._serve(live)
+            self.told()
+            return new
+
     def _unpack(self, run: str, body: Mapping[str, Any]) -> None:
         folder = self.place.folder / "runs" / run / "bundle"
         unpack(self.blobs.path(body["bundle"]["digest"]).read_bytes(), folder)
@@ -231,7 +250,7 @@ class Hub:
         """A signed `prepare` for every run under way that this site has not answered."""
         found = []
         for run, live in self.runs.items():
-            if not live.over and run not in prepared:
+            if not live.over and run not in prepared and site not in live.without:
                 body = {k: live.submission[k] for k in ("name", "bundle", "entry")}
                 body |= {
                     "run": run,

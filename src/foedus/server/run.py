@@ -119,7 +119,18 @@ class Run:
     def ready(self) -> list[str]:
         """The sites that take part in a round that starts now."""
         members = self.context.members
-        return [s for s in members.sites() if members.accepting(s) and (self.answer(s) or {}).get("ready")]
+        there = [s for s in members.sites() if members.accepting(s) and (self.answer(s) or {}).get("ready")]
+        return [site for site in there if site not in self.without]
+
+    @property
+    def begins(self) -> int:
+        """The first round that is this run's own: those before may be another one's."""
+        return int(self.submission.get("begins", 0))
+
+    @property
+    def without(self) -> Sequence[str]:
+        """The sites that this run never asks: it is another one, trained again without them."""
+        return self.submission.get("without", ())
 
     def offers(self, site: str) -> dict[str, Body]:
         """TASKID -> signed envelope of every Task that this site has not answered."""

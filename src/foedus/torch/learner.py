@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from foedus import metrics as measures
-from foedus.core import Correct, Fit, Term
+from foedus.core import Correct, Elsewhere, Fit, Term
 from foedus.data import Pairs, Split
 from foedus.errors import JobError, Refused
 from foedus.keys import Key, key
@@ -233,12 +233,23 @@ class TorchLearner:
             (loss + correct.of(made, lambda p: self.machine.outputs(p, args, named_args))).backward()
         else:
             loss.backward()  # type: ignore[no-untyped-call]
-        if correct is not None and not isinstance(correct, Term):
+        if isinstance(correct, Elsewhere):
+            there = partial(self._slope, batch)
+            self.machine.correct(lambda grads, params: correct.of(grads, params, there))
+        elif correct is not None and not isinstance(correct, Term):
             self.machine.correct(correct)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.machine.trained, self.clip)
         optimizer.step()
         return loss.detach()
+
+    def _slope(self, batch: Batch, params: Params) -> Params:
+        """The gradient of a batch's loss where the trainable arrays are others; no buffer changes."""
+        args, named_args = arguments(batch.x)
+        made, leaves = self.machine.elsewhere(params, args, named_args)
+        grads = torch.autograd.grad(self._loss(made, batch.y), list(leaves.values()), allow_unused=True)
+        found = zip(leaves.items(), grads, strict=True)
+        return Params({name: as_array((torch.zeros_like(x) if g is None else g).cpu()) for (name, x), g in found})
 
     def _own_loop(self, own: Callable[..., Any], split: Split, key: Key, correct: Correct | None) -> Fit:
         loop = Loop(key("order").torch(), correct)

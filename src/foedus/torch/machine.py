@@ -81,6 +81,12 @@ class Machine:
         self.mode(training=True)
         return made
 
+    def elsewhere(self, params: Params, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+        """What the model would return in training with other trainable arrays, and these, for a gradient."""
+        leaves = {name: batches.tensor(x).to(self.device, copy=True).requires_grad_() for name, x in params.items()}
+        kept = {name: x.clone() for name, x in self.model.named_buffers()}
+        return torch.func.functional_call(self.model, {**kept, **leaves}, tuple(args), dict(named)), leaves
+
     def correct(self, correction: Correct) -> None:
         """Has the algorithm change the gradients, in memory that is used again."""
         grads = self.gradients()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foedus.core import Correct, Fit, Term
+from foedus.core import Correct, Elsewhere, Fit, Term
 from foedus.data import Pairs, Split
 from foedus.errors import Alone, Refused
 from foedus.keys import Key, key
@@ -74,6 +74,8 @@ class Together:
         for _, split, _, correct in calls:
             if isinstance(correct, Term):
                 raise Alone("the algorithm adds a term to the loss")
+            if isinstance(correct, Elsewhere):
+                raise Alone("the algorithm asks for each batch's gradient at two models")
             if not isinstance(split.train, Pairs) or isinstance(split.train.x, (tuple, list, dict)):
                 raise Alone(f"its examples are {type(split.train).__name__}, not (x, y) arrays")
         if not self.proved:

@@ -39,6 +39,7 @@ EVERY = {  # name -> a function of nothing that makes it
     "fedrep": lambda: shown(fd.fedrep(personal=["head.*", "norm.*"])),
     "lg-fedavg": lambda: shown(fd.lg_fedavg()),
     "ditto": lambda: shown(fd.ditto()),
+    "apfl": lambda: shown(fd.apfl()),
     "pfedme": lambda: shown(fd.pfedme(local=2)),
     "fine-tuned": lambda: shown(fd.fine_tuned(fd.fedprox(0.1), after=1)),
     "ifca": lambda: shown(fd.ifca()),
