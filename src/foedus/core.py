@@ -69,6 +69,7 @@ class Total(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count
     metrics: Metrics
     outcomes: Sequence[Outcome]  # one per asked site
+    apart: Mapping[str, Params] = {}  # site -> what it returned, under an aggregator that keeps them apart
 
 
 class Fit(NamedTuple):  # what training gives back; path is the sum of its step sizes
@@ -119,6 +120,7 @@ class Gather(NamedTuple):  # an aggregator that sees sites side by side, sorted 
     passes: Sequence[Pass] = ()  # the shares, one number a site, begin as the weights
     least: int = 1  # updates that it needs
     opened: Opened | None = None
+    apart: bool = False  # whether updates stay what they are, in `Total.apart`
 
 
 class Deadline(NamedTuple):
@@ -138,6 +140,11 @@ class Task(NamedTuple):
     returns: Spec | None = None  # None: the payload's
     seal: Any = None
     reads: str = ""  # the work whose local state this one sees; "": its own
+    least: int | None = None  # updates that it needs without a quorum; None: the Job's min_sites, 0: none
+    letters: Mapping[str, Params] = {}  # site -> what it alone gets, in place of the payload
+
+    def letter(self, site: str) -> Params:
+        return self.letters.get(site, self.payload)
 
 
 class RoundContext(NamedTuple):  # journaled, all of it: no clock, nobody's presence

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from foedus import pool
 from foedus.core import Origin, Task
 from foedus.errors import JournalError
+from foedus.params import digest
 
 Body = Mapping[str, Any]
 
@@ -178,11 +179,16 @@ def _place(body: Body) -> Place:
     return Place(body.get("round", -1), body.get("task", -1), body.get("site", ""), body.get("attempt", 0))
 
 
-def task_digest(task: Task, payload: str) -> str:
-    """SHA-256 of what a Task asks: work, payload (its digest), sites, closing rule and announced returns."""
+def task_digest(task: Task, payload: str, letters: Mapping[str, str] | None = None) -> str:
+    """SHA-256 of what a Task asks: work, payload, sites, closing rule and announced returns.
+
+    `payload` and `letters` are digests of what is sent; those of letters may be left out where they are not yet packed.
+    """
+    letters = letters or {site: digest(letter) for site, letter in sorted(task.letters.items())}
     returns = [list(leaf) for leaf in (task.returns if task.returns is not None else task.payload.spec)]
     asked = [task.work, payload, pool.told(task.sites), task.quorum, task.late, task.busy, returns]
-    return hashlib.sha256(json.dumps([*asked, task.reads] if task.reads else asked).encode()).hexdigest()
+    more = [x for x in (task.reads, letters, task.least is not None and {"least": task.least}) if x]
+    return hashlib.sha256(json.dumps([*asked, *more]).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from foedus.core import Origin, Outcome
+from foedus.core import Origin, Outcome, Task
 from foedus.errors import Paused
 
 Verdict = Literal["open", "close", "short"]
@@ -20,7 +20,7 @@ class Rule(NamedTuple):
 
     @property
     def needed(self) -> int:
-        return self.quorum or max(1, self.least)
+        return self.quorum or self.least
 
 
 class Desk:
@@ -76,6 +76,13 @@ class Desk:
                 late[site] = outcome
         everyone = dict.fromkeys([*self.asked, *counted, *late])
         return [counted.get(site) or late[site] for site in everyone]
+
+
+def needed(task: Task, least: int) -> int:
+    """How many updates a Task without a quorum needs where the Job needs `least`."""
+    assert task.aggregator is not None
+    usual = max(1, min(max(least, task.aggregator.least), len(task.sites)))
+    return usual if task.least is None else task.least
 
 
 def pause(round: int, task: str, rule: Rule, outcomes: Sequence[Outcome]) -> Paused:

@@ -3,6 +3,7 @@ Arrays and the contract may come in; nothing here knows who sends updates or how
 
 from foedus.aggregators.bulyan import bulyan
 from foedus.aggregators.centered_clipping import centered_clipping
+from foedus.aggregators.each import each
 from foedus.aggregators.fixed import Fixed, fixed
 from foedus.aggregators.folding import Folding, combine
 from foedus.aggregators.geometric_median import geometric_median
@@ -20,6 +21,7 @@ __all__ = [
     "centered_clipping",
     "combine",
     "discounted",
+    "each",
     "fixed",
     "geometric_median",
     "krum",

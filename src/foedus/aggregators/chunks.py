@@ -17,7 +17,7 @@ from foedus.aggregators.exact import BLOCK
 from foedus.aggregators.folding import UNIT, bound, opened
 from foedus.aggregators.gathering import gathered, shares
 from foedus.core import Gather, Metrics, Origin, Outcome, Sum, Update
-from foedus.files import fsync_dir, sync_ahead
+from foedus.files import fsync_dir, sync_ahead, write_atomic
 from foedus.params import Array, Params, Spec, kind, places, wide
 
 CHUNK = 2 * BLOCK  # numbers: sums that stay in the cache are faster than few calls
@@ -34,7 +34,7 @@ def fold_files(
     path: Path,
     told: Sequence[Metrics] | None = None,
 ) -> None:
-    """Writes the Total of the counted updates to `path`, durable: {params, weight, count, metrics, outcomes}.
+    """Writes the Total of the counted updates to `path`, durable: {params, weight, count, metrics, outcomes, apart}.
 
     `told`: their metrics; by default those of the outcomes, where no site counts twice.
     """
@@ -47,8 +47,13 @@ def fold_files(
     sums = metrics.pooled([o.metrics for o in outcomes if o.status == "counted"] if told is None else told)
     if isinstance(aggregator, Gather):
         counted = sorted(counted, key=lambda one: one[0])
-        weights = list(shares(aggregator, spec, [w for _, w, _ in counted], [p.flats for _, _, p in counted]))
     tree = {"weight": str(weight), "count": len(counted), "metrics": sums, "outcomes": [list(o) for o in outcomes]}
+    if not counted or (isinstance(aggregator, Gather) and aggregator.apart):
+        apart = {origin.site: params for origin, _, params in counted}
+        write_atomic(path, frames.pack({**tree, "params": Params({}), "apart": apart}))
+        return
+    if isinstance(aggregator, Gather):
+        weights = list(shares(aggregator, spec, [w for _, w, _ in counted], [p.flats for _, _, p in counted]))
     temporary = path.with_suffix(".part")
     with temporary.open("w+b", buffering=0) as file:
         starts = frames.blank(file.fileno(), tuple(wide(leaf) for leaf in spec), "params", tree)

@@ -136,6 +136,7 @@ class Folding:
         self.acc: Any = None
         self.most: dict[str, Array] = {}
         self.rows: list[tuple[Origin, float, Slice]] = []
+        self.apart: dict[str, Params] = {}
         self.units, self.count = 0, 0
         self.sums: list[Mapping[str, Any]] = []
 
@@ -162,7 +163,9 @@ class Folding:
         return self.aggregator.weigh(update, origin) if isinstance(self.aggregator, Sum) else update.weight
 
     def _take(self, part: Slice, weight: float, origin: Origin, params: Params) -> None:
-        if isinstance(self.aggregator, Gather):
+        if isinstance(self.aggregator, Gather) and self.aggregator.apart:
+            self.apart[origin.site] = params.copy()
+        elif isinstance(self.aggregator, Gather):
             self.rows.append((origin, weight, {g: x.copy() for g, x in part.items()}))
         elif part:
             try:
@@ -181,6 +184,7 @@ class Folding:
         for g, x in other.most.items():
             self.most[g] = np.maximum(self.most[g], x) if g in self.most else x
         self.rows += other.rows
+        self.apart |= other.apart
         self.sums += other.sums
         self.units, self.count = self.units + other.units, self.count + other.count
 
@@ -191,11 +195,12 @@ class Folding:
         """The Total of what was counted; half-precision arrays come back as float32."""
         if not self.count:
             raise FoedusError("no update was counted: there is no mean of nothing")
-        spec = tuple(wide(leaf) for leaf in self.spec)
+        params, sums = Params({}) if self.apart else self._combined(), metrics.pooled(self.sums)
+        return Total(params, float(self.weight()), self.count, sums, outcomes, dict(sorted(self.apart.items())))
+
+    def _combined(self) -> Params:
         flats = {**self.most, **self._floats()}
-        return Total(
-            _regrouped(self.spec, spec, flats), float(self.weight()), self.count, metrics.pooled(self.sums), outcomes
-        )
+        return _regrouped(self.spec, tuple(wide(leaf) for leaf in self.spec), flats)
 
     def _floats(self) -> Slice:
         if isinstance(self.aggregator, Sum):
@@ -204,6 +209,11 @@ class Folding:
         origins, parts = [o for o, _, _ in rows], [part for _, _, part in rows]
         found = shares(self.aggregator, self.spec, [w for _, w, _ in rows], parts)
         return {g: gathered(self.aggregator, g, origins, found, [part[g] for part in parts]) for g in self.floats}
+
+
+def nothing(outcomes: Sequence[Outcome]) -> Total:
+    """The Total of a Task that closed although nobody's update counted."""
+    return Total(Params({}), 0.0, 0, {}, outcomes)
 
 
 def combine(aggregator: Sum | Gather, updates: Mapping[str, Update]) -> dict[str, Array]:

@@ -99,7 +99,7 @@ def _informed(task: Task, lying: Mapping[str, Attack]) -> Any:
     if spies:
         looks = task._replace(
             work=f"{task.work}/{HONEST}",
-            payload=_noted(task.payload, spies, None),
+            **_noted(task, spies, None),
             sites=spies,
             aggregator=mean(),
             quorum=None,
@@ -109,12 +109,13 @@ def _informed(task: Task, lying: Mapping[str, Attack]) -> Any:
         )
         (total,) = yield [looks]
         seen = [total.params, len(spies), len(task.sites)]
-    return task._replace(payload=_noted(task.payload, liars, seen), returns=returns)
+    return task._replace(**_noted(task, liars, seen), returns=returns)
 
 
-def _noted(payload: Params, liars: Sequence[str], seen: Any) -> Params:
-    note = np.frombuffer(frames.pack({"liars": list(liars), "seen": seen}).bytes(), np.uint8)
-    return join(w=payload, a=Params({"note": note}))
+def _noted(task: Task, liars: Sequence[str], seen: Any) -> dict[str, Any]:
+    note = Params({"note": np.frombuffer(frames.pack({"liars": list(liars), "seen": seen}).bytes(), np.uint8)})
+    letters = {site: join(w=letter, a=note) for site, letter in task.letters.items()}
+    return {"payload": join(w=task.payload, a=note), "letters": letters}
 
 
 def _lying(work: Work, named: Mapping[str, Attack], shared: Attack | None) -> Work:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from foedus import pool
 from foedus.aggregators import Folding
-from foedus.aggregators.folding import sized
+from foedus.aggregators.folding import nothing, sized
 from foedus.backends.locals import Locals
 from foedus.clock import Trip, Watch
 from foedus.core import Deadline, Local, Origin, Outcome, RoundContext, State, Task, Total, Update
@@ -17,7 +17,7 @@ from foedus.errors import JobError, Refused
 from foedus.faults import point
 from foedus.journal import Journal, task_digest
 from foedus.params import digest as params_digest
-from foedus.settle import Desk, Rule, pause
+from foedus.settle import Desk, Rule, needed, pause
 from foedus.work import EVALUATE, Order
 
 STATES, LEAST_AT_ONCE = 256 << 20, 16  # bytes of new states in memory at once, but never fewer sites
@@ -112,7 +112,7 @@ class Simulation:
         point("local.after-task")
         assert task.aggregator is not None and task.returns is not None
         folding = Folding(task.aggregator, task.returns, len(task.sites))
-        rule = Rule(task.quorum, min(max(self.least, task.aggregator.least), len(task.sites)))
+        rule = Rule(task.quorum, needed(task, self.least))
         desk = (self._keep if task.late == "keep" else self._drop)(task, round, number, rule, folding)
         outcomes = desk.outcomes()
         counted = [list(origin[:3]) for origin in desk.counted()]
@@ -121,7 +121,7 @@ class Simulation:
         clock = {"clock": self.watch.now} if self.watch.shown else {}
         self.journal.add("close", round=round, task=number, counted=counted, outcomes=settled, **clock)
         point("local.after-close")
-        return folding.total(outcomes)
+        return folding.total(outcomes) if folding.count else nothing(outcomes)
 
     def _check(self, task: Task, round: int) -> None:
         strangers = sorted(site for site in task.sites if not pool.among(self.sites, site))
@@ -168,7 +168,7 @@ class Simulation:
 
     def _try(self, desk: Desk, task: Task, round: int, number: int, sites: Sequence[str], folding: Folding) -> Any:
         """Has these sites work and folds what they return; the last error, if any."""
-        orders = [Order(task.work, task.payload, site, round, number, task.returns) for site in sites]
+        orders = [Order(task.work, task.letter(site), site, round, number, task.returns) for site in sites]
         error, states = None, self.locals.of(task.reads or task.work)
         size = self.locals.sizes.get(task.reads or task.work, task.payload.nbytes)
         for part in batched(orders, max(LEAST_AT_ONCE, STATES // max(1, size))):
@@ -190,7 +190,7 @@ class Simulation:
         return [Trip(self.watch.now, site) for site in sites]
 
     def _trip(self, task: Task, round: int, number: int, site: str, attempt: int = 0) -> Trip:
-        sizes = task.payload.nbytes, sized(task.returns or ())
+        sizes = task.letter(site).nbytes, sized(task.returns or ())
         return self.watch.trip(site, round, number, attempt, sizes, task.deadline or Deadline())
 
     def _keep(self, task: Task, round: int, number: int, rule: Rule, folding: Folding) -> Desk:
@@ -223,7 +223,7 @@ class Simulation:
         desk.asked.update(dict.fromkeys(sites))
         trips = {site: self._trip(task, round, number, site, attempt) for site in sites}
         going = [site for site in sites if not trips[site].why]
-        orders = [Order(task.work, task.payload, site, round, number, task.returns) for site in going]
+        orders = [Order(task.work, task.letter(site), site, round, number, task.returns) for site in going]
         made = dict(zip(going, self.crew.each(task, orders, self.locals.of(task.reads or task.work)), strict=True))
         for site, trip in trips.items():
             done = made.get(site) or Done(Outcome(site, "lost", trip.why))

@@ -245,12 +245,14 @@ def traffic(story: Story) -> dict[str, Traffic]:
     for row in story.journal.all("accepted"):
         old = found.get(row["site"], Traffic())
         found[row["site"]] = old._replace(updates=old.updates + 1, sent=old.sent + row["size"])
-    sizes = {(t["round"], t["task"]): t.get("payload", {}).get("size", 0) for t in story.journal.all("task")}
+    tasks = {(t["round"], t["task"]): t for t in story.journal.all("task")}
     asked = [(t, t["asked"]) for t in story.journal.all("task") if isinstance(t["asked"], list)]
     for row, sites in [*asked, *((row, row["sites"]) for row in story.journal.all("asked"))]:
         for site in sites:
             old = found.get(site, Traffic())
-            found[site] = old._replace(fetched=old.fetched + sizes.get((row["round"], row["task"]), 0))
+            told = tasks[row["round"], row["task"]]
+            payload = told.get("letters", {}).get(site, told.get("payload", {}))
+            found[site] = old._replace(fetched=old.fetched + payload.get("size", 0))
     return dict(sorted(found.items()))
 
 

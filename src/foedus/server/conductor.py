@@ -20,7 +20,7 @@ from foedus.errors import FoedusError, Refused, WireError
 from foedus.faults import point
 from foedus.files import delete
 from foedus.server.run import Body, Delivery, Run
-from foedus.server.tasks import Open
+from foedus.server.tasks import Open, payload_of
 from foedus.store import Fenced
 from foedus.wire.pipe import Pipe, pair
 
@@ -205,7 +205,7 @@ class Conductor:
         row |= {"asked": asked, "candidates": body["sites"] if more else None}
         self.run.journal.add("task", **row)
         if known is None:
-            self.run.context.blobs.require(len(asked) * body["payload"]["size"])
+            self.run.context.blobs.require(sum(payload_of(body, site)["size"] for site in asked))
             return self.run.book.publish(row)
         return self.run.book.tasks[round, number]
 

@@ -14,7 +14,7 @@ from foedus import build
 from foedus.errors import FoedusError
 from foedus.journal import Journal
 from foedus.server.members import Members
-from foedus.server.tasks import Book, Open, task_id
+from foedus.server.tasks import Book, Open, payload_of, task_id
 from foedus.store import Store
 from foedus.store.blobs import Blobs
 from foedus.wire.signing import sign_envelope
@@ -159,7 +159,7 @@ class Run:
                 "attempt": task.attempts[site],
                 "site": site,
                 "work": body["work"],
-                "payload": {k: body["payload"][k] for k in ("digest", "size")},
+                "payload": {k: payload_of(body, site)[k] for k in ("digest", "size")},
                 "returns": body["returns"],
                 "late": body["late"],
                 "bundle": self.submission["bundle"]["digest"],
@@ -209,8 +209,9 @@ class Run:
     def payload(self, digest: str, site: str) -> Path | None:
         """The file of a payload that this site was asked to work on."""
         for task in self.book.open_tasks():
-            if task.body["payload"]["digest"] == digest and site in task.desk.asked:
-                path = self.scratch / task.body["payload"]["file"]
+            payload = payload_of(task.body, site)
+            if payload["digest"] == digest and site in task.desk.asked:
+                path = self.scratch / payload["file"]
                 return path if path.exists() else None
         return None
 

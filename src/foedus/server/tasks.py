@@ -220,6 +220,12 @@ class Book:
         return self.verdicts.get(Origin(site, round, number), "dropped")
 
 
+def payload_of(body: Mapping[str, Any], site: str) -> Mapping[str, Any]:
+    """What a Task's row says of the payload that a site gets: digest, size, file."""
+    found: Mapping[str, Any] = body.get("letters", {}).get(site, body["payload"])
+    return found
+
+
 def _counted(accepted: Accepted) -> Outcome:
     return Outcome(accepted.origin.site, "counted", "", float.fromhex(accepted.weight))
 

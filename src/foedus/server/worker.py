@@ -20,9 +20,10 @@ from foedus.faults import point
 from foedus.files import write_atomic
 from foedus.journal import Journal, task_digest
 from foedus.metrics import Metric
-from foedus.params import digest
+from foedus.params import Params, digest
 from foedus.run import Checkpoints, execute
 from foedus.server.checking import checked, mapped, sums_of
+from foedus.settle import needed
 from foedus.wire.offline import go_offline
 from foedus.wire.pipe import Pipe, inherited
 from foedus.work import describe
@@ -126,25 +127,34 @@ class Remote:
         return [totals[n] for n in numbers]
 
     def _published(self, task: Task, round: int, number: int) -> dict[str, Any]:
-        frame = frames.pack(task.payload)
-        name, digesting = f"payload-{round}-{number}.safetensors", frame.digesting()
-        put(self.scratch / name, frame)
-        digest_of_file = digesting()
+        payload = self._put(f"payload-{round}-{number}.safetensors", task.payload)
+        letters = {
+            site: self._put(f"payload-{round}-{number}-{i}.safetensors", letter)
+            for i, (site, letter) in enumerate(sorted(task.letters.items()))
+        }
         deadline = None if task.deadline is None else list(task.deadline)
         assert task.aggregator is not None
         return {
             "work": task.work,
-            "payload": {"digest": digest_of_file, "size": frame.size, "file": name},
+            "payload": payload,
+            "letters": letters,
             "sites": list(task.sites),
             "quorum": task.quorum,
             "late": task.late,
             "busy": task.busy,
             "deadline": deadline,
             "returns": [list(leaf) for leaf in task.returns or ()],
-            "digest": task_digest(task, digest_of_file),
-            "least": min(max(self.least, task.aggregator.least), len(task.sites)),
+            "digest": task_digest(task, payload["digest"], {site: x["digest"] for site, x in letters.items()}),
+            "least": needed(task, self.least),
             **({"reads": task.reads} if task.reads else {}),
         }
+
+    def _put(self, name: str, payload: Params) -> dict[str, Any]:
+        """What is said of a payload, which is in its file from now on."""
+        frame = frames.pack(payload)
+        digesting = frame.digesting()
+        put(self.scratch / name, frame)
+        return {"digest": digesting(), "size": frame.size, "file": name}
 
     def _checked(self, said: Mapping[str, Any], fd: int) -> dict[str, Any]:
         """What the server is told of an update that arrived; a late one will be counted by a Task of its number."""
@@ -181,7 +191,8 @@ def read_total(path: Path) -> Total:
     """A Total as `fold_files` wrote it."""
     found = frames.read(path)
     outcomes = [Outcome(*row) for row in found["outcomes"]]
-    return Total(found["params"], float(Fraction(found["weight"])), found["count"], found["metrics"], outcomes)
+    weight, apart = float(Fraction(found["weight"])), found.get("apart", {})
+    return Total(found["params"], weight, found["count"], found["metrics"], outcomes, apart)
 
 
 def end_with_server() -> None:

@@ -99,7 +99,7 @@ def transformed(algorithm: Algorithm, transform: Transform) -> Algorithm:
                 _wrapped(task, transform, public) if task.work in algorithm.works else task for task in tasks
             ]
             for i, task in enumerate(tasks):
-                if task.work in algorithm.works:
+                if task.work in algorithm.works and totals[i].count:
                     here = key(context.seed, context.round, count + i, "server", "decode")
                     totals[i], own = transform.decode(totals[i], own, here)
             answer, count = totals[0] if isinstance(asked, Task) else totals, count + len(tasks)
@@ -121,11 +121,12 @@ def _unwrapped(personal: Personal | None) -> Personal | None:
 
 def _wrapped(task: Task, transform: Transform, public: State) -> Task:
     rows = None if task.returns is None else [list(leaf) for leaf in task.returns]
-    note = np.frombuffer(frames.pack({"public": public, "returns": rows}).bytes(), np.uint8)
+    note = Params({"note": np.frombuffer(frames.pack({"public": public, "returns": rows}).bytes(), np.uint8)})
     inner = task.payload.spec if task.returns is None else task.returns
     aggregator = task.aggregator or mean()
     return task._replace(
-        payload=join(w=task.payload, t=Params({"note": note})),
+        payload=join(w=task.payload, t=note),
+        letters={site: join(w=letter, t=note) for site, letter in task.letters.items()},
         returns=transform.returns(inner),
         aggregator=aggregator._replace(opened=_opening(transform, inner, aggregator.opened)),
     )

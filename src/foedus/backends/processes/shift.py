@@ -13,6 +13,7 @@ from foedus.backends.processes.worker import Answer, Brief, Failed, Given, Kept,
 from foedus.backends.simulation import Done
 from foedus.core import Local, Outcome, Task
 from foedus.errors import FoedusError, SiteError
+from foedus.params import Params
 from foedus.work import Order
 
 QUANTUM = 0.005  # seconds of work that are worth a message
@@ -176,16 +177,19 @@ class Shift:
             return
         worker.batch, gone = batch, set(batch)
         self.left = [i for i in self.left if i not in gone]
-        orders = [(i, self.orders[i].site, self.locals.get(self.orders[i].site)) for i in batch]
+        orders = [self._given(self.orders[i], i) for i in batch]
         try:
             self.workers.tell(worker, self._brief(), Given(orders, not self.left or not batch))
         except OSError:
             self._lose(worker)
 
+    def _given(self, order: Order, number: int) -> tuple[int, str, Local, Params | None]:
+        return number, order.site, self.locals.get(order.site), self.task.letters.get(order.site)
+
     def _brief(self) -> Brief:
         one = self.orders[0]
         returns = one.payload.spec if one.returns is None else one.returns
-        return Brief(one.payload, one.work, one.round, one.task, returns, len(self.task.sites), self.code)
+        return Brief(self.task.payload, one.work, one.round, one.task, returns, len(self.task.sites), self.code)
 
     def _batch(self, worker: Worker[Any]) -> list[int]:
         """Many short orders, or one: where updates come back, or where workers died."""

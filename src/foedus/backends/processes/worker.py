@@ -49,9 +49,9 @@ class Brief(NamedTuple):
 
 
 class Given(NamedTuple):
-    """Orders for a worker: (number, site, local). With `last`, what it folded is to come back too."""
+    """Orders for a worker: (number, site, local, its letter). With `last`, what it folded is to come back too."""
 
-    orders: Sequence[tuple[int, str, Local]]
+    orders: Sequence[tuple[int, str, Local, Params | None]]
     last: bool
 
 
@@ -151,9 +151,10 @@ class Hand:
         _flush()
         return Answer(reports, self._kept() if given.last and self.brief.code is not None else None)
 
-    def _report(self, number: int, site: str, local: Local) -> Report:
+    def _report(self, number: int, site: str, local: Local, letter: Params | None) -> Report:
         brief, self.loading, began = self.brief, 0.0, time.perf_counter()
-        order = Order(brief.work, brief.payload, site, brief.round, brief.task, brief.returns)
+        payload = brief.payload if letter is None else letter
+        order = Order(brief.work, payload, site, brief.round, brief.task, brief.returns)
         done = perform(self.bench, order, local, self.data)
         if brief.code is not None and done.update is not None:
             done = folded(done, order, self._folding())
