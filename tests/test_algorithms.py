@@ -23,7 +23,7 @@ from federations import joined
 from foedus import fedavg, fedprox, jobfile, launch, median
 from foedus.algorithms import delta, momentum, rounds
 from foedus.algorithms import fedprox as module
-from foedus.core import RoundContext, Update
+from foedus.core import RoundContext, Task, Update
 from foedus.errors import Paused
 from foedus.params import Params, digest
 from foedus.work import Order
@@ -167,7 +167,12 @@ def test_rounds_builds_an_algorithm_from_share_work_and_step() -> None:
 # What docs/algorithms.md says of each.
 
 DOC = Path(__file__).parents[1] / "docs" / "algorithms.md"
-NEEDED: dict[str, tuple[Any, ...]] = {"fedprox": (0.1,), "fedopt": (momentum(),), "fedbn": ("head.*",)}
+NEEDED: dict[str, tuple[Any, ...]] = {
+    "hierarchical": ({"e": ["a", "b"]},),
+    "fedprox": (0.1,),
+    "fedopt": (momentum(),),
+    "fedbn": ("head.*",),
+}
 
 
 MODEL = {"body.w": np.zeros(7_500, np.float32), "head.w": np.zeros(2_500, np.float32)}
@@ -203,7 +208,8 @@ def test_the_docs_say_how_long_and_how_heavy_an_algorithm_is(row: list[str]) -> 
     name, _, lines, sent, server, site, _ = row
     made, model = getattr(foedus, name)(*NEEDED.get(name, ())), Params(MODEL)
     state = made.init(model)
-    task = next(made.round(state, RoundContext(0, 0, ["a", "b"], ["a", "b"])))
+    asked = next(made.round(state, RoundContext(0, 0, ["a", "b"], ["a", "b"])))
+    task = asked if isinstance(asked, Task) else asked[0]
 
     def fit(arrays: Any, split: Any, ctx: Any) -> None:
         ctx.correct(dict(arrays), arrays, lr=1.0)

@@ -17,6 +17,7 @@ from foedus import (
     bulyan,
     chain,
     clip,
+    cyclic,
     ditto,
     fedasync,
     fedavg,
@@ -28,6 +29,8 @@ from foedus import (
     fedprox,
     fine_tuned,
     gaussian,
+    gossip,
+    hierarchical,
     inner_product,
     krum,
     median,
@@ -163,6 +166,42 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
     ("fine_tuned(after=…)", "rounds"): (
         {"algorithm": transformed(fine_tuned(after=2), clip(1.0))},
         {"algorithm": fine_tuned(after=1)},
+    ),
+    ("a topology (cyclic, gossip, hierarchical)", "another one inside it"): (
+        {"algorithm": gossip(cyclic())},
+        {"algorithm": gossip()},
+    ),
+    ("a topology (cyclic, gossip, hierarchical)", "late='keep'"): (
+        {"algorithm": gossip(), "late": "keep", "quorum": 2},
+        {"late": "drop"},
+    ),
+    (
+        "a topology (cyclic, gossip, hierarchical)",
+        "an algorithm that asks every site, or in several steps (afl, split_learning, vertical)",
+    ): (
+        {"algorithm": cyclic(afl())},
+        {"algorithm": cyclic(fedprox(0.1))},
+    ),
+    ("gossip", "an algorithm of means, or a Gather (scaffold, fednova, median, …)"): (
+        {"algorithm": gossip(fedavg(aggregator=median()))},
+        {"algorithm": hierarchical({"a": ["x", "y", "z"]}, base=fedavg(aggregator=median()))},
+    ),
+    ("gossip or hierarchical", "an algorithm whose server keeps more than a model (scaffold, fedopt, fedavgm, …)"): (
+        {"algorithm": hierarchical({"a": ["x", "y"]}, base=scaffold())},
+        {"algorithm": cyclic(scaffold())},
+    ),
+    ("gossip", "an algorithm with personal models (ditto, fedper, fine_tuned, …)"): (
+        {"algorithm": gossip(ditto())},
+        {"algorithm": cyclic(ditto())},
+    ),
+    ("gossip", "compress"): (
+        {"algorithm": gossip(), "compress": top_k(0.1)},
+        {"algorithm": hierarchical({"a": ["x", "y"]})},
+    ),
+    ("cyclic or hierarchical", "quorum"): ({"algorithm": cyclic(), "quorum": 2}, {"quorum": None}),
+    ("cyclic", "a Gather (median, krum, …)"): (
+        {"algorithm": cyclic(fedavg(aggregator=krum(0)))},
+        {"algorithm": hierarchical({"a": ["x", "y", "z"]}, base=fedavg(aggregator=krum(0)))},
     ),
 }
 

@@ -24,6 +24,8 @@ _WHERE = {
     "link": "algorithms.link",
     "split_learning": "algorithms.split_learning",
     "vertical": "algorithms.vertical",
+    "cyclic gossip hierarchical": "algorithms",
+    "ring grid random_rings": "algorithms.graphs",
     "chain clip transformed bf16 fp16 int8 int4 qsgd top_k random_k powersgd": "transforms",
     "attacked sign_flip gaussian alie inner_product label_flip backdoor": "attacks",
     "fedbuff fedasync": "algorithms",

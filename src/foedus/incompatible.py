@@ -28,6 +28,14 @@ def _has(job: Any, *traits: str) -> bool:
     return set(traits) <= set(job.method.traits)
 
 
+def _topologies(job: Any) -> set[str]:
+    return {"cyclic", "gossip", "edges"} & set(job.method.traits)
+
+
+def _late(job: Any) -> bool:
+    return job.late == "keep" or _has(job, "late")
+
+
 def _without_loss(learner: Any) -> bool:
     """Whether there is none, or it is one's own loop and says neither loss nor gradient."""
     told = (getattr(learner, name, None) for name in ("loss", "gradient"))
@@ -260,6 +268,60 @@ TABLE = (
         "rounds",
         lambda j: j.rounds is not None and _last(j, "after") >= j.rounds,
         "the run would end before any site tunes its model: let rounds be more than after",
+    ),
+    Row(
+        "a topology (cyclic, gossip, hierarchical)",
+        "another one inside it",
+        lambda j: len(_topologies(j)) > 1 or any(j.method.traits.count(name) > 1 for name in _topologies(j)),
+        "wrap fedavg or fedprox in one of them; groups of groups are federations of their own",
+    ),
+    Row(
+        "a topology (cyclic, gossip, hierarchical)",
+        "late='keep'",
+        lambda j: bool(_topologies(j)) and _late(j),
+        "its steps follow one another: drop late updates, or use fedavg or fedprox as they are",
+    ),
+    Row(
+        "a topology (cyclic, gossip, hierarchical)",
+        "an algorithm that asks every site, or in several steps (afl, split_learning, vertical)",
+        lambda j: bool(_topologies(j)) and (_has(j, "everybody") or _has(j, "exchange")),
+        "it says itself whom it asks: use it as it is, or wrap fedavg or fedprox",
+    ),
+    Row(
+        "gossip",
+        "an algorithm of means, or a Gather (scaffold, fednova, median, …)",
+        lambda j: _has(j, "gossip") and (_has(j, "mean") or _has(j, "gather")),
+        "a site has its own update and its neighbours' models, no others: wrap fedavg, fedprox or moon",
+    ),
+    Row(
+        "gossip or hierarchical",
+        "an algorithm whose server keeps more than a model (scaffold, fedopt, fedavgm, …)",
+        lambda j: _has(j, "server state"),
+        "models are averaged, and nothing else has a mean: wrap fedavg, fedprox or moon, or use cyclic",
+    ),
+    Row(
+        "gossip",
+        "an algorithm with personal models (ditto, fedper, fine_tuned, …)",
+        lambda j: _has(j, "gossip", "personal base"),
+        "under gossip each site has a model of its own already: wrap fedavg, fedprox or moon",
+    ),
+    Row(
+        "gossip",
+        "compress",
+        lambda j: _has(j, "gossip") and bool(j.compress),
+        "sites send whole models to one another, no differences: leave out compress, or use hierarchical",
+    ),
+    Row(
+        "cyclic or hierarchical",
+        "quorum",
+        lambda j: (_has(j, "cyclic") or _has(j, "edges")) and (j.quorum is not None),
+        "a step asks one site, or one group, and passes by who is gone: leave out quorum and over_select",
+    ),
+    Row(
+        "cyclic",
+        "a Gather (median, krum, …)",
+        lambda j: _has(j, "cyclic", "gather"),
+        "a visit has one update, and nothing to compare it with: leave out aggregator=…, or use hierarchical",
     ),
 )
 

@@ -4,6 +4,7 @@ Aggregators and the contract may come in; no backend, journal or network."""
 from foedus.algorithms.afl import afl
 from foedus.algorithms.apfl import apfl
 from foedus.algorithms.buffered import alike
+from foedus.algorithms.cyclic import cyclic
 from foedus.algorithms.ditto import ditto
 from foedus.algorithms.fedadagrad import adagrad, fedadagrad
 from foedus.algorithms.fedadam import adam, fedadam
@@ -21,6 +22,8 @@ from foedus.algorithms.fedprox import fedprox
 from foedus.algorithms.fedrep import fedrep
 from foedus.algorithms.fedyogi import fedyogi, yogi
 from foedus.algorithms.fine_tuned import fine_tuned
+from foedus.algorithms.gossip import gossip
+from foedus.algorithms.hierarchical import hierarchical
 from foedus.algorithms.ifca import ifca
 from foedus.algorithms.lg_fedavg import lg_fedavg
 from foedus.algorithms.moon import moon
@@ -37,6 +40,7 @@ __all__ = [
     "afl",
     "alike",
     "apfl",
+    "cyclic",
     "delta",
     "ditto",
     "fedadagrad",
@@ -55,6 +59,8 @@ __all__ = [
     "fedrep",
     "fedyogi",
     "fine_tuned",
+    "gossip",
+    "hierarchical",
     "ifca",
     "lg_fedavg",
     "momentum",

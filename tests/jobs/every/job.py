@@ -44,6 +44,12 @@ EVERY = {  # name -> a function of nothing that makes it
     "fine-tuned": lambda: shown(fd.fine_tuned(fd.fedprox(0.1), after=1)),
     "ifca": lambda: shown(fd.ifca()),
     "ditto-int8": lambda: shown(fd.transformed(fd.ditto(), fd.int8())),
+    "cyclic": fd.cyclic,
+    "cyclic-shuffled": lambda: fd.cyclic(fd.scaffold(), shuffle=True),
+    "gossip": fd.gossip,
+    "gossip-moon": lambda: fd.gossip(fd.moon(), {"south": ["north", "west"]}),
+    "hierarchical": lambda: fd.hierarchical({"land": ["north", "south"]}, base=fd.fedprox(0.1)),
+    "hierarchical-int8": lambda: fd.transformed(fd.hierarchical({"land": ["north", "south"]}, 3), fd.int8()),
     "trimmed-mean": lambda: fd.fedprox(0.1, aggregator=fd.trimmed_mean(1)),  # of three sites it is the median
     "krum": lambda: fd.fedavg(aggregator=fd.krum(0)),
     "multi-krum": lambda: fd.fedavg(aggregator=fd.multi_krum(0, 2)),
