@@ -72,17 +72,20 @@ def glm(
 
     Leaves a site: X'WX and X'Wz of each step, the sums of y, x and x², deviance; in clear rows and deviance.
     """
-    made = Model(family, _link(family, link), _asked(target, features, categories, least), float(l2), float(l1))
-    if not (0 <= made.l2 < math.inf and 0 <= made.l1 < math.inf):
-        raise JobError(f"glm(l2={l2!r}, l1={l1!r}): penalties are not negative")
+    made = model(family, target, features, link, categories, least, l2, l1)
     return analysis(partial(_round, made), design.works(made.asked) | {"score": work(partial(score, made))})
 
 
-def _asked(target: str, features: Any, categories: Any, least: int) -> Wanted:
-    found = design.wanted(numbers=target, features=features, categories=categories, least=least)
-    if CONST in found.features:
+def model(
+    family: str, target: str, features: Any, link: str | None, categories: Any, least: int, l2: float = 0, l1: float = 0
+) -> Model:
+    """What is fitted, checked. Raises JobError."""
+    asked = design.wanted(numbers=target, features=features, categories=categories, least=least)
+    if CONST in asked.features:
         raise JobError(f"a feature is named {CONST!r}, as the intercept that is added: leave it out, or rename it")
-    return found
+    if not (0 <= l2 < math.inf and 0 <= l1 < math.inf):
+        raise JobError(f"glm(l2={l2!r}, l1={l1!r}): penalties are not negative")
+    return Model(family, _link(family, link), asked, float(l2), float(l1))
 
 
 def _link(name: str, given: str | None) -> str:
@@ -187,30 +190,29 @@ def _search(model: Model, coded: Coded, here: Here, target: Array) -> Asking[Her
     return Here(b, sums, now, here.use, endless(here.objective, now, _uncentred(coded, b - here.b)))
 
 
+def estimates(model: Model, coded: Coded, here: Here) -> tuple[Array, Array, float]:
+    """Coefficients for the columns as they are, their covariance, and the scale; NaN where there is none."""
+    n, rank = coded.used, int(here.use.sum())
+    scale = 1.0
+    if FAMILIES[model.family].dispersed:
+        scale = float(here.sums.of["pearson"]) / (n - rank) if n > rank else math.nan
+    coef, cov = _original(coded, here.b, here.sums.of["information"], here.use & ~here.infinite)
+    return np.where(here.use, coef, math.nan), cov * (math.nan if model.l1 or model.l2 else scale), scale
+
+
 def _answer(model: Model, coded: Coded, here: Here, steps: int) -> Params:
-    sums, n, kind = here.sums.of, coded.used, FAMILIES[model.family]
-    use = here.use
-    rank = int(use.sum())
-    pearson, deviance = float(sums["pearson"]), float(sums["deviance"])
-    scale = (pearson / (n - rank) if n > rank else math.nan) if kind.dispersed else 1.0
-    coef, cov = _original(coded, here.b, sums["information"], use, use & ~here.infinite)
-    cov = cov * (math.nan if model.l1 or model.l2 else scale)
-    se = np.sqrt(np.diag(cov))
-    coef = np.where(use, coef, math.nan)
-    columns: dict[str, Any] = {
-        "coef": coef,
-        "se": se,
-        "z": coef / se,
-        "p": two_sided(coef / se),
-        **confidence(coef, se),
-    }
+    sums, n, kind, rank = here.sums.of, coded.used, FAMILIES[model.family], int(here.use.sum())
+    coef, cov, scale = estimates(model, coded, here)
+    se, deviance = np.sqrt(np.diag(cov)), float(sums["deviance"])
+    columns = {"coef": coef, "se": se, "z": coef / se, "p": two_sided(coef / se)} | confidence(coef, se)
     if kind.ratio and model.link in ("logit", "log"):
         columns[kind.ratio] = np.exp(coef)
     terms = [CONST, *coded.terms]
     loglik = _loglik(model, n, deviance, float(sums["loglik"]))
     facts = {
-        "n": n, "deviance": deviance, "null_deviance": float(sums["null"]), "pearson_chi2": pearson, "scale": scale,
-        "loglik": loglik, "aic": 2 * rank - 2 * loglik, "df_resid": n - rank, "iterations": steps,
+        "n": n, "deviance": deviance, "null_deviance": float(sums["null"]),
+        "pearson_chi2": float(sums["pearson"]), "scale": scale, "loglik": loglik,
+        "aic": 2 * rank - 2 * loglik, "df_resid": n - rank, "iterations": steps,
         "converged": steps < STEPS and not here.infinite.any(),
         "infinite": [t for t, far in zip(terms, here.infinite, strict=True) if far],
     }  # fmt: skip
@@ -228,7 +230,7 @@ def _uncentred(coded: Coded, b: Array) -> Array:
     return np.concatenate([[b[0] - (coded.centre / coded.scale) @ b[1:]], b[1:]])
 
 
-def _original(coded: Coded, b: Array, information: Array, use: Array, sure: Array) -> tuple[Array, Array]:
+def _original(coded: Coded, b: Array, information: Array, sure: Array) -> tuple[Array, Array]:
     """Coefficients and unscaled covariance for the columns as they are; NaN for terms that others determine."""
     p = len(b)
     back = np.diag(np.concatenate([[1.0], 1 / coded.scale]))

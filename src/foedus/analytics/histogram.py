@@ -1,0 +1,68 @@
+"""Histograms: counts between edges that all sites share.
+Single columns and the way to ask for sums may come in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from foedus.analytics import columns as single
+from foedus.analytics.analysis import Table, analysis, answer
+from foedus.analytics.asking import Sent, ask, whole, work
+from foedus.analytics.held import Held
+from foedus.analytics.ordered import NOTHING, float_of, whole_of
+from foedus.core import Algorithm, RoundContext, State
+from foedus.errors import JobError
+from foedus.params import Array
+
+
+def histogram(column: str, *, bins: int | Sequence[float] = 10, least: int = 1) -> Algorithm:
+    """How many values lie between edges, as numpy counts them: the last interval has both its ends.
+
+    `bins`: a number of equal intervals from the least value to the largest, or the edges, and then no value leaves a
+    site. A count below `least` is NaN: merge intervals to see it. `.pandas`: `low`, `high`, `count`; `.per_site`: the
+    counts of each.
+
+    Leaves a site: with a number of bins, its least and largest value; its counts, in clear where they reach `least`.
+    """
+    (name,) = single.chosen(column, least)
+    edges = () if isinstance(bins, int) else tuple(map(float, bins))
+    if (not edges and not (isinstance(bins, int) and bins > 0)) or list(edges) != sorted(set(edges)) or len(edges) == 1:
+        raise JobError(f"histogram(bins={bins!r}): give a number of intervals, or two and more edges in rising order")
+    works = {"range": work(partial(_range, name)), "counts": work(partial(_counts, name, least))}
+    return analysis(partial(_round, bins if isinstance(bins, int) else 0, edges, least), works)
+
+
+def _round(
+    bins: int, edges: Sequence[float], least: int, state: State, context: RoundContext, every: bool = True
+) -> Any:
+    ends = yield from ask(
+        "range", context.cohort, {"wanted": np.int64(bins)}, most={"least": (), "most": ()}, every=every
+    )
+    sites = sorted(ends.shown)
+    low, high = -float(float_of(ends.most["least"])), float(float_of(ends.most["most"]))
+    cuts = np.array(edges) if edges else np.histogram_bin_edges([] if np.isnan(low) else [low, high], bins)
+    found = yield from ask("counts", sites, {"edges": cuts}, {"count": (len(cuts) - 1,)})
+    count = single.hidden(whole(found.of["count"]), least)
+    shown = {site: np.asarray(found.shown[site]["count"]) for site in sites}
+    columns = {f"{a:g} to {b:g}": np.array([shown[s][i] for s in sites]) for i, (a, b) in enumerate(pairwise(cuts))}
+    return answer("histogram", {
+        "pandas": Table(list(range(len(count))), {"low": cuts[:-1], "high": cuts[1:], "count": count}, ("bin",)),
+        "per_site": Table(sites, columns, ("site",)),
+    }, {})  # fmt: skip
+
+
+def _range(name: str, table: Held, payload: Mapping[str, Array]) -> Sent:
+    x = single.values(table, name, 1)
+    if not len(x) or not payload["wanted"]:
+        return Sent({}, {"least": NOTHING, "most": NOTHING})
+    return Sent({}, {"least": whole_of(-x).max(), "most": whole_of(x).max()})
+
+
+def _counts(name: str, least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
+    found = np.histogram(single.values(table, name, 1), payload["edges"])[0]
+    return Sent({"count": found}, {}, {"count": single.hidden(found, least)})

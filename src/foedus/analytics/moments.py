@@ -1,0 +1,197 @@
+"""What follows from sums of products: correlations, principal components (Pearson 1901), t-tests (Welch 1947).
+The design and the way to ask for sums may come in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from foedus.analytics import columns as single
+from foedus.analytics import design
+from foedus.analytics.analysis import Table, Tail, analysis, answer
+from foedus.analytics.asking import Sent, ask, unpacked, whole, work
+from foedus.analytics.design import Wanted
+from foedus.analytics.held import Held, numbers
+from foedus.core import Algorithm, RoundContext, State
+from foedus.errors import JobError
+from foedus.params import Array
+
+FLAT = 1e-28  # of a square sum: what is left of a constant column by rounding
+
+
+def correlation(columns: Sequence[str], *, least: int = 1) -> Algorithm:
+    """Pearson's correlation of each pair of columns, over the rows that have both; NaN with a constant column.
+
+    `.pandas`: columns by columns, as `DataFrame.corr` of the pooled rows; `pairs`: how many rows each has, and where
+    they are fewer than `least` in all, or at a site, they are not used. `.per_site`: by site and column its values.
+
+    Leaves a site: for each pair its rows, sums, squares and products about the pooled means.
+    """
+    names = single.chosen(columns, least)
+    works = {"sums": work(partial(_pair_sums, names, least)), "products": work(partial(_pair_products, names, least))}
+    return analysis(partial(_correlation, names), works)
+
+
+def pca(
+    features: str | Sequence[str],
+    *,
+    components: int | None = None,
+    scale: bool = False,
+    categories: Mapping[str, Sequence[Any]] | None = None,
+    least: int = 1,
+) -> Algorithm:
+    """Principal components of the complete rows, as scikit-learn's; `scale`: of columns of variance 1.
+
+    The largest loading of each is positive. `.pandas`: by component the loadings; `variance`: by component `variance`
+    and `ratio`; `mean`: by feature its centre and scale. `.per_site`: rows, used.
+
+    Leaves a site: the sums of x, x² and xx'.
+    """
+    asked = design.wanted(features=features, categories=categories, least=least)
+    if components is not None and components < 1:
+        raise JobError(f"pca(components={components!r}): it is at least 1")
+    return analysis(
+        partial(_pca, asked, components, scale), design.works(asked) | {"products": work(partial(_products, asked))}
+    )
+
+
+def ttest(
+    value: str,
+    group: str,
+    *,
+    equal_var: bool = False,
+    categories: Mapping[str, Sequence[Any]] | None = None,
+    least: int = 1,
+) -> Algorithm:
+    """Whether the mean of `value` differs between two groups: Welch's test, or Student's with `equal_var`.
+
+    `.pandas`: by group `count`, `mean`, `std`. Facts: statistic (first group less second), df, p, difference, se.
+    `.per_site`: rows, used.
+
+    Leaves a site: by group its count, sum, and sum of squares about the pooled mean.
+    """
+    asked = design.wanted(numbers=value, groups=group, categories=categories, least=least)
+    works = {"sums": work(partial(_group_sums, asked)), "squares": work(partial(_group_squares, asked))}
+    return analysis(partial(_ttest, asked, equal_var), design.works(asked) | works)
+
+
+def _correlation(names: tuple[str, ...], state: State, context: RoundContext, every: bool = True) -> Any:
+    p = len(names)
+    first = yield from ask("sums", context.cohort, {}, {"count": (p, p), "sum": (p, p)}, every=every)
+    n = whole(first.of["count"])
+    mean = first.of["sum"] / np.maximum(n, 1)
+    second = yield from ask("products", sorted(first.shown), {"mean": mean}, {"product": (p, p), "square": (p, p)})
+    square = second.of["square"]
+    flat = square <= FLAT * np.maximum(n, 1) * mean**2
+    root = np.where(flat | flat.T | (n < 2), math.nan, np.sqrt(square * square.T))
+    r = np.clip(second.of["product"] / root, -1, 1)
+    return answer("correlation", {
+        "pandas": Table(names, {name: r[:, i] for i, name in enumerate(names)}),
+        "per_site": single.per_site(first.shown, "count", names),
+        "pairs": Table(names, {name: n[:, i] for i, name in enumerate(names)}),
+    }, {})  # fmt: skip
+
+
+def _pairs(names: tuple[str, ...], least: int, table: Held) -> tuple[Array, Array, Array]:
+    """The numbers (rows, columns), where they are, and which pairs have enough rows."""
+    x = np.stack([numbers(table, name) for name in names], axis=1)
+    there = ~np.isnan(x)
+    counts = there.T.astype(np.int64) @ there
+    return x, there, counts >= least
+
+
+def _pair_sums(names: tuple[str, ...], least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
+    x, there, use = _pairs(names, least, table)
+    both = there.T.astype(np.float64) @ there
+    sums = np.where(there, x, 0.0).T @ there  # of the row's column, over rows that have the other one, too
+    return Sent({"count": both * use, "sum": sums * use}, {}, {"count": np.diag(both * use)})
+
+
+def _pair_products(names: tuple[str, ...], least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
+    x, there, use = _pairs(names, least, table)
+    mean, p = payload["mean"], len(names)
+    product, square = np.zeros((p, p)), np.zeros((p, p))
+    for i, j in np.argwhere(use):
+        both = there[:, i] & there[:, j]
+        own, other = x[both, i] - mean[i, j], x[both, j] - mean[j, i]
+        product[i, j], square[i, j] = own @ other, own @ own
+    return Sent({"product": product, "square": square})
+
+
+def _products(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> Sent:
+    x = design.read(asked, table, payload).x
+    return Sent({"products": x.T @ x})
+
+
+def _pca(
+    asked: Wanted, components: int | None, scale: bool, state: State, context: RoundContext, every: bool = True
+) -> Any:
+    coded = yield from design.learn(asked, context.cohort, every)
+    p, n = len(coded.terms), coded.used
+    most = min(p, n) if components is None else components
+    if n < 2 or most > min(p, n):
+        raise JobError(f"pca: {n} complete rows of {p} columns have no {most} components: ask for fewer")
+    found = yield from ask("products", coded.sites, coded.payload(), {"products": (p, p)})
+    unit = 1 / np.sqrt(np.maximum(np.diag(found.of["products"]) / (n - 1), 1e-300)) if scale else coded.scale
+    values, vectors = np.linalg.eigh(found.of["products"] * np.outer(unit, unit) / (n - 1))
+    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1].T
+    vectors = vectors * np.sign(vectors[np.arange(p), np.abs(vectors).argmax(axis=1)])[:, None]
+    labels = [f"pc{i + 1}" for i in range(most)]
+    ratio = values / values.sum() if values.sum() else np.full(p, math.nan)
+    return answer("pca", {
+        "pandas": Table(labels, {t: vectors[:most, i] for i, t in enumerate(coded.terms)}, ("component",)),
+        "per_site": design.per_site(coded),
+        "variance": Table(labels, {"variance": values[:most], "ratio": ratio[:most]}, ("component",)),
+        "mean": Table(coded.terms, {"centre": coded.centre, "scale": coded.scale / unit}, ("feature",)),
+    }, {"n": n})  # fmt: skip
+
+
+def _group_sums(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> Sent:
+    rows, size = design.read(asked, table, payload), len(unpacked(payload["levels"])[asked.groups[0]])
+    by, x = rows.groups[:, 0], rows.numbers[:, 0]
+    return Sent({"count": np.bincount(by, minlength=size), "sum": np.bincount(by, x, minlength=size)})
+
+
+def _group_squares(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> Sent:
+    rows = design.read(asked, table, payload)
+    by = rows.groups[:, 0]
+    return Sent(
+        {"square": np.bincount(by, (rows.numbers[:, 0] - payload["mean"][by]) ** 2, minlength=len(payload["mean"]))}
+    )
+
+
+def _ttest(asked: Wanted, equal_var: bool, state: State, context: RoundContext, every: bool = True) -> Any:
+    coded = yield from design.learn(asked, context.cohort, every)
+    levels = coded.levels[asked.groups[0]]
+    if len(levels) != 2:
+        raise JobError(
+            f"a t-test needs two groups, and {asked.groups[0]!r} has {', '.join(levels)}: leave rows out at the sites"
+        )
+    first = yield from ask("sums", coded.sites, coded.payload(), {"count": (2,), "sum": (2,)})
+    n = whole(first.of["count"])
+    mean = first.of["sum"] / np.maximum(n, 1)
+    second = yield from ask("squares", coded.sites, {**coded.payload(), "mean": mean}, {"square": (2,)})
+    var = np.where(n > 1, second.of["square"] / np.maximum(n - 1, 1), math.nan)
+    gap, se, df = compared(n, mean, var, equal_var)
+    facts = {"n": coded.used, "difference": gap, "se": se, "statistic": gap / se if se else math.nan, "df": df}
+    return answer("ttest", {
+        "pandas": Table(levels, {"count": n, "mean": mean, "std": np.sqrt(var)}, asked.groups),
+        "per_site": design.per_site(coded),
+    }, facts | {"tails": [Tail("p", "t", "statistic", "df")]})  # fmt: skip
+
+
+def compared(n: Array, mean: Array, var: Array, equal_var: bool) -> tuple[float, float, float]:
+    """The difference of two means, its standard error and degrees of freedom (Welch and Satterthwaite)."""
+    gap = float(mean[0] - mean[1])
+    if n.min() < 2:
+        return gap, math.nan, math.nan
+    if equal_var:
+        df = float(n.sum() - 2)
+        return gap, math.sqrt(((n - 1) @ var) / df * (1 / n).sum()), df
+    parts = var / n
+    total = float(parts.sum())
+    return gap, math.sqrt(total), total**2 / float((parts**2 / (n - 1)).sum()) if total else math.nan

@@ -1,0 +1,136 @@
+"""Quantiles by counting below: each Task asks 8 more bits of the numbers looked for, so that 8 Tasks have all.
+Counts are all that is asked; the idea is that of a radix search, and of Mahmoud et al. 2022 for federations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from foedus.analytics import columns as single
+from foedus.analytics.analysis import Table, analysis, answer
+from foedus.analytics.asking import Asking, Sent, ask, whole, work
+from foedus.analytics.held import Held
+from foedus.analytics.ordered import float_of, whole_of
+from foedus.core import Algorithm, RoundContext, State
+from foedus.errors import JobError
+from foedus.params import Array
+
+DIGITS, BASE = 8, 256  # of a number: 8 bits each
+_HALF = np.uint64(1 << 63)
+
+
+class Asked(NamedTuple):
+    columns: tuple[str, ...]
+    q: tuple[float, ...]
+    error: float
+    least: int
+
+
+class Rank(NamedTuple):
+    """The number of a column that has `left` before it among those that begin with `prefix`."""
+
+    column: int
+    left: int
+    prefix: int = 0
+
+
+def quantiles(
+    columns: str | Sequence[str], *, q: float | Sequence[float] = (0.25, 0.5, 0.75), error: float = 0.0, least: int = 1
+) -> Algorithm:
+    """The quantiles of each column, exactly those of numpy and pandas on the pooled values, or within a relative error.
+
+    A quantile is a value that somebody has, or lies between two. With `error=0.01` the search ends when every one is
+    known to 1 %, and gives the middle. `.pandas`: by q, a column for each. `.per_site`: counts.
+
+    Leaves a site: counts of numbers that begin with the same bits as those looked for; in clear its count.
+    """
+    points = (q,) if isinstance(q, (int, float)) else tuple(q)
+    if not points or not all(0 <= x <= 1 for x in points):
+        raise JobError(f"quantiles(q={q!r}): each is from 0 to 1")
+    if not 0 <= error < 1:
+        raise JobError(f"quantiles(error={error!r}): it is a share from 0 to 1, such as 0.01")
+    asked = Asked(single.chosen(columns, least), tuple(map(float, points)), float(error), least)
+    return analysis(
+        partial(_round, asked), {"counts": work(partial(_counts, asked)), "digits": work(partial(_digits, asked))}
+    )
+
+
+def _round(asked: Asked, state: State, context: RoundContext, every: bool = True) -> Any:
+    size = (len(asked.columns),)
+    seen = yield from ask("counts", context.cohort, {}, {"count": size}, every=every)
+    counts, sites = whole(seen.of["count"]), sorted(seen.shown)
+    ends = [_ranks(int(n), x) for n in counts for x in asked.q]
+    wanted = {Rank(i // len(asked.q), r) for i, pair in enumerate(ends) for r in pair if r >= 0}
+    found = yield from _searched(asked, sites, wanted)
+    grid = np.array([_between(int(counts[i // len(asked.q)]), asked.q[i % len(asked.q)], i // len(asked.q), pair, found)
+                     for i, pair in enumerate(ends)]).reshape(len(asked.columns), len(asked.q))  # fmt: skip
+    pooled = {name: grid[i] for i, name in enumerate(asked.columns)}
+    tables = {
+        "pandas": Table(list(asked.q), pooled, ("q",)),
+        "per_site": single.per_site(seen.shown, "count", asked.columns),
+    }
+    return answer("quantiles", tables, {})
+
+
+def _ranks(n: int, q: float) -> tuple[int, int]:
+    """Between which of n sorted values the quantile lies (Hyndman and Fan 1996, type 7); -1 where there is none."""
+    place = (n - 1) * q
+    return (math.floor(place), math.ceil(place)) if n else (-1, -1)
+
+
+def _between(n: int, q: float, column: int, pair: tuple[int, int], found: Mapping[tuple[int, int], float]) -> float:
+    if not n:
+        return math.nan
+    low, high = (found[column, rank] for rank in pair)
+    return float(np.quantile([low, high], (n - 1) * q - pair[0])) if low != high else low
+
+
+def _searched(asked: Asked, sites: Sequence[str], wanted: set[Rank]) -> Asking[dict[tuple[int, int], float]]:
+    """(column, rank) -> the number of that rank, to the error asked for."""
+    ranks = {(r.column, r.left): r for r in wanted}
+    for level in range(DIGITS if ranks else 0):
+        targets = sorted({(r.column, r.prefix) for r in ranks.values()})
+        payload = {
+            "column": np.array([c for c, _ in targets]), "prefix": np.array([p for _, p in targets], np.uint64),
+            "level": np.int64(level),
+        }  # fmt: skip
+        told = yield from ask("digits", sites, payload, {"count": (len(targets), BASE)})
+        counts = dict(zip(targets, whole(told.of["count"]), strict=True))
+        ranks = {at: _deeper(r, counts[r.column, r.prefix]) for at, r in ranks.items()}
+        ends = {at: _ends(r.prefix, level + 1) for at, r in ranks.items()}
+        if asked.error and all(high - low <= asked.error * max(abs(low), abs(high)) for low, high in ends.values()):
+            break
+    return {at: low if low == high else (low + high) / 2 for at, (low, high) in ends.items()} if ranks else {}
+
+
+def _deeper(rank: Rank, counts: Array) -> Rank:
+    below = np.cumsum(counts)
+    digit = int(np.searchsorted(below, rank.left, "right"))
+    return Rank(rank.column, rank.left - (int(below[digit - 1]) if digit else 0), rank.prefix * BASE + digit)
+
+
+def _ends(prefix: int, level: int) -> tuple[float, float]:
+    """The least and the largest number whose first digits are these."""
+    shift = 8 * (DIGITS - level)
+    low, high = prefix << shift, ((prefix + 1) << shift) - 1
+    found = float_of((np.array([low, high], np.uint64) ^ _HALF).view(np.int64))
+    return float(found[0]), float(found[1])
+
+
+def _counts(asked: Asked, table: Held, payload: Mapping[str, Array]) -> Sent:
+    found = np.array([len(single.values(table, name, asked.least)) for name in asked.columns])
+    return Sent({"count": found}, {}, {"count": found})
+
+
+def _digits(asked: Asked, table: Held, payload: Mapping[str, Array]) -> Sent:
+    level, found = int(payload["level"]), np.zeros((len(payload["column"]), BASE))
+    for i, (column, prefix) in enumerate(zip(payload["column"], payload["prefix"], strict=True)):
+        x = single.values(table, asked.columns[int(column)], asked.least)
+        bits = whole_of(x).view(np.uint64) ^ _HALF
+        same = bits[bits >> np.uint64(64 - 8 * level) == prefix] if level else bits
+        found[i] = np.bincount(((same >> np.uint64(56 - 8 * level)) & np.uint64(255)).astype(np.int64), minlength=BASE)
+    return Sent({"count": found})
