@@ -30,6 +30,9 @@ _WHERE = {
     "attacked sign_flip gaussian alie inner_product label_flip backdoor": "attacks",
     "fedbuff fedasync": "algorithms",
     "plateau target wall_time any_of": "stop",
+    "alone": "algorithms",
+    "among": "algorithms.among",
+    "compare Study": "study",
     "connect": "remote",
     "progress": "progress",
 }

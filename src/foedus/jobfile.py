@@ -32,11 +32,7 @@ def load(path: str | Path, options: Mapping[str, str] | None = None) -> Loaded:
     Raises JobError with file, line and remedy.
     """
     file = Path(path).resolve()
-    if not file.is_file():
-        raise JobError(f"there is no job file {path}: name a Python file that defines `job`")
-    if file.suffix != ".py":
-        raise JobError(f"{path} is no Python file: name a *.py file that defines `job`")
-    module = _imported(file)
+    module = imported(path)
     made = getattr(module, "job", None)
     chosen = dict(options or {})
     if callable(made) and not isinstance(made, Job):
@@ -95,7 +91,13 @@ def _guess(value: str) -> Any:
     return value
 
 
-def _imported(file: Path) -> ModuleType:
+def imported(path: str | Path) -> ModuleType:
+    """The module of a job file, whose neighbours can be imported. Raises JobError with file, line and remedy."""
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise JobError(f"there is no job file {path}: name a Python file that defines `job`")
+    if file.suffix != ".py":
+        raise JobError(f"{path} is no Python file: name a *.py file that defines `job`")
     name = f"foedus_job_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None

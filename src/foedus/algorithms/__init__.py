@@ -2,6 +2,8 @@
 Aggregators and the contract may come in; no backend, journal or network."""
 
 from foedus.algorithms.afl import afl
+from foedus.algorithms.alone import alone
+from foedus.algorithms.among import among
 from foedus.algorithms.apfl import apfl
 from foedus.algorithms.buffered import alike
 from foedus.algorithms.cyclic import cyclic
@@ -39,6 +41,8 @@ __all__ = [
     "advance",
     "afl",
     "alike",
+    "alone",
+    "among",
     "apfl",
     "cyclic",
     "delta",

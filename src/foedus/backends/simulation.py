@@ -107,6 +107,8 @@ class Simulation:
             task=number,
             work=task.work,
             asked=len(task.sites),
+            down=task.payload.nbytes,
+            up=sized(task.returns or ()),
             digest=task_digest(task, params_digest(task.payload)),
         )
         point("local.after-task")

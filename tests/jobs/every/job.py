@@ -21,6 +21,8 @@ EVERY = {  # name -> a function of nothing that makes it
     "fedavg-median": lambda: fd.fedavg(aggregator=fd.median()),
     "fedavg-schedule": lambda: fd.fedavg(rate=lambda round: 1 / (1 + round)),
     "fedprox": lambda: fd.fedprox(0.1),
+    "among": lambda: fd.among(fd.fedavg(), without=["north"]),
+    "alone": lambda: shown(fd.alone()),
     "fedavgm": fd.fedavgm,
     "fedadam": fd.fedadam,
     "fedyogi": fd.fedyogi,

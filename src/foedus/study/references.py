@@ -1,0 +1,110 @@
+"""What a method is compared with: each site alone, all data in one place, a site that was never seen.
+A method's Job comes in, and goes out as the Job that the reference is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foedus import launch, metrics, runs
+from foedus.algorithms import alone, among, fedavg
+from foedus.build import exactly
+from foedus.core import Learner
+from foedus.data import PARTS, Pairs, Split
+from foedus.errors import JobError
+from foedus.job import Job
+from foedus.params import Params
+
+REFERENCES = ("alone", "pooled", "unseen-site")
+POOLED = "pooled"
+
+
+def by_itself(job: Job) -> Job:
+    """Each site trains a model of its own, in every round, with the Job's learner."""
+    return _simple(job, alone(), best=None, stop=None)
+
+
+def together(job: Job) -> Job:
+    """One model for the data of all sites, which one place holds."""
+    return _simple(job, fedavg(), data=None, datasets=(), schema=None)
+
+
+def without(job: Job, site: str) -> Job:
+    """The method without a site, which is measured when all is over; nothing is chosen by what it says."""
+    return job.replace(algorithm=among(job.algorithm, without=[site]), best=None, stop=None, evaluate=_rounds(job))
+
+
+def _simple(job: Job, algorithm: Any, **changes: Any) -> Job:
+    _rounds(job)
+    free = {"cohort": None, "quorum": None, "over_select": 1.0, "late": "drop", "min_sites": 1, "compress": None}
+    return job.replace(algorithm=algorithm, **free, **changes)
+
+
+def _rounds(job: Job) -> int:
+    if job.rounds is None:
+        raise JobError("references train for the Job's rounds, and it has none: give rounds=… beside stop=…")
+    return job.rounds
+
+
+def splits(job: Job, sites: Any, seed: int) -> dict[str, Split]:
+    """site -> what the Job's `load` makes of its data."""
+    bench, data = job.bench(seed), launch.bind(sites)
+    with exactly():
+        return {name: bench.split(name, data[name]) for name in data.names}
+
+
+def pool(parts: Mapping[str, Split]) -> dict[str, Split]:
+    """One site that holds the examples of all, site after site."""
+    held = {part: [x for split in parts.values() if (x := getattr(split, part)) is not None] for part in PARTS}
+    return {POOLED: Split(**{part: _joined(data) if data else None for part, data in held.items()})}
+
+
+class Chained:
+    """Datasets one after another."""
+
+    def __init__(self, datasets: Sequence[Any]) -> None:
+        self.datasets = datasets
+        self.ends = np.cumsum([len(data) for data in datasets])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, i: int) -> Any:
+        if not 0 <= i < len(self):
+            raise IndexError(f"example {i} of {len(self)}")
+        which = int(np.searchsorted(self.ends, i, side="right"))
+        return self.datasets[which][i - int(self.ends[which] - len(self.datasets[which]))]
+
+
+def _joined(datasets: Sequence[Any]) -> Any:
+    if not all(isinstance(data, Pairs) for data in datasets):
+        return Chained(datasets)
+    return Pairs(*(np.concatenate([np.asarray(getattr(data, c)) for data in datasets]) for c in "xy"))
+
+
+def model(folder: Path) -> Params:
+    """The model that a finished run would be used with: its best one, or the last."""
+    result = runs.result(folder)
+    return result.params if result.best is None else result.best
+
+
+def measured(job: Job, params: Params, parts: Mapping[str, Split], part: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metrics of a model on this part of all sites' data, and on that of each site which has one."""
+    learner, table = job.learner, list(job.table().values())
+    assert learner is not None
+    with exactly():
+        sums = {name: _sums(learner, params, getattr(split, part), table) for name, split in parts.items()}
+    kept = {name: row for name, row in sums.items() if row}
+    pooled = metrics.values(metrics.pooled(list(kept.values())), table)
+    return _finite(pooled), {name: _finite(metrics.values(row, table)) for name, row in kept.items()}
+
+
+def _sums(learner: Learner, params: Params, data: Any, table: Sequence[Any]) -> Mapping[str, Any]:
+    return learner.evaluate(params, data, table) if data is not None and len(data) else {}
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}
