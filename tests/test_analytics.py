@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 import statsmodels.api as sm
 from sklearn.linear_model import Lasso, LogisticRegression, Ridge
 
+import foedus as fd
 from analytics_tables import FEATURES, design, pooled, sites
 from foedus import analytics
 from foedus.analytics.held import held
 from foedus.analytics.solving import two_sided
-from foedus.errors import FoedusError, JobError, SiteError
+from foedus.errors import FoedusError, Incompatible, JobError, SiteError
 
 TWO = {"north": pd.DataFrame({"x": [1.0, 2.0, 3.0]}), "south": pd.DataFrame({"x": [-6.0, None]})}
 
@@ -276,6 +278,40 @@ def test_an_answer_says_what_it_has() -> None:
         found.median  # noqa: B018
     with pytest.raises(FoedusError, match="no run of an analysis"):
         analytics.read({"w": np.zeros(1)})
+
+
+def test_files_a_loader_and_a_run_by_its_name(tmp_path: Path) -> None:
+    for name, table in sites().items():
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    files = {name: tmp_path / f"{name}.csv" for name in sites()}
+    found = analytics.glm("gaussian", sites=files, target="score", features=FEATURES)
+    close(found.pandas, analytics.glm("gaussian", sites=sites(), target="score", features=FEATURES).pandas)
+    loaded = analytics.glm("gaussian", sites=files, data=twice, target="double", features="age")
+    close(loaded.pandas.coef, 2 * analytics.glm("gaussian", sites=sites(), target="score", features="age").pandas.coef)
+    pd.testing.assert_frame_equal(analytics.read(found.result.run).pandas, found.pandas)
+    pd.testing.assert_frame_equal(analytics.read(found.result.save(tmp_path / "glm.safetensors")).pandas, found.pandas)
+
+
+def twice(site: Any) -> pd.DataFrame:
+    return pd.read_csv(site.data).assign(double=lambda t: 2 * t.score)
+
+
+def test_sites_may_be_absent_where_the_job_says_so() -> None:
+    odd = sites() | {"south": sites()["south"].drop(columns="age")}
+    settings: dict[str, Any] = {"target": "score", "features": ["age", "chol"]}
+    with pytest.raises(SiteError, match="site 'south'"):
+        analytics.glm("gaussian", sites=odd, **settings)
+    found = analytics.glm("gaussian", sites=odd, **settings, min_sites=2)
+    rest = {name: t for name, t in sites().items() if name != "south"}
+    close(found.pandas, analytics.glm("gaussian", sites=rest, **settings).pandas, 1e-10)
+    assert list(found.per_site.index) == ["east", "north", "west"]
+
+
+def test_what_would_make_sums_inexact_is_refused() -> None:
+    with pytest.raises(Incompatible, match=r"an exact analysis .* and compress, cohort, .*leave them out"):
+        analytics.describe.job(compress=fd.int8())
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colums'"):
+        analytics.describe.job(colums="age")
 
 
 def test_two_sided_far_into_the_tail() -> None:

@@ -12,7 +12,7 @@ import scipy.stats
 
 from analytics_tables import cohort, pooled, sites
 from foedus import analytics
-from foedus.errors import JobError, SiteError
+from foedus.errors import JobError
 
 NUMBERS = ["age", "chol", "days", "visits"]
 
@@ -47,6 +47,13 @@ def test_quantiles_within_an_error_ask_less_and_tell_nobodys_number() -> None:
     exact = every().age.quantile(0.5)
     assert abs(close_by.pandas.loc[0.5, "age"] / exact - 1) <= 0.01
     assert close_by.pandas.loc[0.5, "age"] not in set(every().age)
+
+
+def test_without_names_all_columns_of_numbers_are_taken() -> None:
+    found = analytics.quantiles(sites=sites(), q=0.5).pandas
+    expected = every().select_dtypes("number")
+    close(found.loc[0.5], expected.median())
+    assert list(analytics.correlation(sites=sites()).pandas) == list(found) == list(expected)
 
 
 def test_no_values_have_no_quantile() -> None:
@@ -158,7 +165,7 @@ def test_tests_that_make_no_sense_say_why() -> None:
         analytics.ttest("age", "sex", sites=sites())
     one = analytics.ttest("x", "g", sites={"a": {"x": [1.0, 2.0, 3.0], "g": [0, 0, 1]}})
     assert math.isnan(one.p) and one.difference == -1.5
-    with pytest.raises(SiteError, match="'sex' holds text where numbers are needed"):
+    with pytest.raises(JobError, match="'sex' holds text where numbers are needed"):
         analytics.quantiles("sex", sites=sites())
     with pytest.raises(JobError, match="name two columns"):
         analytics.contingency.job("sex", "sex")

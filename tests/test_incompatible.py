@@ -47,6 +47,7 @@ from foedus import (
     transformed,
     vertical,
 )
+from foedus.analytics import describe
 from foedus.errors import Incompatible, JobError
 from foedus.incompatible import TABLE
 from foedus.job import Job
@@ -138,6 +139,10 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
     ("split_learning", "another learner than the one that is cut"): (
         {"algorithm": split_learning(LAYERED, 1)},
         {"learner": LAYERED},
+    ),
+    ("an exact analysis (foedus.analytics)", "compress, cohort, quorum or late='keep'"): (
+        {"algorithm": describe.make(), "learner": None, "compress": clip(1.0)},
+        {"compress": None, "min_sites": 2},
     ),
     ("an attack by sites that collude (alie, inner_product)", "late='keep'"): (
         {"algorithm": attacked(fedavg(), share=0.2, attack=alie()), "late": "keep", "quorum": 2},

@@ -323,6 +323,12 @@ TABLE = (
         lambda j: _has(j, "cyclic", "gather"),
         "a visit has one update, and nothing to compare it with: leave out aggregator=…, or use hierarchical",
     ),
+    Row(
+        "an exact analysis (foedus.analytics)",
+        "compress, cohort, quorum or late='keep'",
+        lambda j: _has(j, "exact") and bool(j.compress or j.cohort or j.quorum or j.late == "keep"),
+        "its sums are those of every site, whole: leave them out; min_sites=… lets sites be absent",
+    ),
 )
 
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from foedus import frames, home
 from foedus.analytics.asking import packed, unpacked
 from foedus.analytics.held import loader
 from foedus.core import Algorithm
@@ -18,7 +20,7 @@ from foedus.errors import FoedusError, Missing, Paused, SiteError
 from foedus.job import Job, Options
 from foedus.params import Array, Params
 
-OPTIONS = frozenset(f.name for f in dataclasses.fields(Options)) - {"rounds", "stop", "metrics", "best", "start"}
+OPTIONS = frozenset(f.name for f in dataclasses.fields(Options))
 
 
 class Tail(NamedTuple):
@@ -72,13 +74,13 @@ class Analysis:
 
     def job(self, *given: Any, data: Callable[..., Any] | None = None, **more: Any) -> Job:
         """The Job of one round: every site of the roster answers, or it pauses. `min_sites`: so many will do."""
-        options = {name: more.pop(name) for name in list(more) if name in OPTIONS}
+        options = {"rounds": 1} | {name: more.pop(name) for name in list(more) if name in OPTIONS}
         name = options.pop("name", None) or self.make.__name__
         algorithm = self.make(*given, **more)
         if "min_sites" in options:
             some: Callable[..., Any] = functools.partial(algorithm.round, every=False)  # type: ignore[call-arg]
             algorithm = algorithm._replace(round=some)
-        return Job(algorithm, None, loader(data), rounds=1, name=name, **options)
+        return Job(algorithm, None, loader(data), name=name, **options)
 
 
 def _first(error: BaseException | None) -> SiteError | None:
@@ -90,7 +92,7 @@ def _first(error: BaseException | None) -> SiteError | None:
 
 def analysis(round: Callable[..., Any], works: Mapping[str, Any]) -> Algorithm:
     """An Algorithm of one round, whose state in the end is the answer: the Params that `answer` makes."""
-    return Algorithm(_nothing, round, works)
+    return Algorithm(_nothing, round, works, traits=("exact",))
 
 
 def _nothing(params: Params) -> Params:
@@ -147,11 +149,16 @@ class Answer(Mapping[str, Any]):
 
 
 def read(result: Any) -> Answer:
-    """The Answer of a finished run, simulated or real: of its Result, or of its params. Raises FoedusError, Missing."""
+    """The Answer of a finished run, simulated or real: of its Result, its params, its file or its RUN.
+
+    Raises FoedusError for what is none, Missing without pandas.
+    """
     try:
         import pandas
     except ImportError as error:
         raise Missing("pandas", "analytics") from error
+    if isinstance(result, (str, os.PathLike)):
+        result = frames.read_model(home.model_file(result))
     params = getattr(result, "params", result)
     if "about" not in params:
         raise FoedusError("this is no run of an analysis: read the Result of a Job that analytics.….job(…) made")
@@ -159,8 +166,8 @@ def read(result: Any) -> Answer:
     facts = dict(about["facts"])
     for name, law, of, df in facts.pop("tails", ()):
         facts[name] = float(_tail(law, facts[of], facts[df]))
-    frames = {title: _frame(pandas, title, told, params) for title, told in about["tables"].items()}
-    return Answer(about["analysis"], frames | facts, None if params is result else result)
+    tables = {title: _frame(pandas, title, told, params) for title, told in about["tables"].items()}
+    return Answer(about["analysis"], tables | facts, None if params is result else result)
 
 
 def _frame(pandas: Any, title: str, told: Mapping[str, Any], params: Mapping[str, Array]) -> Any:

@@ -4,24 +4,63 @@ What a site holds may come in."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from foedus.analytics.analysis import Table
-from foedus.analytics.held import Held, numbers
+from foedus.analytics.asking import Asking, collect, listing
+from foedus.analytics.held import Held, column, numbers
+from foedus.core import Work
 from foedus.errors import JobError
 from foedus.params import Array
 
 
 def chosen(columns: Any, least: int) -> tuple[str, ...]:
-    """The names, checked. Raises JobError."""
+    """The names, checked; none stands for all that sites have. Raises JobError."""
     found = (columns,) if isinstance(columns, str) else tuple(columns)
-    if not found or not all(isinstance(name, str) and name for name in found) or len(set(found)) < len(found):
+    if not all(isinstance(name, str) and name for name in found) or len(set(found)) < len(found):
         raise JobError(f"columns={columns!r}: give names of columns, each once")
     if not isinstance(least, int) or least < 1:
         raise JobError(f"least={least!r}: it is a whole number of values, at least 1")
     return found
+
+
+def naming(columns: tuple[str, ...], least: int) -> Work:
+    """The work of `named`: each site lists the kinds of these columns, or of all it has."""
+    return listing(partial(_names, columns, least))
+
+
+def _names(columns: tuple[str, ...], least: int, table: Held, payload: Mapping[str, Array]) -> dict[str, str]:
+    if table.rows < least:
+        return {}
+    return {name: column(table, name).kind for name in columns or table.columns}
+
+
+def named(sites: Sequence[str], every: bool) -> Asking[tuple[dict[str, str], list[str]]]:
+    """column -> kind, in the order of the first site that has it, and the sites. Raises JobError where sites differ."""
+    listed = yield from collect("names", sites, {}, "name the columns", every)
+    found: dict[str, dict[str, list[str]]] = {}
+    for site, columns in listed.items():
+        for name, kind in columns.items():
+            found.setdefault(name, {}).setdefault(kind, []).append(site)
+    for name, kinds in found.items():
+        if {"text", "number"} <= kinds.keys():
+            text, number = (", ".join(kinds[word]) for word in ("text", "number"))
+            raise JobError(f"column {name!r} holds text at {text} and numbers at {number}: code it alike at all sites")
+    if not found:
+        raise JobError("no site has a row: bind data, or lower least")
+    return {name: next((k for k in kinds if k != "empty"), "number") for name, kinds in found.items()}, sorted(listed)
+
+
+def numeric(columns: tuple[str, ...], sites: Sequence[str], every: bool) -> Asking[tuple[list[str], list[str]]]:
+    """These columns, or all that hold numbers, and the sites. Raises JobError for one of text."""
+    kinds, there = yield from named(sites, every)
+    texts = [name for name in columns if kinds.get(name) == "text"]
+    if texts:
+        raise JobError(f"column {texts[0]!r} holds text where numbers are needed: turn it into numbers at every site")
+    return [name for name, kind in kinds.items() if kind == "number"], there
 
 
 def values(table: Held, name: str, least: int) -> Array:

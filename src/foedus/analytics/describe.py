@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from foedus.analytics import design
+from foedus.analytics import columns as single
 from foedus.analytics.analysis import Table, analysis, answer
-from foedus.analytics.asking import Sent, ask, collect, listing, packed, unpacked, whole, work
-from foedus.analytics.design import Wanted
+from foedus.analytics.asking import Sent, ask, packed, unpacked, whole, work
 from foedus.analytics.held import Held, column
 from foedus.analytics.ordered import NOTHING, float_of, whole_of
 from foedus.core import Algorithm, RoundContext, State
-from foedus.errors import JobError
 from foedus.params import Array
 
 SHOWN = ("count", "missing", "sum", "squares", "min", "max")
@@ -31,18 +29,17 @@ def describe(columns: str | Sequence[str] = (), *, extremes: bool = True, least:
 
     Leaves a site: for each column its count, gaps, sum, sum of squares about the mean, and extremes, in clear.
     """
-    asked = design.wanted(features=columns, least=least)
+    names = single.chosen(columns, least)
     works = {
-        "names": listing(partial(_names, asked)),
-        "moments": work(partial(_moments, asked, extremes)),
-        "spread": work(partial(_spread, asked)),
+        "names": single.naming(names, least),
+        "moments": work(partial(_moments, least, extremes)),
+        "spread": work(partial(_spread, least)),
     }
-    return analysis(partial(_round, asked), works)
+    return analysis(_round, works)
 
 
-def _round(asked: Wanted, state: State, context: RoundContext, every: bool = True) -> Any:
-    named = yield from collect("names", context.cohort, {}, "name the columns", every)
-    kinds, sites = _agreed(named), sorted(named)
+def _round(state: State, context: RoundContext, every: bool = True) -> Any:
+    kinds, sites = yield from single.named(context.cohort, every)
     payload = {"columns": packed(list(kinds))}
     n = (len(kinds),)
     first = yield from ask("moments", sites, payload, {"count": n, "missing": n, "sum": n}, {"least": n, "most": n})
@@ -61,27 +58,6 @@ def _round(asked: Wanted, state: State, context: RoundContext, every: bool = Tru
     }, {"sites": len(sites)})  # fmt: skip
 
 
-def _agreed(named: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """column -> kind, in the order of the first site that has it. Raises JobError where sites differ."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for site, columns in named.items():
-        for name, kind in columns.items():
-            found.setdefault(name, {}).setdefault(kind, []).append(site)
-    for name, kinds in found.items():
-        if {"text", "number"} <= kinds.keys():
-            text, number = (", ".join(kinds[word]) for word in ("text", "number"))
-            raise JobError(f"column {name!r} holds text at {text} and numbers at {number}: code it alike at all sites")
-    if not found:
-        raise JobError("no site has a row: bind data, or lower least")
-    return {name: next((k for k in kinds if k != "empty"), "number") for name, kinds in found.items()}
-
-
-def _names(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> dict[str, str]:
-    if table.rows < asked.least:
-        return {}
-    return {name: column(table, name).kind for name in asked.features or table.columns}
-
-
 def _columns(
     kinds: Mapping[str, str], count: Array, missing: Array, total: Array, squares: Array, low: Array, high: Array
 ) -> dict[str, Any]:
@@ -95,20 +71,20 @@ def _over(a: Array, b: Array) -> Array:
     return np.asarray(np.where(b > 0, a / np.where(b > 0, b, 1), np.nan))
 
 
-def _values(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> Iterable[tuple[int, int, Array]]:
+def _values(least: int, table: Held, payload: Mapping[str, Array]) -> Iterable[tuple[int, int, Array]]:
     """Of each column: how many values, how many gaps, the numbers. Nothing of one with too few values, or not there."""
     for name in unpacked(payload["columns"]):
         held = column(table, name) if name in table.columns else None
         there = int(held.there.sum()) if held else 0
-        if held is None or there < asked.least:
-            yield 0, table.rows if table.rows >= asked.least else 0, np.empty(0)
+        if held is None or there < least:
+            yield 0, table.rows if table.rows >= least else 0, np.empty(0)
         else:
             numeric = held.values[held.there] if held.kind == "number" else np.empty(0)
             yield there, table.rows - there, numeric
 
 
-def _moments(asked: Wanted, extremes: bool, table: Held, payload: Mapping[str, Array]) -> Sent:
-    found = list(_values(asked, table, payload))
+def _moments(least: int, extremes: bool, table: Held, payload: Mapping[str, Array]) -> Sent:
+    found = list(_values(least, table, payload))
     xs = [x for _, _, x in found]
     squares = np.array([np.square(x - x.mean()).sum() if len(x) else 0.0 for x in xs])
     sums = {
@@ -123,6 +99,6 @@ def _moments(asked: Wanted, extremes: bool, table: Held, payload: Mapping[str, A
     return Sent(sums, most, sums | shown)
 
 
-def _spread(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> Sent:
-    found = zip(_values(asked, table, payload), payload["mean"], strict=True)
+def _spread(least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
+    found = zip(_values(least, table, payload), payload["mean"], strict=True)
     return Sent({"squares": [np.square(x - mean).sum() for (_, _, x), mean in found]})

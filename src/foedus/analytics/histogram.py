@@ -29,7 +29,7 @@ def histogram(column: str, *, bins: int | Sequence[float] = 10, least: int = 1) 
 
     Leaves a site: with a number of bins, its least and largest value; its counts, in clear where they reach `least`.
     """
-    (name,) = single.chosen(column, least)
+    (name,) = single.chosen([column], least)
     edges = () if isinstance(bins, int) else tuple(map(float, bins))
     if (not edges and not (isinstance(bins, int) and bins > 0)) or list(edges) != sorted(set(edges)) or len(edges) == 1:
         raise JobError(f"histogram(bins={bins!r}): give a number of intervals, or two and more edges in rising order")

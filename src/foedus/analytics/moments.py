@@ -13,7 +13,7 @@ import numpy as np
 from foedus.analytics import columns as single
 from foedus.analytics import design
 from foedus.analytics.analysis import Table, Tail, analysis, answer
-from foedus.analytics.asking import Sent, ask, unpacked, whole, work
+from foedus.analytics.asking import Sent, ask, packed, unpacked, whole, work
 from foedus.analytics.design import Wanted
 from foedus.analytics.held import Held, numbers
 from foedus.core import Algorithm, RoundContext, State
@@ -23,16 +23,18 @@ from foedus.params import Array
 FLAT = 1e-28  # of a square sum: what is left of a constant column by rounding
 
 
-def correlation(columns: Sequence[str], *, least: int = 1) -> Algorithm:
+def correlation(columns: Sequence[str] = (), *, least: int = 1) -> Algorithm:
     """Pearson's correlation of each pair of columns, over the rows that have both; NaN with a constant column.
 
-    `.pandas`: columns by columns, as `DataFrame.corr` of the pooled rows; `pairs`: how many rows each has, and where
-    they are fewer than `least` in all, or at a site, they are not used. `.per_site`: by site and column its values.
+    Without `columns`, of all with numbers. `.pandas`: columns by columns, as `DataFrame.corr` of the pooled rows;
+    `pairs`: how many rows each has; a site's pair of fewer than `least` is not used. `.per_site`: by site and column
+    its values.
 
     Leaves a site: for each pair its rows, sums, squares and products about the pooled means.
     """
     names = single.chosen(columns, least)
-    works = {"sums": work(partial(_pair_sums, names, least)), "products": work(partial(_pair_products, names, least))}
+    works = {"sums": work(partial(_pair_sums, least)), "products": work(partial(_pair_products, least))}
+    works["names"] = single.naming(names, least)
     return analysis(partial(_correlation, names), works)
 
 
@@ -80,40 +82,41 @@ def ttest(
 
 
 def _correlation(names: tuple[str, ...], state: State, context: RoundContext, every: bool = True) -> Any:
-    p = len(names)
-    first = yield from ask("sums", context.cohort, {}, {"count": (p, p), "sum": (p, p)}, every=every)
+    columns, sites = yield from single.numeric(names, context.cohort, every)
+    p, named = len(columns), {"columns": packed(columns)}
+    first = yield from ask("sums", sites, named, {"count": (p, p), "sum": (p, p)})
     n = whole(first.of["count"])
     mean = first.of["sum"] / np.maximum(n, 1)
-    second = yield from ask("products", sorted(first.shown), {"mean": mean}, {"product": (p, p), "square": (p, p)})
+    second = yield from ask("products", sites, {**named, "mean": mean}, {"product": (p, p), "square": (p, p)})
     square = second.of["square"]
     flat = square <= FLAT * np.maximum(n, 1) * mean**2
     root = np.where(flat | flat.T | (n < 2), math.nan, np.sqrt(square * square.T))
     r = np.clip(second.of["product"] / root, -1, 1)
     return answer("correlation", {
-        "pandas": Table(names, {name: r[:, i] for i, name in enumerate(names)}),
-        "per_site": single.per_site(first.shown, "count", names),
-        "pairs": Table(names, {name: n[:, i] for i, name in enumerate(names)}),
+        "pandas": Table(columns, {name: r[:, i] for i, name in enumerate(columns)}),
+        "per_site": single.per_site(first.shown, "count", columns),
+        "pairs": Table(columns, {name: n[:, i] for i, name in enumerate(columns)}),
     }, {})  # fmt: skip
 
 
-def _pairs(names: tuple[str, ...], least: int, table: Held) -> tuple[Array, Array, Array]:
+def _pairs(least: int, table: Held, payload: Mapping[str, Array]) -> tuple[Array, Array, Array]:
     """The numbers (rows, columns), where they are, and which pairs have enough rows."""
-    x = np.stack([numbers(table, name) for name in names], axis=1)
+    x = np.stack([numbers(table, name) for name in unpacked(payload["columns"])], axis=1)
     there = ~np.isnan(x)
     counts = there.T.astype(np.int64) @ there
     return x, there, counts >= least
 
 
-def _pair_sums(names: tuple[str, ...], least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
-    x, there, use = _pairs(names, least, table)
+def _pair_sums(least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
+    x, there, use = _pairs(least, table, payload)
     both = there.T.astype(np.float64) @ there
     sums = np.where(there, x, 0.0).T @ there  # of the row's column, over rows that have the other one, too
     return Sent({"count": both * use, "sum": sums * use}, {}, {"count": np.diag(both * use)})
 
 
-def _pair_products(names: tuple[str, ...], least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
-    x, there, use = _pairs(names, least, table)
-    mean, p = payload["mean"], len(names)
+def _pair_products(least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
+    x, there, use = _pairs(least, table, payload)
+    mean, p = payload["mean"], x.shape[1]
     product, square = np.zeros((p, p)), np.zeros((p, p))
     for i, j in np.argwhere(use):
         both = there[:, i] & there[:, j]

@@ -12,7 +12,7 @@ import numpy as np
 
 from foedus.analytics import columns as single
 from foedus.analytics.analysis import Table, analysis, answer
-from foedus.analytics.asking import Asking, Sent, ask, whole, work
+from foedus.analytics.asking import Asking, Sent, ask, packed, unpacked, whole, work
 from foedus.analytics.held import Held
 from foedus.analytics.ordered import float_of, whole_of
 from foedus.core import Algorithm, RoundContext, State
@@ -39,10 +39,15 @@ class Rank(NamedTuple):
 
 
 def quantiles(
-    columns: str | Sequence[str], *, q: float | Sequence[float] = (0.25, 0.5, 0.75), error: float = 0.0, least: int = 1
+    columns: str | Sequence[str] = (),
+    *,
+    q: float | Sequence[float] = (0.25, 0.5, 0.75),
+    error: float = 0.0,
+    least: int = 1,
 ) -> Algorithm:
     """The quantiles of each column, exactly those of numpy and pandas on the pooled values, or within a relative error.
 
+    Without `columns`, of all with numbers.
     A quantile is a value that somebody has, or lies between two. With `error=0.01` the search ends when every one is
     known to 1 %, and gives the middle. `.pandas`: by q, a column for each. `.per_site`: counts.
 
@@ -54,15 +59,16 @@ def quantiles(
     if not 0 <= error < 1:
         raise JobError(f"quantiles(error={error!r}): it is a share from 0 to 1, such as 0.01")
     asked = Asked(single.chosen(columns, least), tuple(map(float, points)), float(error), least)
-    return analysis(
-        partial(_round, asked), {"counts": work(partial(_counts, asked)), "digits": work(partial(_digits, asked))}
-    )
+    works = {"counts": work(partial(_counts, asked)), "digits": work(partial(_digits, asked))}
+    return analysis(partial(_round, asked), works | {"names": single.naming(asked.columns, least)})
 
 
 def _round(asked: Asked, state: State, context: RoundContext, every: bool = True) -> Any:
-    size = (len(asked.columns),)
-    seen = yield from ask("counts", context.cohort, {}, {"count": size}, every=every)
-    counts, sites = whole(seen.of["count"]), sorted(seen.shown)
+    columns, sites = yield from single.numeric(asked.columns, context.cohort, every)
+    asked = asked._replace(columns=tuple(columns))
+    named = {"columns": packed(columns)}
+    seen = yield from ask("counts", sites, named, {"count": (len(columns),)})
+    counts = whole(seen.of["count"])
     ends = [_ranks(int(n), x) for n in counts for x in asked.q]
     wanted = {Rank(i // len(asked.q), r) for i, pair in enumerate(ends) for r in pair if r >= 0}
     found = yield from _searched(asked, sites, wanted)
@@ -96,7 +102,7 @@ def _searched(asked: Asked, sites: Sequence[str], wanted: set[Rank]) -> Asking[d
         targets = sorted({(r.column, r.prefix) for r in ranks.values()})
         payload = {
             "column": np.array([c for c, _ in targets]), "prefix": np.array([p for _, p in targets], np.uint64),
-            "level": np.int64(level),
+            "level": np.int64(level), "columns": packed(asked.columns),
         }  # fmt: skip
         told = yield from ask("digits", sites, payload, {"count": (len(targets), BASE)})
         counts = dict(zip(targets, whole(told.of["count"]), strict=True))
@@ -122,14 +128,15 @@ def _ends(prefix: int, level: int) -> tuple[float, float]:
 
 
 def _counts(asked: Asked, table: Held, payload: Mapping[str, Array]) -> Sent:
-    found = np.array([len(single.values(table, name, asked.least)) for name in asked.columns])
+    found = np.array([len(single.values(table, name, asked.least)) for name in unpacked(payload["columns"])])
     return Sent({"count": found}, {}, {"count": found})
 
 
 def _digits(asked: Asked, table: Held, payload: Mapping[str, Array]) -> Sent:
+    columns = unpacked(payload["columns"])
     level, found = int(payload["level"]), np.zeros((len(payload["column"]), BASE))
     for i, (column, prefix) in enumerate(zip(payload["column"], payload["prefix"], strict=True)):
-        x = single.values(table, asked.columns[int(column)], asked.least)
+        x = single.values(table, columns[int(column)], asked.least)
         bits = whole_of(x).view(np.uint64) ^ _HALF
         same = bits[bits >> np.uint64(64 - 8 * level) == prefix] if level else bits
         found[i] = np.bincount(((same >> np.uint64(56 - 8 * level)) & np.uint64(255)).astype(np.int64), minlength=BASE)

@@ -64,6 +64,8 @@ def unique(columns: str | Sequence[str]) -> Algorithm:
     Leaves a site: for each column 16,384 registers, each the largest run of zeros in hashes of its values, in clear.
     """
     names = single.chosen(columns, 1)
+    if not names:
+        raise JobError("unique(columns=…): name at least one column")
     return analysis(partial(_distinct, names), {"registers": work(partial(_registers, names))})
 
 
