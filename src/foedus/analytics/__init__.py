@@ -13,6 +13,7 @@ from foedus.analytics import moments as _moments
 from foedus.analytics import quantiles as _quantiles
 from foedus.analytics import tables as _tables
 from foedus.analytics.analysis import Analysis, Answer, read
+from foedus.analytics.held import loader as table
 
 contingency = Analysis(_tables.contingency)
 correlation = Analysis(_moments.correlation)
@@ -48,6 +49,7 @@ __all__ = [
     "pca",
     "quantiles",
     "read",
+    "table",
     "top_k",
     "ttest",
     "unique",

@@ -61,7 +61,7 @@ def unique(columns: str | Sequence[str]) -> Algorithm:
 
     `.pandas`: by column `unique`; `.per_site`: by site and column. Flajolet et al. 2007, with Ertl's estimator, 2017.
 
-    Leaves a site: for each column 16,384 registers, each the largest run of zeros in hashes of its values, in clear.
+    Leaves a site: for each column 16,384 registers, of which the largest over sites counts; its estimate, in clear.
     """
     names = single.chosen(columns, 1)
     if not names:
