@@ -32,7 +32,7 @@ _WHERE = {
     "plateau target wall_time any_of": "stop",
     "alone": "algorithms",
     "among": "algorithms.among",
-    "compare Study": "study",
+    "compare contribution cross_site Contribution Matrix Study": "study",
     "connect": "remote",
     "progress": "progress",
 }

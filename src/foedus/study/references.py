@@ -24,12 +24,12 @@ POOLED = "pooled"
 
 def by_itself(job: Job) -> Job:
     """Each site trains a model of its own, in every round, with the Job's learner."""
-    return _simple(job, alone(), best=None, stop=None)
+    return simple(job, alone(), best=None, stop=None)
 
 
 def together(job: Job) -> Job:
     """One model for the data of all sites, which one place holds."""
-    return _simple(job, fedavg(), data=None, datasets=(), schema=None)
+    return simple(job, fedavg(), data=None, datasets=(), schema=None)
 
 
 def without(job: Job, site: str) -> Job:
@@ -37,8 +37,9 @@ def without(job: Job, site: str) -> Job:
     return job.replace(algorithm=among(job.algorithm, without=[site]), best=None, stop=None, evaluate=_rounds(job))
 
 
-def _simple(job: Job, algorithm: Any, **changes: Any) -> Job:
-    _rounds(job)
+def simple(job: Job, algorithm: Any, **changes: Any) -> Job:
+    """The Job with another algorithm, for which all sites are asked and waited for in each round."""
+    _rounds(job.replace(**({"rounds": changes["rounds"]} if "rounds" in changes else {})))
     free = {"cohort": None, "quorum": None, "over_select": 1.0, "late": "drop", "min_sites": 1, "compress": None}
     return job.replace(algorithm=algorithm, **free, **changes)
 
