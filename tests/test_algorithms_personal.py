@@ -319,6 +319,11 @@ def test_who_was_never_counted_has_no_model_of_its_own_and_says_nothing_of_one()
     assert all("loss" in row for row in step["per_site"].values())
 
 
+def test_the_report_has_them_of_each_site(tmp_path: Any) -> None:
+    page = job(fd.ditto()).run(TWO, backend="local").report(tmp_path / "report.html").read_text()
+    assert "personal valid" in page and page.count("personal-valid") >= 2
+
+
 def test_a_stop_rule_may_watch_the_sites_own_models() -> None:
     made = job(fd.fedper(personal="b"), rounds=None, stop=fd.target("personal_loss", 5.5))
     assert len(played(made, TWO)[0].history) == 2  # as above

@@ -22,6 +22,7 @@ from foedus import (
     alie,
     attacked,
     fedavg,
+    fedper,
     fedprox,
     int4,
     int8,
@@ -525,6 +526,7 @@ JOBS: dict[str, Callable[[], Job]] = {
     "among liars": lambda: job(
         attacked(fedavg(aggregator=trimmed_mean(1)), share=0.5, attack=alie(1.0)), rounds=2, cohort=5, compress=int4()
     ),
+    "own models": lambda: job(fedper(personal="b"), rounds=3, cohort=4, evaluate=2),
     "stopped": lambda: job(rounds=None, stop=plateau("loss", 1, min_delta=3.0), evaluate=2, best="loss"),
 }
 
