@@ -41,6 +41,7 @@ class Rig:
         self.states: dict[str, bytes] = {}
         self.refusals: list[Exception] = []
         self.revealed: dict[str, bytes] = {}
+        self.adverts: dict[str, bytes] = {}
 
     def there(self, stage: str) -> list[str]:
         gone = STAGES[: STAGES.index(stage) + 1]

@@ -112,10 +112,6 @@ def test_masked_words_are_those_of_a_plain_reference() -> None:
 # ---- sums ----------------------------------------------------------------------------------------------------------
 
 
-def least_of(rig: Rig, stage: str) -> int:
-    return len(rig.there(stage))
-
-
 @pytest.mark.properties
 @drawn(n=st.integers(2, 7), data=st.data())
 @settings(max_examples=60)
@@ -184,6 +180,19 @@ def test_a_machine_without_aes_takes_the_other_stream_with_everybody(monkeypatch
     monkeypatch.setattr("foedus.privacy.masking.site.has_aes", lambda: next(answers))
     assert rig.run().tolist() == rig.expected()
     assert [advert[0] for advert in rig.adverts.values()] == [1, 0, 1, 1]
+
+
+def test_keys_may_be_made_a_round_ahead() -> None:
+    """They ride on the last message of the round before, when the next model is not known yet."""
+    ahead = given(Rig(4).names, round=4, model="")
+    rig = Rig(4, round=4, lost={"s003": "share"})
+    for site, own in rig.own.items():
+        rig.states[site], message = masking.advertise(own, ahead)
+        rig.adverts[site] = server.read_advert(ahead, rig.publics, site, message)
+    rig.keys = server.keys(ahead, rig.adverts)
+    for step in (rig.shared, rig.masked, rig.agreed):
+        step()
+    assert rig.unmasked().tolist() == rig.expected() and rig.alive == ["s000", "s001", "s002"]
 
 
 # ---- words ---------------------------------------------------------------------------------------------------------

@@ -248,6 +248,22 @@ def test_keys_for_one_roster_are_refused_by_another() -> None:
         masking.share(rig.own["s001"], smaller, state, forged)
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"threshold": 2}, "threshold 2 of 4 sites: it must be 3 to 4"),
+        ({"roster": ("s001", "s000", "s002", "s003")}, "the Task's roster is not in order"),
+        ({"roster": ("s000", "s002", "s003")}, "or this site is not in it"),
+        ({"roster": ("s001",), "threshold": 1}, "a sealed Task asks 1 sites"),
+    ],
+)
+def test_terms_from_the_server_that_protect_nobody_are_refused(change: dict[str, Any], why: str) -> None:
+    rig = before("share")
+    for function, told in ((masking.advertise, ()), (masking.share, (rig.states["s001"], rig.keys))):
+        with pytest.raises(FoedusError, match=why):
+            function(rig.own["s001"], rig.terms._replace(**change), *told)
+
+
 # ---- survivors -----------------------------------------------------------------------------------------------------
 
 

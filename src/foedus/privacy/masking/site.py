@@ -23,7 +23,7 @@ from foedus.privacy import shamir
 from foedus.privacy.masking.rest import KINDS, NONCE, Own, State, closed, opened, over
 from foedus.privacy.masking.streams import Mask, add, agreed, derived, exchange_key, has_aes, public_of
 from foedus.privacy.masking.tables import STAGES, Table, Unsafe, at_stage, pack, unpack
-from foedus.privacy.masking.terms import Terms, holders, place
+from foedus.privacy.masking.terms import Terms, holders, place, terms
 
 KEY, SHARE, SIGNATURE = 32, 33, 64
 ADVERT = 1 + 2 * KEY + SIGNATURE  # has AES, public key for shares, public key for masks, signature
@@ -38,6 +38,7 @@ def advertise(own: Own, given: Terms, after: bytes | None = None, anew: bool = F
     those that nothing was done with are dropped. Where a share has left the site, the same update may never be masked
     again: `anew` says that it was computed again, under its attempt's key, and is counted as spent once more.
     """
+    _sound(own, given)
     before = opened(own, after) if after is not None else None
     if before and before["slot"] == given.slot.hex() and before["kind"] != "over":
         return _again(own, before, "advert")
@@ -53,6 +54,7 @@ def advertise(own: Own, given: Terms, after: bytes | None = None, anew: bool = F
 
 def share(own: Own, given: Terms, state: bytes, keys: bytes) -> tuple[bytes, bytes]:
     """(state, message): shares of this site's two secrets, encrypted for each peer with the key that it advertised."""
+    _sound(own, given)
     now = _found(own, given, state, "keys", keys)
     if "shares" in now:
         return _again(own, now, "shares")
@@ -132,6 +134,12 @@ def reveal(own: Own, given: Terms, state: bytes, endorsement: bytes) -> tuple[by
     message = pack("reveal", given.context, given.roster, table)
     ended = over(now, "revealed", agreement=now["agreement"], reveal=message.hex(), released=True)
     return closed(own, ended), message
+
+
+def _sound(own: Own, given: Terms) -> None:
+    """Terms may come from the server: a roster in another order, or a lower threshold, would protect nobody."""
+    if given != terms(*given) or own.name not in given.roster:
+        _refuse(own, "advertisement", "the Task's roster is not in order, or this site is not in it")
 
 
 def _check_attempt(own: Own, given: Terms, before: State, anew: bool) -> None:
