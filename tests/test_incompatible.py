@@ -116,6 +116,10 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"algorithm": fedbuff(3, fedavg(aggregator=median()))},
         {"algorithm": fedbuff(3, fedavg(aggregator=median()), staleness=None)},
     ),
+    ("power_of_choice", "an algorithm without one model for all (fedbn, fedper, ifca, split_learning, …)"): (
+        {"algorithm": fedper(), "cohort": power_of_choice(5, 3)},
+        {"cohort": weighted(3, {})},
+    ),
     ("power_of_choice", "late='keep'"): (
         {"algorithm": fedbuff(2), "cohort": power_of_choice(5, 3)},
         {"cohort": weighted(3, {})},

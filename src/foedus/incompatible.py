@@ -193,6 +193,12 @@ TABLE = (
     ),
     Row(
         "power_of_choice",
+        "an algorithm without one model for all (fedbn, fedper, ifca, split_learning, …)",
+        lambda j: _has(j, "chooses") and (j.method.measure is not None or getattr(j.method.personal, "alone", False)),
+        "candidates are compared at one model: take fd.participation.weighted, or stratified",
+    ),
+    Row(
+        "power_of_choice",
         "late='keep'",
         lambda j: _has(j, "chooses") and (j.late == "keep" or _has(j, "late")),
         "losses compare sites at one model, and late updates are of others: take fd.participation.weighted",
