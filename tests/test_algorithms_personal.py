@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -288,6 +289,35 @@ def test_the_first_models_of_ifca_have_the_same_numbers_in_another_order() -> No
     assert one == model and two["n"] == three["n"] == 7
     assert not np.array_equal(two["w"], one["w"]) and not np.array_equal(two["w"], three["w"])
     assert sorted(two["w"].flat) == sorted(three["w"].flat) == list(range(12))
+
+
+MADE = {
+    "fedper": partial(fd.fedper, personal="b"),
+    "fedrep": partial(fd.fedrep, personal="b"),
+    "ditto": fd.ditto,
+    "apfl": fd.apfl,
+    "pfedme": partial(fd.pfedme, local=2),
+    "fine_tuned": partial(fd.fine_tuned, after=1),
+    "ifca": fd.ifca,
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_half_precision_model_has_its_own_dtype_at_the_sites(name: str) -> None:
+    half = learner(model={"w": np.ones(2, ml_dtypes.bfloat16), "b": np.zeros((), ml_dtypes.bfloat16)})
+    result = job(MADE[name](), learner=half).run(TWO, backend="local")
+    for model in (result.params, *(result.personal(site) for site in TWO)):
+        assert {x.dtype.name for x in model.values()} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_is_sent_may_be_compressed_and_the_sites_own_models_stay_whole(name: str) -> None:
+    # Half precision keeps ten bits behind the first.
+    made = job(MADE[name]())
+    plain, small = (ended(j)[1] for j in (made, made.replace(compress=fd.fp16())))
+    for site, model in plain.items():
+        assert small[site]["b"] == pytest.approx(model["b"], rel=2**-9)
+        assert small[site]["w"] == pytest.approx(model["w"], rel=2**-9)
 
 
 # What is measured, kept and given back.

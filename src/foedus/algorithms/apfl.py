@@ -31,7 +31,8 @@ def apfl(alpha: float = 0.5, adaptive: bool = True, **task: Any) -> Algorithm:
             share = min(1.0, max(0.0, share - eta * inner((v - payload).trainable(), slope)))
         both = Elsewhere(beside(share, payload.trainable(), eta))
         u = site.train(mixed(share, v, payload), site.split, site.key("train"), both).params
-        new = u.map(lambda x, w, v: (x - (1 - share) * w) / share if share else v, fit.params, v)
+        rest = u.trainable() - (1 - share) * fit.params.trainable()
+        new = u.placed(1 / share * rest if share else v.trainable())
         return {"alpha": share, "v": new}, Update(fit.params - payload, 1.0, fit.metrics)
 
     return rounds(
@@ -46,7 +47,7 @@ def apfl(alpha: float = 0.5, adaptive: bool = True, **task: Any) -> Algorithm:
 
 def mixed(alpha: float, v: Params, w: Params) -> Params:
     """alpha v + (1 - alpha) w of trainable arrays; the others are those of v."""
-    return v.map(lambda x, y: alpha * x + (1 - alpha) * y, w)
+    return v.placed(alpha * v.trainable() + (1 - alpha) * w.trainable())
 
 
 def beside(alpha: float, w: Params, eta: float) -> Callable[..., Params]:
