@@ -1,10 +1,11 @@
 """Where a method's paper claims a gain over FedAvg on sites that differ, it is there on digits: in pairs, eight seeds.
 
-`python tests/test_algorithms_gains.py` prints the figures of docs/algorithms.md.
+`python tests/test_algorithms_gains.py [personal]` prints the figures of docs/algorithms.md.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -62,6 +63,40 @@ def mirrored(seed: int) -> dict[str, fd.Split]:
     return {**sites, first: fd.Split(*((part.x[:, ::-1].copy(), part.y) for part in parts if part is not None))}
 
 
+def many_skewed(alpha: float, sites: int, seed: int) -> fd.Sites:
+    """So many sites of unequal labels."""
+    return fd.partition.dirichlet(*digits(), sites=sites, alpha=alpha, seed=seed)
+
+
+def changed(seed: int, change: Callable[[int, Any], Any]) -> dict[str, fd.Split]:
+    """Ten sites alike, but for what `change(number, pictures)` makes of each one's pictures."""
+    sites = sorted(dict(fd.partition.iid(*digits(), sites=10, seed=seed)).items())
+    parts = {name: (split.train, split.valid, split.test) for name, split in sites}
+    return {
+        name: fd.Split(*((change(i, part.x), part.y) for part in parts[name] if part is not None))
+        for i, (name, _) in enumerate(sites)
+    }
+
+
+def devices(seed: int) -> dict[str, fd.Split]:
+    """Each site has a device of its own: another gain, and another offset of each pixel."""
+
+    def seen(i: int, x: Any) -> Any:
+        rng = np.random.default_rng(i)
+        return (rng.uniform(0.2, 2) * x + rng.normal(size=64)).astype(np.float32)
+
+    return changed(seed, seen)
+
+
+def two_kinds(seed: int) -> dict[str, fd.Split]:
+    """Every second site's pictures are upside down and mirrored."""
+    return changed(seed, lambda i, x: x[:, ::-1].copy() if i % 2 else x)
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+
+
 def hidden() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
@@ -74,6 +109,11 @@ FAR = Setting(two_labels, hidden, rounds=15, epochs=5)  # much local work
 NEAR = FAR._replace(epochs=1)
 UNEQUAL = FAR._replace(sites=skewed)
 BOLD = FAR._replace(epochs=3, lr=0.3, rounds=20)  # the best of 0.03, 0.1 and 0.3 for FedAvg and for FedExP
+SCARCE = Setting(partial(many_skewed, 0.1, 40), hidden, rounds=15, epochs=2)
+SOFTER = Setting(partial(many_skewed, 0.3, 40), hidden, rounds=20, epochs=2)
+LARGER = Setting(partial(many_skewed, 0.3, 20), hidden, rounds=15, epochs=5)
+DEVICES = Setting(devices, normed, rounds=15, epochs=1)
+KINDS = Setting(two_kinds, linear, rounds=40, epochs=1, lr=0.2)
 UNFAIR = Setting(mirrored, linear, rounds=100, epochs=1, lr=0.2)
 
 
@@ -105,8 +145,21 @@ GAINS: dict[str, tuple[Algorithm, Setting, Callable[[float, Any], float]]] = {
 }
 
 
+PERSONAL: dict[str, tuple[Algorithm, Setting]] = {
+    "fedbn": (fd.fedbn(), DEVICES),
+    "fedper": (fd.fedper(), SCARCE),
+    "fedrep(heads=3)": (fd.fedrep(heads=3), SCARCE),
+    "lg_fedavg": (fd.lg_fedavg(), SCARCE),
+    "ditto(lam=0.1)": (fd.ditto(lam=0.1), LARGER),
+    "apfl": (fd.apfl(), SCARCE),
+    "pfedme(lam=1, eta=0.5, local=5)": (fd.pfedme(lam=1.0, eta=0.5, local=5), SOFTER),
+    "fine_tuned(after=12)": (fd.fine_tuned(after=12), LARGER),
+    "ifca(clusters=4)": (fd.ifca(clusters=4), KINDS),
+}
+
+
 def measured(algorithm: Algorithm, setting: Setting, seed: int) -> tuple[float, list[float]]:
-    """Test accuracy: of all, and of each site."""
+    """Test accuracy: of all, and of each site; of the sites' own models, if there are any."""
     sgd = partial(torch.optim.SGD, lr=setting.lr)
     learner = TorchLearner(setting.model, nn.CrossEntropyLoss(), sgd, setting.epochs, 16, ["accuracy"])
     made = fd.Job(algorithm, learner, rounds=setting.rounds, evaluate=setting.rounds)
@@ -116,13 +169,33 @@ def measured(algorithm: Algorithm, setting: Setting, seed: int) -> tuple[float, 
         ended = execute(made.plan(seed), runner, kept, Checkpoints(None))
     step = kept.find("step", setting.rounds - 1)
     assert step is not None
-    tested = [row["test_accuracy"] for row in step["per_site"].values() if "test_accuracy" in row]  # a few have none
-    return ended.history[-1]["test_accuracy"], tested
+    name = "personal_test_accuracy" if algorithm.personal else "test_accuracy"
+    tested = [row[name] for row in step["per_site"].values() if name in row]  # a few have none
+    return ended.history[-1][name], tested
 
 
 @cache
 def plain(setting: Setting, seed: int) -> tuple[float, list[float]]:
     return measured(fd.fedavg(), setting, seed)
+
+
+@cache
+def alone(setting: Setting, seed: int) -> float:
+    """Where each site trains for itself, as long as it would with others."""
+    return measured(fd.fine_tuned(), setting, seed)[0]
+
+
+def interval(gain: Any) -> tuple[float, float]:
+    """The 95 % interval of the mean of paired differences."""
+    half = STUDENT * gain.std(ddof=1) / np.sqrt(len(gain))
+    return float(gain.mean() - half), float(gain.mean() + half)
+
+
+def own(name: str) -> tuple[Any, Any, Any]:
+    """Test accuracy of each seed: FedAvg's model, each site for itself, the sites' own models by the method."""
+    algorithm, setting = PERSONAL[name]
+    found = [(plain(setting, s)[0], alone(setting, s), measured(algorithm, setting, s)[0]) for s in SEEDS]
+    return tuple(np.array(found).T)  # type: ignore[return-value]
 
 
 def compared(name: str) -> tuple[float, float, float, float]:
@@ -131,8 +204,7 @@ def compared(name: str) -> tuple[float, float, float, float]:
     ours = np.array([measure(*measured(algorithm, setting, seed)) for seed in SEEDS])
     others = np.array([measure(*plain(setting, seed)) for seed in SEEDS])
     gain = ours - others
-    half = STUDENT * gain.std(ddof=1) / np.sqrt(len(gain))
-    return float(others.mean()), float(ours.mean()), float(gain.mean() - half), float(gain.mean() + half)
+    return float(others.mean()), float(ours.mean()), *interval(gain)
 
 
 @pytest.mark.parametrize("name", list(GAINS))
@@ -141,7 +213,22 @@ def test_the_gain_that_the_paper_claims_is_there(name: str) -> None:
     assert low > 0, f"FedAvg {fedavg:.3f}, {name} {ours:.3f}, difference {low:.3f} to {high:.3f}"
 
 
+@pytest.mark.parametrize("name", list(PERSONAL))
+def test_sites_own_models_are_better_at_home_than_the_one_for_all(name: str) -> None:
+    fedavg, _, ours = own(name)
+    low, high = interval(ours - fedavg)
+    assert low > 0, f"FedAvg {fedavg.mean():.3f}, {name} {ours.mean():.3f}, difference {low:.3f} to {high:.3f}"
+
+
 if __name__ == "__main__":
+    for each in PERSONAL if sys.argv[1:] == ["personal"] else ():
+        fedavg, single, ours = own(each)
+        means = " | ".join(f"{x.mean():.3f}" for x in (fedavg, single, ours))
+        low, high = interval(ours - fedavg)
+        worse, better = interval(ours - single)
+        print(f"| `{each}` | {means} | {low:+.3f} to {high:+.3f} | {worse:+.3f} to {better:+.3f} |", flush=True)
+    if sys.argv[1:]:
+        raise SystemExit
     for each in GAINS:
         fedavg, ours, low, high = compared(each)
         print(

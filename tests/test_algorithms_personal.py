@@ -30,6 +30,7 @@ from foedus.params import Params, digest, join
 from foedus.run import Checkpoints, execute
 from foedus.torch import TorchLearner
 from foedus.work import Order
+from test_algorithms_gains import DEVICES, SCARCE, Setting, measured
 from tiny import NORTH, SOUTH, job, learner, played, points
 
 TWO = {"north": NORTH, "south": SOUTH}
@@ -368,3 +369,12 @@ def test_a_result_gives_and_saves_the_sites_own_models(backend: str, tmp_path: A
     assert frames.read_model(path) == result.personal("north")
     with pytest.raises(FoedusError, match="site 'nobody' has no model of its own"):
         result.personal("nobody")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "setting"), [(fd.fedbn(), DEVICES), (fd.fedper(), SCARCE)], ids=["fedbn", "fedper"]
+)
+def test_own_models_are_better_where_sites_differ(algorithm: Any, setting: Setting) -> None:
+    """With one seed and few rounds; with eight, intervals and all methods in test_algorithms_gains.py."""
+    short = setting._replace(rounds=6)
+    assert measured(algorithm, short, 0)[0] > measured(fd.fedavg(), short, 0)[0] + 0.1

@@ -60,11 +60,12 @@ def sent(place: Place, run: str) -> list[Json]:
 
 def find_model(place: Place, run: str) -> Path:
     """The file of this site's own model of a run that is over, by its id or how that begins. Raises FoedusError."""
-    found = sorted((place.folder / "models").glob(f"{glob.escape(run)}*"))
+    models = place.folder / "models"
+    found = [models / run] if run and (models / run).exists() else sorted(models.glob(f"{glob.escape(run)}*"))
     if not found and any(text.startswith(run) for text, _ in place.store.items(RUNS)):
         raise FoedusError(f"run {run} is at work here; this site's own model is there when it is finished")
     if len(found) != 1:
-        known = ", ".join(sorted(p.name for p in (place.folder / "models").glob("*"))) or "none"
+        known = ", ".join(sorted(p.name for p in models.glob("*"))) or "none"
         raise FoedusError(f"{len(found)} runs here begin with {run!r}; models are kept of {known}")
     if not (found[0] / OWN).exists():
         raise FoedusError(f"in run {found[0].name} this site has no model of its own; what is kept is in {found[0]}")
