@@ -21,14 +21,13 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-LONG = [name for name in METHODS.split() if name not in ("ditto", "scaffold")]
-TRIED = [("scaffold", "numpy"), ("ditto", "torch"), *((name, "torch") for name in LONG)]
+TRIED = [("scaffold", "numpy"), *((name, "torch") for name in METHODS.split())]
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("algorithm", "learner"),
-    [pytest.param(*tried, marks=pytest.mark.long if tried[0] in LONG else ()) for tried in TRIED],
+    [pytest.param(*tried, marks=pytest.mark.long if tried[1] == "torch" else ()) for tried in TRIED],
 )
 def test_a_newcomer_runs_and_tests_a_project_at_once(algorithm: str, learner: str, tmp_path: Path) -> None:
     made = command(tmp_path, "foedus", "new", "my-study", "--algorithm", algorithm, "--learner", learner, "--json")

@@ -68,7 +68,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return numbers(folder)
 
 
-@pytest.mark.parametrize("points", [POINTS[::2], pytest.param(POINTS, marks=pytest.mark.long)], ids=len)
+@pytest.mark.parametrize("points", [POINTS[1::2], pytest.param(POINTS, marks=pytest.mark.long)], ids=len)
 def test_a_study_that_dies_at_one_point_after_another_ends_with_the_same_numbers(
     points: tuple[str, ...], tmp_path: Path, calm: list[dict[str, Any]]
 ) -> None:
@@ -85,7 +85,8 @@ def test_a_study_that_dies_at_one_point_after_another_ends_with_the_same_numbers
     assert numbers(tmp_path / "study") == calm
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kills", [2, 12])
 def test_kills_at_random_moments_change_no_number_and_nothing_is_done_twice(
     kills: int, tmp_path: Path, calm: list[dict[str, Any]]
 ) -> None:

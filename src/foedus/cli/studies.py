@@ -16,6 +16,7 @@ EXAMPLES = """Examples:
 \b
   foedus compare job.py                                       its `methods`, else its `job`, beside references
   foedus compare job.py --tune lr=0.01,0.1 --save study       options chosen on valid; the same again goes on
+  foedus compare job.py --federation                          at real sites, where nothing is pooled
   foedus compare job.py --references alone --plot study.svg --latex table.tex
 """
 
@@ -31,7 +32,7 @@ def compare(
     tune: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE,VALUE", help="Options to choose on valid; repeat it.")
     ] = None,
-    references: Annotated[str, typer.Option(help="Of alone, pooled, unseen-site.")] = "alone,pooled,unseen-site",
+    references: Annotated[str | None, typer.Option(help="Of alone, pooled, unseen-site; by default all.")] = None,
     metric: Annotated[str | None, typer.Option(help="What is compared: by default the Job's best.")] = None,
     by: Annotated[str, typer.Option(help="Columns of the table.")] = "mean,difference,worst_site,bytes,seconds",
     save: Annotated[Path | None, typer.Option(help="The study's folder, by default one in the home.")] = None,
@@ -40,10 +41,12 @@ def compare(
     backend: Annotated[str, typer.Option(help="auto, local, vectorized or processes.")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Processes of the backend `processes`.")] = None,
     site: SiteOption = None,
+    federation: Annotated[bool, typer.Option("--federation", help="At the sites of the real federation.")] = False,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Compare methods over seeds, with each site alone, all data in one place, and sites that were never seen."""
+    from foedus.remote import connect
     from foedus.study import compare as compared
     from foedus.study.comparing import default_folder
 
@@ -52,10 +55,10 @@ def compare(
     with quiet():
         study = compared(
             job,
-            sites=as_paths(given) if given else None,
+            sites=connect(home=home) if federation else as_paths(given) if given else None,
             seeds=range(seeds),
             tune=grid,
-            references=[name for name in references.split(",") if name],
+            references=None if references is None else [name for name in references.split(",") if name],
             metric=metric,
             save=save or default_folder(job, home),
             backend=backend,

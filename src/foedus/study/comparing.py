@@ -15,10 +15,14 @@ from foedus.errors import FoedusError, JobError
 from foedus.files import write_atomic
 from foedus.job import Job
 from foedus.metrics import Metric
+from foedus.remote import Remote
 from foedus.study import references as refs
+from foedus.study import variants
+from foedus.study.methods import built, grid, methods
 from foedus.study.score import Score, read, sign
 from foedus.study.study import Study
-from foedus.study.trial import Place, Trial, built, done, grid, methods, said
+from foedus.study.trial import Place, Trial, done, said
+from foedus.wire import bundle
 
 ABOUT = "study.json"
 
@@ -41,7 +45,7 @@ def compare(
     sites: Any = None,
     seeds: Sequence[int] = range(5),
     tune: Mapping[str, Any] | None = None,
-    references: Sequence[str] = refs.REFERENCES,
+    references: Sequence[str] | None = None,
     metric: str | None = None,
     save: str | Path | None = None,
     backend: str = "auto",
@@ -52,19 +56,22 @@ def compare(
 
     job: a Job, a function of options that returns one, a mapping name -> one of these, or a job file (its `methods`,
         else its `job`). The first method is the one that all others are compared with.
-    sites: as in `Job.run`, or a function of the seed, and then intervals speak of other partitions, too.
+    sites: as in `Job.run`, or a function of the seed, and then intervals speak of other partitions, too. Or a real
+        federation, `fd.connect()`: then `job` is a job file, and each run is one of the federation.
     tune: option -> values; all combinations are tried under all seeds, and the best mean on `valid` is taken. A mapping
         under a method's name holds options of this method alone. `test` decides nothing.
     references: "alone" (each site by itself, its round and options chosen on its own valid), "pooled" (the data of all
-        in one place), "unseen-site" (the first method without a site, measured there; for every site).
+        in one place), "unseen-site" (the first method without a site, measured there; for every site). By default all
+        of them; on a federation there is no "pooled".
     metric: what is compared and chosen by; the Job's `best`, else its first metric, else the loss.
     save: the study's folder, by default one in FOEDUS_HOME/studies. What is finished there is not done again, and what
         was cut off goes on, to the same numbers. `say` hears of each finished run.
 
     Raises FoedusError with the method, options and seed of a run that failed; under `tune`, only if all of them did.
     """
-    made, chosen = methods(job), tuple(seeds)
-    _check(chosen, references, made, tune or {})
+    made, chosen, real = methods(job), tuple(seeds), isinstance(sites, Remote)
+    beside = _references(references, real)
+    _check(chosen, beside, made, tune or {})
     at = Path(save) if save is not None else default_folder(job)
     given = _by_seed(_offered(job) if sites is None else sites)
     first = built(*_first(made, tune or {}))
@@ -72,9 +79,14 @@ def compare(
     by = metric or first.best or next((name for name in table if name != "loss"), "loss")
     if by not in table:
         raise JobError(f"compare(metric={by!r}): it is none of the metrics {sorted(table)}")
-    place = Place(at, _backend(at, backend, first, given(chosen[0]), chosen[0]), workers, say)
+    on = "network" if real else _backend(at, backend, first, given(chosen[0]), chosen[0])
+    file = Path(job).resolve() if isinstance(job, (str, Path)) else None
+    if real and file is None:
+        raise JobError("on a federation code travels as files: give compare the path of a job file with `methods`")
+    code = bundle.digest(bundle.pack(file.parent, file.name)) if file else ""
+    place = Place(at, on, workers, say, file, code)
     asked = Asked(made, tune or {}, chosen, given, table, by, place)
-    scores = _every(asked, references)
+    scores = _every(asked, beside)
     return Study(scores, by, table[by].better, next(iter(made)), at).save()
 
 
@@ -91,7 +103,7 @@ def _every(asked: Asked, references: Sequence[str]) -> list[Score]:
     makers = {
         "alone": lambda: _alone(asked, name, made),
         "pooled": lambda: _pooled(asked, name, made),
-        "unseen-site": lambda: _unseen(asked, name, made, tried[name]),
+        "unseen-site": lambda: _unseen(asked, name, tried[name]),
     }
     return scores + [score for reference in references for score in makers[reference]()]
 
@@ -105,15 +117,22 @@ def _tried(asked: Asked, name: str, made: Any) -> Tried:
     last: FoedusError | None = None
     for each in options:
         try:
-            job = built(name, made, each)
-            trials = [Trial(name, each, seed, job, asked.sites(seed)) for seed in asked.seeds]
-            found.append([_score(asked, trial, job.best) for trial in trials])
+            by = built(name, made, each).best
+            found.append(
+                [_score(asked, trial, by) for trial in _trials(asked, name, {"method": name, "options": each})]
+            )
         except FoedusError as error:
             last = error
             asked.place.say(str(error))
     if not found and last is not None:
         raise last
     return found
+
+
+def _trials(asked: Asked, name: str, words: Mapping[str, Any]) -> list[Trial]:
+    """One for each seed; the words say of what Job."""
+    job = variants.job(asked.methods, words)
+    return [Trial(name, words["options"], seed, job, asked.sites(seed), words) for seed in asked.seeds]
 
 
 def _score(
@@ -165,9 +184,9 @@ def _alone(asked: Asked, name: str, made: Any) -> list[Score]:
     """Each site by itself, which chooses round and options by its own valid part."""
     tried = []
     for options in grid(name, made, asked.tune):
-        job = built(name, made, options)
-        trials = [Trial("alone", options, seed, refs.by_itself(job), asked.sites(seed)) for seed in asked.seeds]
-        tried.append([_score(asked, trial, job.best, reference=True, apart=True) for trial in trials])
+        by = built(name, made, options).best
+        trials = _trials(asked, "alone", {"method": name, "options": options, "reference": "alone"})
+        tried.append([_score(asked, trial, by, reference=True, apart=True) for trial in trials])
     sites = sorted({site for scores in tried for score in scores for site in score.sites})
     best = {site: max(tried, key=lambda scores: _worth(asked, scores, only=site)) for site in sites}
     return [_apart(tried[0][i], {site: best[site][i] for site in sites}, len(tried) > 1) for i in range(len(tried[0]))]
@@ -198,16 +217,15 @@ def _one_place(asked: Asked, job: Job, options: Mapping[str, Any], seed: int) ->
     return Score(refs.POOLED, True, seed, dict(options), **{**found, **own})
 
 
-def _unseen(asked: Asked, name: str, made: Any, tried: Tried) -> list[Score]:
+def _unseen(asked: Asked, name: str, tried: Tried) -> list[Score]:
     """The first method without a site, measured at that site: one Score a seed, over all sites."""
     found: dict[int, dict[str, Score]] = {seed: {} for seed in asked.seeds}
     names = sorted({site for scores in tried for score in scores for site in score.sites})
     for site in names:
         options = _chosen(asked, tried, without=site)[0].options
-        job = refs.without(built(name, made, options), site)
-        for seed in asked.seeds:
-            trial = Trial(f"without {site}", options, seed, job, asked.sites(seed))
-            found[seed][site] = _score(asked, trial, None, reference=True, own=False)
+        words = {"method": name, "options": dict(options), "reference": "unseen-site", "site": site}
+        for trial in _trials(asked, f"without {site}", words):
+            found[trial.seed][site] = _score(asked, trial, None, reference=True, own=False)
     return [_left_out(scores) for scores in found.values()]
 
 
@@ -216,6 +234,15 @@ def _left_out(scores: Mapping[str, Score]) -> Score:
     sites = {site: score.sites[site] for site, score in scores.items() if site in score.sites}
     spent = {"bytes": sum(s.bytes for s in scores.values()), "seconds": sum(s.seconds for s in scores.values())}
     return first._replace(method="unseen-site", sites=sites, test={}, valid={}, valid_sites={}, **spent)  # type: ignore[arg-type]
+
+
+def _references(asked: Sequence[str] | None, real: bool) -> Sequence[str]:
+    """Those asked for; by default all that there can be."""
+    if asked is None:
+        return [name for name in refs.REFERENCES if not real or name != refs.POOLED]
+    if real and refs.POOLED in asked:
+        raise JobError("on a federation data stays where it is and is not pooled: leave 'pooled' out of references=…")
+    return asked
 
 
 def _check(seeds: Sequence[int], references: Sequence[str], made: Mapping[str, Any], tune: Mapping[str, Any]) -> None:

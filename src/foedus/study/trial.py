@@ -4,50 +4,65 @@ The launcher comes in; a trial's folder is named by all that its bits depend on.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from foedus import jobfile, launch, runs
+from foedus import launch, runs
 from foedus.data import Sites
-from foedus.errors import FoedusError, JobError
+from foedus.errors import FoedusError
 from foedus.job import Job
+from foedus.remote import Remote
+from foedus.study import variants
 
 MOST_DIGESTED = 1000  # sites whose arrays name a trial, too
-Grid = Mapping[str, Sequence[Any]]
 
 
 class Place(NamedTuple):
-    """Where a study's runs are, on which backend they run, and who hears of it."""
+    """Where a study's runs are, on which backend they run, who hears of it; their job file, and what names its code."""
 
     folder: Path
     backend: str
     workers: int | None
     say: Callable[[str], object]
+    file: Path | None = None
+    code: str = ""
 
 
 class Trial(NamedTuple):
-    """One run: of what, under which options and seed, over which sites."""
+    """One run: of what, under which options and seed, over which sites or which federation.
+
+    `asked` are the words by which a federation's sites build the same Job.
+    """
 
     name: str
     options: Mapping[str, Any]
     seed: int
     job: Job
     sites: Any
+    asked: Mapping[str, Any] = {}
 
 
 def done(trial: Trial, place: Place, backend: str | None = None) -> Path:
     """The folder of the trial's finished run; one that is not there is begun, one that was cut off goes on."""
-    folder = place.folder / "runs" / named(trial)
+    folder = place.folder / "runs" / named(trial, place.code)
     if not (folder / "run.db").exists() or not runs.journal(folder).find("end"):
-        chosen = backend or place.backend
-        how = {"backend": chosen, "seed": trial.seed, "workers": place.workers, "exact": chosen == "auto"}
-        launch.run(trial.job, trial.sites, folder=folder, **how)  # type: ignore[arg-type]
+        if isinstance(trial.sites, Remote):
+            assert place.file is not None
+            name = f"study-{folder.name[-12:]}"
+            variants.submitted(trial.sites, place.file, trial.asked, trial.seed, name).wait(folder=folder)
+        else:
+            _simulated(trial, folder, backend or place.backend, place.workers)
         place.say(said(trial))
     return folder
+
+
+def _simulated(trial: Trial, folder: Path, backend: str, workers: int | None) -> None:
+    exact = backend == "auto"  # it was chosen before: now it may only grow into what has the same bits
+    how: Any = {"backend": backend, "seed": trial.seed, "workers": workers, "exact": exact}
+    launch.run(trial.job, trial.sites, folder=folder, **how)
 
 
 def said(trial: Trial) -> str:
@@ -55,9 +70,9 @@ def said(trial: Trial) -> str:
     return ", ".join([trial.name, *(f"{k}={v}" for k, v in trial.options.items()), f"seed {trial.seed}"])
 
 
-def named(trial: Trial) -> str:
-    """The folder's name: readable, and another one for another Job, seed or data."""
-    names = [trial.job.digest, trial.seed, held(trial.sites)]
+def named(trial: Trial, code: str = "") -> str:
+    """The folder's name: readable, and another one for another Job, seed, data or job file."""
+    names = [said(trial), trial.job.digest, held(trial.sites), code]
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
     words = re.sub(r"[^\w.=-]+", "-", said(trial)).strip("-")
     return f"{words[:80]}-{digest[:12]}"
@@ -65,6 +80,8 @@ def named(trial: Trial) -> str:
 
 def held(sites: Any) -> Any:
     """What names the sites' data: its digest, or where it is."""
+    if isinstance(sites, Remote):
+        return sites.member.federation.id
     data = launch.bind(sites)
     if len(data) > MOST_DIGESTED:
         return [len(data), data.names[0], data.names[-1]]
@@ -72,38 +89,3 @@ def held(sites: Any) -> Any:
         return Sites({name: data[name] for name in data.names}).digest
     except FoedusError:
         return [[name, str(data[name]) if isinstance(data[name], (str, Path)) else ""] for name in data.names]
-
-
-def methods(job: Any) -> dict[str, Any]:
-    """name -> Job, or a function of options that returns one; from one of them, a mapping, or a job file."""
-    if isinstance(job, (str, Path)):
-        module = jobfile.imported(job)
-        job = getattr(module, "methods", None) or getattr(module, "job", None)
-    found = dict(job) if isinstance(job, Mapping) else {"job": job}
-    for name, made in found.items():
-        if not isinstance(name, str) or not name or not (isinstance(made, Job) or callable(made)):
-            raise JobError(f"method {name!r} is {type(made).__name__}: give a fd.Job, or a function that returns one")
-    if not found:
-        raise JobError("compare needs at least one method: {name: fd.Job, or a function that returns one}")
-    return found
-
-
-def grid(name: str, made: Any, tune: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The options that a method is tried with: all combinations of `tune`, and of what it has for this method alone."""
-    own = {key: value for key, value in tune.items() if not isinstance(value, Mapping)} | dict(tune.get(name, {}))
-    if own and isinstance(made, Job):
-        raise JobError(f"method {name!r} is a Job, which has no options to tune: give a function of {', '.join(own)}")
-    for option, values in own.items():
-        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise JobError(f"tune={{{option!r}: {values!r}}}: give a list of values")
-    for values in itertools.product(*own.values()):
-        chosen = dict(zip(own, values, strict=True))
-        yield jobfile.typed(made, chosen) if chosen else {}
-
-
-def built(name: str, made: Any, options: Mapping[str, Any]) -> Job:
-    """The method's Job under these options. Raises JobError."""
-    job = made if isinstance(made, Job) else made(**options)
-    if not isinstance(job, Job):
-        raise JobError(f"method {name!r} returned {type(job).__name__}: return a fd.Job")
-    return job
