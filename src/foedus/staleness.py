@@ -17,7 +17,7 @@ def constant() -> Staleness:
 
 
 def polynomial(a: float = 0.5) -> Staleness:
-    """(1 + age)^-a (Xie et al. 2019, section 5.2; Nguyen et al. 2022 take a = 1/2).
+    """(1 + age)^-a (Xie et al. 2019; Nguyen et al. 2022 take a = 1/2).
 
     >>> polynomial(0.5)(3)
     0.5
@@ -28,7 +28,7 @@ def polynomial(a: float = 0.5) -> Staleness:
 
 
 def hinge(a: float = 10.0, b: float = 4.0) -> Staleness:
-    """1 up to the age b, then 1 / (a (age - b) + 1) (Xie et al. 2019, section 5.2).
+    """1 up to the age b, then 1 / (a (age - b) + 1) (Xie et al. 2019).
 
     >>> hinge(1.0, 2.0)(5)
     0.25

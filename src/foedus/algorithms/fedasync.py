@@ -1,4 +1,4 @@
-"""FedAsync: Asynchronous Federated Optimization, Xie et al. 2019, algorithm 1, section 5.2.
+"""FedAsync: Asynchronous Federated Optimization, Xie et al. 2019, algorithm 1.
 Only the contract may come in."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""FedBuff: Federated Learning with Buffered Asynchronous Aggregation, Nguyen et al. 2022, algorithm 1, section 5.1.
+"""FedBuff: Federated Learning with Buffered Asynchronous Aggregation, Nguyen et al. 2022, algorithm 1.
 Only the contract may come in."""
 
 from __future__ import annotations
