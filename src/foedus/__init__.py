@@ -34,6 +34,7 @@ _WHERE = {
     "among": "algorithms.among",
     "compare contribution cross_site Contribution Matrix Study": "study",
     "connect": "remote",
+    "edge": "edges",
     "progress": "progress",
 }
 _NAMES = {name: f"foedus.{module}" for names, module in _WHERE.items() for name in names.split()}
