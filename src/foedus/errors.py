@@ -84,6 +84,7 @@ EXTRAS = {
     "dp_accounting": "privacy",
     "fsspec": "server",
     "nacl": "linkage",
+    "ray": "ray",
     "sqlalchemy": "server",
     "torch": "torch",
 }

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from foedus import build, pool, runs
 from foedus.clock import Clock, Watch
 from foedus.core import Runner
 from foedus.data import Sites
-from foedus.errors import JobError, Paused
+from foedus.errors import JobError, Missing, Paused
 from foedus.job import Job, described
 from foedus.journal import Journal
 from foedus.params import Params
@@ -26,7 +27,7 @@ from foedus.retrain import Before
 from foedus.run import MOST_MEASURED, PANEL, Checkpoints, Ended, Plan, execute
 from foedus.work import Bench
 
-BACKENDS = ("auto", "local", "vectorized", "processes", "network")
+BACKENDS = ("auto", "local", "vectorized", "processes", "ray", "network")
 GAIN = 1.25  # by which training together must beat all cores
 CLOSE = ("vectorized",)  # whose bits another run only comes near
 Told = Callable[[Mapping[str, Any]], None]
@@ -39,6 +40,8 @@ def run(
     backend: str = "auto",
     seed: int = 0,
     workers: int | None = None,
+    resources: Mapping[str, float] | None = None,
+    address: str | None = None,
     exact: bool = False,
     replay: Any = None,
     folder: Path | None = None,
@@ -51,10 +54,13 @@ def run(
     """Runs `job` over `sites` and keeps the run in `folder` (a new one in FOEDUS_HOME/runs by default).
 
     A folder that holds an unfinished run of the same Job is resumed. `source` says how the Job was made, for `resume`.
+    `resources` of a site's work and `address` of the cluster are of the backend `ray`.
     `told` hears of each round, `say` of what was chosen and of mishaps. By `clock` sites take simulated time. `after`
     says what of another run counts already.
     """
     backend = resolve(backend, exact)
+    if backend != "ray" and (resources or address):
+        raise JobError("resources=… and address=… are of the backend 'ray': name it, or leave them out")
     data = bind(sites)
     backend, why = chosen(backend, exact or replay is not None, job, data, seed)
     place = folder or runs.new_folder(job.name)
@@ -74,7 +80,7 @@ def run(
             note(why, what="backend")
         if job.learner and job.evaluate and job.panel is None and len(data) > MOST_MEASURED:
             note(f"on {PANEL:,} of {len(data):,} sites, the same each time; panel=… says on how many", "evaluation")
-        with crew(backend, job, data, seed, workers, note) as hands:
+        with crew(backend, job, data, seed, workers, note, resources, address) as hands:
             runner = simulate(hands, data, journal, seed, job.least, script, watch, place)
             ended = _executed(job.plan(seed), runner, journal, place, script, told, watch)
             if job.method.personal:
@@ -132,9 +138,12 @@ def _on_loopback(
 
 
 def resolve(backend: str, exact: bool = False) -> str:
-    """The backend of that name; `auto` is decided when the Job and its sites are there."""
+    """The backend of that name; `auto` is decided when the Job and its sites are there. Raises JobError, Missing."""
     if backend not in BACKENDS:
         raise JobError(f"there is no backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    for library in ("ray", "cloudpickle") if backend == "ray" else ():
+        if find_spec(library) is None:
+            raise Missing(library, "ray")
     if exact and backend in CLOSE:
         raise JobError(f"backend {backend!r} only comes close, and --exact forbids that: use local or processes")
     return backend
@@ -196,12 +205,20 @@ def crew(
     seed: int,
     workers: int | None,
     note: Callable[..., object] = lambda why, what="": None,
+    resources: Mapping[str, float] | None = None,
+    address: str | None = None,
 ) -> Iterator[Any]:
     """Who does the sites' work; `note` hears of mishaps that the run survives."""
     if backend == "processes":
         from foedus.backends import processes
 
         with processes.crew(job, data, seed, workers, note) as hands:
+            yield hands
+        return
+    if backend == "ray":
+        from foedus.backends import ray
+
+        with ray.crew(job, data, seed, workers, note, address, resources) as hands:
             yield hands
         return
     if backend == "auto":

@@ -16,6 +16,19 @@ SiteOption = Annotated[
     list[str] | None, typer.Option("--site", metavar="NAME=PATH", help="A site and its data; repeat it.")
 ]
 
+ResourceOption = Annotated[
+    list[str] | None,
+    typer.Option("--resource", metavar="NAME=AMOUNT", help="What a site's work takes of a Ray cluster; repeat it."),
+]
+
+
+def amounts(texts: list[str] | None) -> dict[str, float] | None:
+    """{"gpu": 0.25} from ["gpu=0.25"]; None where nothing is given."""
+    try:
+        return {name: float(amount) for name, amount in pairs(texts, "--resource NAME=AMOUNT").items()} or None
+    except ValueError:
+        raise typer.BadParameter(f"--resource {' '.join(texts or ())}: an amount is a number, as in gpu=0.25") from None
+
 
 def pairs(texts: list[str] | None, form: str) -> dict[str, str]:
     """{"a": "1"} from ["a=1"]; a text of another form is an error that shows the right one."""

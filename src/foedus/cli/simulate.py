@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from foedus.cli.given import HomeOption, JsonOption, SiteOption, as_paths, data_of, pairs, plain_sites
+from foedus.cli.given import (
+    HomeOption,
+    JsonOption,
+    ResourceOption,
+    SiteOption,
+    amounts,
+    as_paths,
+    data_of,
+    pairs,
+    plain_sites,
+)
 from foedus.cli.kept import tell
 from foedus.cli.show import Progress, next_step, note, quiet
 
@@ -19,6 +29,7 @@ EXAMPLES = """Examples:
   foedus run job.py --site north=data/north --site south=data/south
   foedus run job.py mu=0.1 --rounds 5 --seed 1                an option of `def job(mu=0.01)`
   foedus run job.py --backend processes --workers 2           several sites at a time
+  foedus run job.py --backend ray --resource gpu=0.25         on a Ray cluster: RAY_ADDRESS, or one on this machine
   foedus run job.py --backend network                         a real server and agents on this machine
   foedus run job.py --json > result.json
 """
@@ -31,8 +42,10 @@ def add_to(app: typer.Typer) -> None:
 def run(
     job: Annotated[Path, typer.Argument(metavar="JOB", help="A Python file that defines `job`.")],
     options: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the job.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, local, vectorized, processes or network.")] = "auto",
-    workers: Annotated[int | None, typer.Option(help="Processes of the backend `processes`.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, local, vectorized, processes, ray or network.")] = "auto",
+    workers: Annotated[int | None, typer.Option(help="Processes of `processes`, actors of `ray`.")] = None,
+    resource: ResourceOption = None,
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster, in place of RAY_ADDRESS.")] = None,
     sites: Annotated[int | None, typer.Option(help="A number of sites, in place of --site.")] = None,
     site: SiteOption = None,
     seed: Annotated[int, typer.Option(help="Names all randomness of the run.")] = 0,
@@ -57,6 +70,8 @@ def run(
             "rounds": rounds,
             "sites": plain_sites(named),
             "workers": workers,
+            "resources": amounts(resource),
+            "address": address,
         }
         chosen = loaded.job if rounds is None else loaded.job.replace(rounds=rounds)
         folder = kept.new_folder(chosen.name or loaded.path.parent.name, home)
@@ -69,6 +84,8 @@ def run(
                 backend=backend,
                 seed=seed,
                 workers=workers,
+                resources=amounts(resource),
+                address=address,
                 exact=exact,
                 folder=folder,
                 source=source,
