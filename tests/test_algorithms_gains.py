@@ -114,6 +114,7 @@ SOFTER = Setting(partial(many_skewed, 0.3, 40), hidden, rounds=20, epochs=2)
 LARGER = Setting(partial(many_skewed, 0.3, 20), hidden, rounds=15, epochs=5)
 DEVICES = Setting(devices, normed, rounds=15, epochs=1)
 KINDS = Setting(two_kinds, linear, rounds=40, epochs=1, lr=0.2)
+HALVES = {"even": [f"site-{i:03}" for i in range(0, 10, 2)], "odd": [f"site-{i:03}" for i in range(1, 10, 2)]}
 UNFAIR = Setting(mirrored, linear, rounds=100, epochs=1, lr=0.2)
 
 
@@ -138,6 +139,10 @@ GAINS: dict[str, tuple[Algorithm, Setting, Callable[[float, Any], float]]] = {
     "scaffold": (fd.scaffold(), FAR, accuracy),
     "scaffold(option=1)": (fd.scaffold(option=1), NEAR, accuracy),
     "fednova": (fd.fednova(), UNEQUAL, accuracy),
+    "cyclic": (fd.cyclic(), NEAR, accuracy),
+    "cyclic(shuffle=True)": (fd.cyclic(shuffle=True), UNEQUAL._replace(epochs=1), accuracy),
+    "hierarchical": (fd.hierarchical(HALVES), NEAR, accuracy),
+    "hierarchical(rounds=5)": (fd.hierarchical(HALVES, rounds=5), UNEQUAL._replace(epochs=1), accuracy),
     "feddyn": (fd.feddyn(alpha=0.1), FAR, accuracy),
     "fedexp": (fd.fedexp(), BOLD, accuracy),
     "qffl": (fd.qffl(q=1.0), UNFAIR, evenness),

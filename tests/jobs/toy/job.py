@@ -95,6 +95,7 @@ def job(
     buffer=0,
     alpha=0.0,
     rule=0,
+    topology="",
 ):
     model = {"w": np.zeros(4, np.float32), "b": np.zeros((), np.float32)}
     if ballast:  # an integer array of so many numbers, for updates that take time on their way
@@ -105,6 +106,8 @@ def job(
         algorithm = fd.fedbuff(buffer, fd.fedprox(0.01), busy=busy or None)
     if alpha:
         algorithm = fd.fedasync(alpha, busy=busy or None)
+    if topology:
+        algorithm = {"cyclic": fd.cyclic, "gossip": fd.gossip}[topology](algorithm)
     if stateful:
         algorithm = algorithm._replace(works={name: momentum(work) for name, work in algorithm.works.items()})
     return fd.Job(
