@@ -7,7 +7,9 @@ west (0, 4 | 0), with 2, 1 and 5 examples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -286,6 +288,31 @@ def test_what_a_topology_wraps_is_a_part_of_the_job() -> None:
         cyclic(shuffle=True),
     ]
     assert len({job(algorithm).digest for algorithm in made}) == len(made)
+
+
+@pytest.mark.parametrize("wrap", [cyclic, gossip, partial(hierarchical, {"a": ["s00", "s03"]}, 2)])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bits_and_can_be_replayed(wrap: Any, tmp_path: Path) -> None:
+    def cut(line: Mapping[str, Any]) -> None:
+        if line["round"] == 1:
+            raise KeyboardInterrupt
+
+    made, sites, journal = job(wrap(moving()), rounds=4), many(4), Journal(Memory())
+    whole, other = played(made, sites)
+    with pytest.raises(KeyboardInterrupt):
+        played(made, sites, journal=journal, told=cut, folder=tmp_path)
+    assert digest(played(made, sites, journal=journal, folder=tmp_path)[0].params) == digest(whole.params)
+    assert digest(played(made, sites, script=other)[0].params) == digest(whole.params)
+
+
+def moving() -> Algorithm:
+    """FedAvg whose sites remember how often they were asked, and go farther each time."""
+
+    def work(payload: Params, local: Any, site: Any, usual: Any) -> Any:
+        times = 1 + (local or 0)
+        _, update = usual()
+        return times, update._replace(params=0.1 * times * update.params)
+
+    return working(work)
 
 
 def test_equal_models_have_themselves_as_their_mean() -> None:
