@@ -172,6 +172,7 @@ NEEDED: dict[str, tuple[Any, ...]] = {
     "fedprox": (0.1,),
     "fedopt": (momentum(),),
     "fedbn": ("head.*",),
+    "pfedme": (1.0,),
 }
 
 

@@ -23,7 +23,7 @@ from foedus.algorithms.parts import chosen, last_layer, norms
 from foedus.backends.local import Here
 from foedus.backends.locals import Locals
 from foedus.backends.simulation import Simulation
-from foedus.errors import FoedusError, JobError
+from foedus.errors import FoedusError, JobError, Paused
 from foedus.journal import Journal, Memory
 from foedus.numpy import NumpyLearner
 from foedus.params import Params, digest, join
@@ -255,6 +255,11 @@ def test_two_rounds_of_pfedme(beta: float, w: float, theta: float) -> None:
     assert world["w"] == [w, 0] and own["north"]["w"] == [theta, 0]
 
 
+def test_steps_with_which_pfedme_would_diverge_are_refused() -> None:
+    with pytest.raises(Paused, match=r"swing past w; take some below 2 / lam, which is 0\.133333"):
+        played(job(fd.pfedme()), TWO)
+
+
 def test_fine_tuning_goes_on_from_the_last_global_model_at_each_site() -> None:
     # One round of FedAvg: (2, 0 | 0). Two of tuning: 3/4 of the way from there to each mean.
     world, own = ended(job(fd.fine_tuned(after=1), rounds=3))
@@ -297,7 +302,7 @@ MADE = {
     "fedrep": partial(fd.fedrep, personal="b"),
     "ditto": fd.ditto,
     "apfl": fd.apfl,
-    "pfedme": partial(fd.pfedme, local=2),
+    "pfedme": partial(fd.pfedme, lam=1.0, local=2),
     "fine_tuned": partial(fd.fine_tuned, after=1),
     "ifca": fd.ifca,
 }
