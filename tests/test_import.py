@@ -15,7 +15,8 @@ import pytest
 import foedus
 
 SOURCE = Path(foedus.__file__).parent
-HEAVY = set("torch typer sqlalchemy alembic pandas sklearn scipy matplotlib cryptography rich ray".split())
+HEAVY = {"torch", "typer", "sqlalchemy", "alembic", "pandas", "sklearn", "scipy", "matplotlib", "cryptography"}
+HEAVY |= {"rich", "ray"}
 
 
 def modules_after(code: str) -> set[str]:
