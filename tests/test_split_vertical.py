@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -280,3 +282,45 @@ def test_no_point_that_passes_the_server_is_that_of_an_id() -> None:
     played(fd.Job(algorithm, rounds=1), sites)
     assert len(seen) == 2 + 2 + 3  # what each began with, and three people that both have blinded
     assert not seen & {hashed(x.encode()) for x in ("ann", "bob", "eve")}
+
+
+# What docs/algorithms.md says of them.
+
+
+def exchanges(job: fd.Job, sites: Mapping[str, Any]) -> list[int]:
+    """How often each round's generator waited for sites."""
+    counts = list[int]()
+
+    def round(state: Any, context: Any) -> Any:
+        steps, answer = job.algorithm.round(state, context), None
+        counts.append(0)
+        while True:
+            try:
+                asked = steps.send(answer)
+            except StopIteration as end:
+                return end.value
+            counts[-1] += 1
+            answer = yield asked
+
+    played(job.replace(algorithm=job.algorithm._replace(round=round)), sites)
+    return counts
+
+
+def test_the_docs_say_how_often_sites_are_asked() -> None:
+    """Two sites with two batches each, in the round after the one that counts their examples."""
+    net = LayeredLearner(NET.stack.layers, 4, "softmax", batch_size=6)
+    both = {name: labelled(RNG.normal(size=(n, 4)), np.zeros(n, int)) for name, n in (("a", 11), ("b", 12))}
+    for how, expected in (
+        ({}, 2 * (2 + 1)),
+        ({"turns": False}, 2 + 1),
+        ({"labels": "site"}, 2 * (2 * 2 + 1)),
+        ({"labels": "site", "turns": False}, 2 * 2 + 1),
+    ):
+        assert exchanges(split(2, net, None, cut=2, **how), both)[1] == expected
+    sites = {"a": people(X, np.zeros(2)), "b": people(X)}
+    assert exchanges(vertical(batch_size=1), sites)[1] == 2 * 2 + 1
+    ids = {site: people(X, None, [1, 2]) for site in "abc"}
+    assert exchanges(fd.Job(fd.link(), rounds=1), ids) == [3 + 2]
+    text = (Path(__file__).parents[1] / "docs" / "algorithms.md").read_text()
+    for row in (r"split_learning\(.*n · \(B \+ 1\); .*B \+ 1", r"vertical\(loss\).*2B \+ 1", r"link\(\).*n \+ 2"):
+        assert re.search(rf"^\| `{row}", text, re.M)
