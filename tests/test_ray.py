@@ -177,10 +177,12 @@ def test_a_model_is_put_once_a_task_and_an_actor_ships_one_sum(there: Cluster, m
 
 def test_code_beside_the_job_file_travels_to_machines_that_lack_it(there: Cluster, tmp_path: Path) -> None:
     (tmp_path / "job").mkdir()
-    (tmp_path / "job" / "beside_the_job.py").write_text("def held(site):\n    return site.data\n")
+    (tmp_path / "job" / "beside_the_job.py").write_text(
+        "def held(site):\n    return site.data\n\ndef alike(update, origin):\n    return 1.0\n"
+    )
     (tmp_path / "job" / "job.py").write_text(
-        "import foedus as fd\nfrom tiny import learner\nfrom beside_the_job import held\n"
-        "job = fd.Job(fd.fedavg(), learner(), held, rounds=1)\n"
+        "import foedus as fd\nfrom tiny import learner\nfrom beside_the_job import alike, held\n"
+        "job = fd.Job(fd.fedavg(aggregator=fd.mean()._replace(weigh=alike)), learner(), held, rounds=1)\n"
     )
     made = jobfile.load(tmp_path / "job" / "job.py").job
     shutil.rmtree(tmp_path / "job")

@@ -35,11 +35,12 @@ def crew(
     check(workers)
     needs = cluster.needed(resources)
     with cluster.joined(address, workers, needs):
-        from foedus.backends.ray.actors import Actors
+        from foedus.backends.ray.actors import Actors, carried
 
-        actors = Actors((job, data, seed), min(workers or cluster.room(needs), len(data)), needs, note)
-        try:
-            actors.open()
-            yield Hands(actors, note)
-        finally:
-            actors.close()
+        with carried():
+            actors = Actors((job, data, seed), min(workers or cluster.room(needs), len(data)), needs, note)
+            try:
+                actors.open()
+                yield Hands(actors, note)
+            finally:
+                actors.close()

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -23,6 +22,7 @@ from foedus.backends.processes.workers import dumps, sendable
 from foedus.backends.ray import cluster
 from foedus.backends.ray.member import Member, Ready, parts
 from foedus.errors import FoedusError, JobError
+from foedus.work import FOREIGN
 
 SIGNS = {  # of a death, in Ray's words; it does not say which signal or exit code it was
     "running low on memory": "its node ran out of memory",
@@ -58,7 +58,7 @@ class Actors(Workers[Way]):
     def __init__(self, sent: Sent, count: int, needs: Mapping[str, float], note: Callable[..., object]) -> None:
         super().__init__(count)
         self.needs, self.note = needs, note
-        with sendable(), _carried():
+        with sendable():
             found = parts(sent, dumps=dumps)
         self.sent = _put(found)
         self.member = ray.remote(Member)
@@ -151,11 +151,12 @@ def _line(error: RayError) -> str:
 
 
 @contextmanager
-def _carried() -> Iterator[None]:
+def carried() -> Iterator[None]:
     """What is pickled inside the block carries the code along that lies beside a job file: other machines lack it."""
-    folders = [Path(file).parent for name, file in _files() if name.startswith("foedus_job_")]
-    own = [sys.modules[name] for name, file in _files() if any(place in Path(file).parents for place in folders)]
-    own = [module for module in own if _travels(module)]
+    found = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+    files = {name: Path(file) for name, file in found.items() if file}
+    folders = {file.parent for name, file in files.items() if name.startswith("foedus_job_")}
+    own = [sys.modules[name] for name, file in files.items() if _travels(name, file) and folders & set(file.parents)]
     for module in own:
         cloudpickle.register_pickle_by_value(module)
     try:
@@ -165,12 +166,7 @@ def _carried() -> Iterator[None]:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def _files() -> list[tuple[str, str]]:
-    """Each module's name and file."""
-    found = [(name, getattr(module, "__file__", None)) for name, module in list(sys.modules.items())]
-    return [(name, file) for name, file in found if file]
-
-
-def _travels(module: ModuleType) -> bool:
-    """Whether the module belongs to a Job, and was not installed."""
-    return module.__name__.partition(".")[0] != "foedus" and "site-packages" not in str(module.__file__)
+def _travels(name: str, file: Path) -> bool:
+    """Whether a module was not installed, and is known by its own name."""
+    installed = str(file).startswith(FOREIGN) or "site-packages" in file.parts
+    return not installed and sys.modules[name].__name__ == name
