@@ -169,9 +169,8 @@ def moments(x: Array, w: Array) -> Array:
 def _events(model: Model, table: Held, payload: Mapping[str, Array]) -> Sent:
     found = survival.placed(model.survival, table, payload)
     came = int(survival.checked(model.survival, found.rows)[1].sum())
-    on, k = found.event >= 0, len(payload["times"])
-    moved = np.zeros((k, found.rows.x.shape[1]))
-    np.add.at(moved, found.event[on], found.rows.x[on])
+    x, k, on = found.rows.x, len(payload["times"]), found.event >= 0
+    moved = survival.summed(found.event, k, x.shape[1], lambda part: x[part])
     return Sent({"events": np.bincount(found.event[on], minlength=k)[:k], "moved": moved}, {}, {"events": came})
 
 
@@ -180,10 +179,14 @@ def _risk(model: Model, table: Held, payload: Mapping[str, Array]) -> Sent:
     x, tied = found.rows.x, payload["tied"]
     w = np.exp(np.clip(x @ payload["b"], -FAR, FAR))
     last = np.minimum(found.last, end - 1) - first  # who is at risk later is at risk at the end of this part
-    died = np.isin(found.event, tied)
-    sums = np.zeros((len(tied), _width(x.shape[1])))
-    np.add.at(sums, np.searchsorted(tied, found.event[died]), moments(x[died], w[died]))
-    return Sent({"risk": survival.backwards(last, moments(x, w), int(end - first)), "died": sums})
+    died = np.where(np.isin(found.event, tied), np.searchsorted(tied, found.event), -1)
+    risk = survival.backwards(_moments(last, int(end - first), x, w))
+    return Sent({"risk": risk, "died": _moments(died, len(tied), x, w)})
+
+
+def _moments(at: Array, size: int, x: Array, w: Array) -> Array:
+    """The moments of those at each time: (size, 1 + p + p(p+1)/2)."""
+    return survival.summed(at, size, _width(x.shape[1]), lambda part: moments(x[part], w[part]))
 
 
 def _own(model: Model, table: Held, payload: Mapping[str, Array]) -> Sent:
@@ -193,12 +196,11 @@ def _own(model: Model, table: Held, payload: Mapping[str, Array]) -> Sent:
     t, came = survival.checked(made, rows)
     times = np.array(made.grid) if made.grid else np.unique(t[came])
     last, event = survival.among(times, t, came, bool(made.grid))
-    values, on = moments(rows.x, np.exp(np.clip(rows.x @ b, -FAR, FAR))), event >= 0
-    died, moved = np.zeros((len(times), values.shape[1])), np.zeros((len(times), len(b)))
-    np.add.at(died, event[on], values[on])
-    np.add.at(moved, event[on], rows.x[on])
-    events = np.bincount(event[on], minlength=len(times))
-    fit = likelihood(b, Risk(survival.backwards(last, values, len(times)), died, events, moved), model.ties)
+    w = np.exp(np.clip(rows.x @ b, -FAR, FAR))
+    risk = survival.backwards(_moments(last, len(times), rows.x, w))
+    moved = survival.summed(event, len(times), len(b), lambda part: rows.x[part])
+    events = np.bincount(event[event >= 0], minlength=len(times))
+    fit = likelihood(b, Risk(risk, _moments(event, len(times), rows.x, w), events, moved), model.ties)
     return Sent({"loglik": fit.loglik, "score": fit.score, "information": fit.information})
 
 

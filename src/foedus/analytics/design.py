@@ -11,7 +11,7 @@ import numpy as np
 
 from foedus.analytics.analysis import Table
 from foedus.analytics.asking import Asking, Sent, Sums, ask, collect, listing, packed, unpacked, whole, work
-from foedus.analytics.held import Column, Held, column, numbers
+from foedus.analytics.held import Held, coded, column, numbers, text
 from foedus.core import Work
 from foedus.errors import FoedusError, JobError
 from foedus.params import Array
@@ -85,14 +85,7 @@ def _names(what: str, given: Any) -> tuple[str, ...]:
 
 
 def _levels(given: Any) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(map(_text, levels)) for name, levels in (given or {}).items()}
-
-
-def _text(value: Any) -> str:
-    """A category as text: 1, 1.0 and True are one."""
-    if isinstance(value, (bool, int, float, np.number, np.bool_)):
-        return str(int(value)) if float(value).is_integer() else repr(float(value))
-    return str(value)
+    return {name: tuple(map(text, levels)) for name, levels in (given or {}).items()}
 
 
 def works(asked: Wanted) -> dict[str, Work]:
@@ -177,17 +170,8 @@ def _kinds(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> Sent:
 
 def _own_levels(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> dict[str, list[str]]:
     """The levels that each of these columns has here; none where there are fewer than `least` rows."""
-    if table.rows < asked.least:
-        return {}
-    held = {name: categories(column(table, name)) for name in unpacked(payload["of"])}
-    return {name: np.unique(x[x != ""]).tolist() for name, x in held.items()}
-
-
-def categories(held: Column) -> Array:
-    """The column's values as texts, an empty text for a gap."""
-    if held.kind == "text":
-        return np.array([v or "" for v in held.values], str)
-    return np.array(["" if np.isnan(v) else _text(v) for v in held.values], str)
+    names = unpacked(payload["of"])
+    return {name: coded(table, name).names for name in names} if table.rows >= asked.least else {}
 
 
 def _scales(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> Sent:
@@ -205,10 +189,10 @@ def read(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> Rows:
     table = table if table.rows >= asked.least else Held({}, 0)
     size = table.rows
     numeric = [numbers(table, name) for name in asked.numbers]
-    coded = [_coded(name, table, levels, size) for name in asked.features]
+    features = [_coded(name, table, levels, size) for name in asked.features]
     groups = [_places(name, table, levels[name]) for name in asked.groups]
     plain = np.stack(numeric, axis=1) if numeric else np.empty((size, 0))
-    x = np.concatenate(coded, axis=1) if coded else np.empty((size, 0))
+    x = np.concatenate(features, axis=1) if features else np.empty((size, 0))
     by = np.stack(groups, axis=1) if groups else np.empty((size, 0), np.int64)
     whole_rows = ~np.isnan(plain).any(axis=1) & ~np.isnan(x).any(axis=1) & (by >= 0).all(axis=1)
     if whole_rows.sum() < asked.least:
@@ -229,12 +213,11 @@ def _coded(name: str, table: Held, levels: Levels, size: int) -> Array:
 
 def _places(name: str, table: Held, levels: Sequence[str]) -> Array:
     """Which level each row has; -1 for a gap. Raises FoedusError for a level that was not named."""
-    held = categories(column(table, name))
-    known = {level: at for at, level in enumerate(levels)}
-    strange = sorted(set(held[held != ""].tolist()) - known.keys())
+    held, known = coded(table, name), {level: at for at, level in enumerate(levels)}
+    strange = [level for level in held.names if level not in known]
     if strange:
         raise FoedusError(
             f"column {name!r} has {len(strange)} levels that are none of {', '.join(levels)}: add them to categories, "
             "or empty their cells"
         )
-    return np.array([known.get(v, -1) for v in held.tolist()], np.int64)
+    return np.array([*(known[level] for level in held.names), -1], np.int64)[held.rows]

@@ -17,12 +17,17 @@ from foedus.params import Array
 
 
 class Held:
-    """A site's table as a dataset of one example, so that nothing is set aside; it may have no rows."""
+    """A site's table as a dataset of one example, so that nothing is set aside; it may have no rows.
 
-    __slots__ = ("columns", "rows")
+    What was read of it once is kept, for every Task reads it again.
+    """
+
+    __slots__ = ("_coded", "_typed", "columns", "rows")
 
     def __init__(self, columns: Mapping[str, Any], rows: int) -> None:
         self.columns, self.rows = columns, rows
+        self._typed: dict[str, Column] = {}
+        self._coded: dict[str, Coded] = {}
 
     def __len__(self) -> int:
         return 1
@@ -43,6 +48,13 @@ class Column(NamedTuple):
         if self.kind == "text":
             return np.array([v is not None for v in self.values], bool)
         return np.asarray(~np.isnan(self.values))
+
+
+class Coded(NamedTuple):
+    """A column as categories: their names in order, and which one each row has (-1: a gap)."""
+
+    names: list[str]
+    rows: Array
 
 
 def loader(load: Callable[[Site], Any] | None) -> Callable[[Site], Split]:
@@ -90,7 +102,9 @@ def _read(path: Path) -> Any:
 def column(table: Held, name: str) -> Column:
     """The column of that name; an empty one where the table has no rows. Raises FoedusError with the remedy."""
     if name in table.columns:
-        return _typed(name, table.columns[name])
+        if name not in table._typed:
+            table._typed[name] = _typed(name, table.columns[name])
+        return table._typed[name]
     if not table.rows:
         return Column(np.empty(0), "empty")
     raise FoedusError(f"there is no column {name!r}; rename the site's own one, or load it with data=…")
@@ -125,12 +139,35 @@ def _gaps(values: Any) -> Sequence[bool]:
 
 def _objects(name: str, values: Sequence[Any], gaps: Sequence[bool]) -> Column:
     """Texts; or numbers, where all that is there are numbers."""
-    there = [v for v, gap in zip(values, gaps, strict=True) if not gap]
-    if all(isinstance(v, (int, float, np.number, np.bool_)) for v in there):
+    kinds = {type(v) for v, gap in zip(values, gaps, strict=True) if not gap}
+    if all(issubclass(kind, (int, float, np.number, np.bool_)) for kind in kinds):
         return _numbers(name, [np.nan if gap else float(v) for v, gap in zip(values, gaps, strict=True)], False)
     texts = np.empty(len(values), object)
     texts[:] = [None if gap else str(v) for v, gap in zip(values, gaps, strict=True)]
     return Column(texts, "text")
+
+
+def coded(table: Held, name: str) -> Coded:
+    """The column as categories, by the text of each value; 1, 1.0 and True are one, and an empty text is a gap."""
+    if name not in table._coded or not table.rows:
+        found = column(table, name)
+        gap = ~found.there
+        if found.kind == "text":
+            gap = np.array([not v for v in found.values], bool)
+        values, rows = np.unique(found.values[~gap].astype(str if found.kind == "text" else float), return_inverse=True)
+        names = [text(v) for v in values.tolist()]
+        order = np.argsort(np.array(names, str), kind="stable")
+        places = np.full(len(gap), -1)
+        places[~gap] = np.argsort(order)[rows]
+        table._coded[name] = Coded([names[i] for i in order], places)
+    return table._coded[name]
+
+
+def text(value: Any) -> str:
+    """A category as text: 1, 1.0 and True are one."""
+    if isinstance(value, (bool, int, float, np.number, np.bool_)):
+        return str(int(value)) if float(value).is_integer() else repr(float(value))
+    return str(value)
 
 
 def numbers(table: Held, name: str) -> Array:

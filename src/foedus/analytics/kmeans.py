@@ -105,7 +105,7 @@ def _assign(model: Model, table: Held, payload: Mapping[str, Array]) -> Sent:
         far = np.stack([np.square((x - centre) * weight).sum(axis=1) for centre in centres[s]], axis=1)
         nearest = far.argmin(axis=1)
         counts[s] = np.bincount(nearest, minlength=k)
-        np.add.at(sums[s], nearest, x)
+        sums[s] = [x[nearest == c].sum(axis=0) for c in range(k)]
         inertia[s] = far[np.arange(len(x)), nearest].sum()
     return Sent(
         {"count": counts, "sum": sums, "inertia": inertia}, {}, {"count": single.hidden(counts, model.asked.least)}

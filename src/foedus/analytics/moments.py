@@ -33,7 +33,7 @@ def correlation(columns: Sequence[str] = (), *, least: int = 1) -> Algorithm:
     Leaves a site: for each pair its rows, sums, squares and products about the pooled means.
     """
     names = single.chosen(columns, least)
-    works = {"sums": work(partial(_pair_sums, least)), "products": work(partial(_pair_products, least))}
+    works = {"sums": work(partial(_column_sums, least)), "products": work(partial(_pair_sums, least))}
     works["names"] = single.naming(names, least)
     return analysis(partial(_correlation, names), works)
 
@@ -84,14 +84,15 @@ def ttest(
 def _correlation(names: tuple[str, ...], state: State, context: RoundContext, every: bool = True) -> Any:
     columns, sites = yield from single.numeric(names, context.cohort, every)
     p, named = len(columns), {"columns": packed(columns)}
-    first = yield from ask("sums", sites, named, {"count": (p, p), "sum": (p, p)})
-    n = whole(first.of["count"])
-    mean = first.of["sum"] / np.maximum(n, 1)
-    second = yield from ask("products", sites, {**named, "mean": mean}, {"product": (p, p), "square": (p, p)})
-    square = second.of["square"]
-    flat = square <= FLAT * np.maximum(n, 1) * mean**2
-    root = np.where(flat | flat.T | (n < 2), math.nan, np.sqrt(square * square.T))
-    r = np.clip(second.of["product"] / root, -1, 1)
+    first = yield from ask("sums", sites, named, {"count": (p,), "sum": (p,)})
+    mean = first.of["sum"] / np.maximum(first.of["count"], 1)
+    shapes = {name: (p, p) for name in ("count", "sum", "square", "product")}
+    found = (yield from ask("products", sites, {**named, "mean": mean}, shapes)).of
+    n, total = whole(found["count"]), found["sum"] / np.maximum(found["count"], 1)
+    square = found["square"] - n * total**2
+    flat = square <= FLAT * np.maximum(n, 1) * mean[:, None] ** 2
+    root = np.where(flat | flat.T | (n < 2), math.nan, np.sqrt(np.maximum(square * square.T, 0)))
+    r = np.clip((found["product"] - n * total * total.T) / root, -1, 1)
     return answer("correlation", {
         "pandas": Table(columns, {name: r[:, i] for i, name in enumerate(columns)}),
         "per_site": single.per_site(first.shown, "count", columns),
@@ -99,30 +100,20 @@ def _correlation(names: tuple[str, ...], state: State, context: RoundContext, ev
     }, {})  # fmt: skip
 
 
-def _pairs(least: int, table: Held, payload: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-    """The numbers (rows, columns), where they are, and which pairs have enough rows."""
-    x = np.stack([numbers(table, name) for name in unpacked(payload["columns"])], axis=1)
-    there = ~np.isnan(x)
-    counts = there.T.astype(np.int64) @ there
-    return x, there, counts >= least
+def _column_sums(least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
+    found = [single.values(table, name, least) for name in unpacked(payload["columns"])]
+    count = np.array([len(x) for x in found])
+    return Sent({"count": count, "sum": np.array([x.sum() for x in found])}, {}, {"count": count})
 
 
 def _pair_sums(least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
-    x, there, use = _pairs(least, table, payload)
-    both = there.T.astype(np.float64) @ there
-    sums = np.where(there, x, 0.0).T @ there  # of the row's column, over rows that have the other one, too
-    return Sent({"count": both * use, "sum": sums * use}, {}, {"count": np.diag(both * use)})
-
-
-def _pair_products(least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
-    x, there, use = _pairs(least, table, payload)
-    mean, p = payload["mean"], x.shape[1]
-    product, square = np.zeros((p, p)), np.zeros((p, p))
-    for i, j in np.argwhere(use):
-        both = there[:, i] & there[:, j]
-        own, other = x[both, i] - mean[i, j], x[both, j] - mean[j, i]
-        product[i, j], square[i, j] = own @ other, own @ own
-    return Sent({"product": product, "square": square})
+    """About the pooled means, of each row's column over the rows that have the other one, too."""
+    x = np.stack([numbers(table, name) for name in unpacked(payload["columns"])], axis=1)
+    there = (~np.isnan(x)).astype(np.float64)
+    x = np.where(there > 0, x - payload["mean"], 0.0)
+    count = there.T @ there
+    sums = {"count": count, "sum": x.T @ there, "square": np.square(x).T @ there, "product": x.T @ x}
+    return Sent({name: value * (count >= least) for name, value in sums.items()})
 
 
 def _products(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> Sent:

@@ -3,7 +3,7 @@ The design and the way to ask for sums may come in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ from foedus.analytics.held import Held
 from foedus.core import Work
 from foedus.errors import FoedusError, JobError
 from foedus.params import Array
+
+ROWS = 4096  # whose products are in memory at once
 
 
 class Survival(NamedTuple):
@@ -90,11 +92,23 @@ def among(times: Array, t: Array, came: Array, grid: bool) -> tuple[Array, Array
     return last, np.where(came & (up < len(times)), up, -1)
 
 
-def backwards(last: Array, values: Array, size: int) -> Array:
-    """For each time the sum of the values (rows, columns) of those at risk: (size, columns)."""
-    found = np.zeros((size, values.shape[1]))
-    np.add.at(found, last[last >= 0], values[last >= 0])
-    return np.asarray(found[::-1].cumsum(axis=0)[::-1])
+def summed(at: Array, size: int, width: int, values: Callable[[slice | Array], Array]) -> Array:
+    """For each time the sum of the values of the rows that are there, (size, width); those at -1 are nowhere.
+
+    `values` of some rows are (rows, width); few of them are there at once, for they may be wide.
+    """
+    found, order = np.zeros((size, width)), np.argsort(at, kind="stable")
+    order = order[at[order] >= 0]
+    for begin in range(0, len(order), ROWS):
+        part = order[begin : begin + ROWS]
+        places, starts = np.unique(at[part], return_index=True)
+        found[places] += np.add.reduceat(values(part), starts, axis=0)
+    return found
+
+
+def backwards(sums: Array) -> Array:
+    """For each time the sum over all that are there or later."""
+    return np.asarray(sums[::-1].cumsum(axis=0)[::-1])
 
 
 def counts(at: Array, groups: Array, shape: tuple[int, int]) -> Array:

@@ -16,7 +16,7 @@ from foedus.analytics import design
 from foedus.analytics.analysis import Table, Tail, analysis, answer
 from foedus.analytics.asking import Asking, Sent, ask, unpacked, whole, work
 from foedus.analytics.design import Coded, Wanted
-from foedus.analytics.held import Held, column
+from foedus.analytics.held import Held, coded
 from foedus.core import Algorithm, RoundContext, State
 from foedus.errors import JobError
 from foedus.params import Array
@@ -139,8 +139,7 @@ def _distinct(names: tuple[str, ...], state: State, context: RoundContext, every
 def _registers(names: tuple[str, ...], table: Held, payload: Mapping[str, Array]) -> Sent:
     found = np.zeros((len(names), 1 << BITS), np.int64)
     for i, name in enumerate(names):
-        held = design.categories(column(table, name))
-        hashes = np.array([_hash(v) for v in np.unique(held[held != ""]).tolist()], np.uint64)
+        hashes = np.array([_hash(v) for v in coded(table, name).names], np.uint64)
         rest = hashes & np.uint64((1 << RANKS) - 1)
         rank = RANKS + 1 - np.array([int(x).bit_length() for x in rest], np.int64)
         np.maximum.at(found[i], (hashes >> np.uint64(RANKS)).astype(np.int64), rank)
