@@ -206,6 +206,18 @@ def test_fractions_of_a_gpu_are_shared_by_actors(there: Cluster) -> None:
     assert ended.history[0]["train_x"] == 1.0
 
 
+def test_a_machine_of_another_build_is_named_once(there: Cluster) -> None:
+    from foedus.backends.ray.actors import Actors
+    from foedus.backends.ray.member import Ready
+
+    notes = list[tuple[str, str]]()
+    with clusters.joined(there.address, None, {}):
+        hall = Actors((job(), {}, 0), 1, {"CPU": 1.0}, lambda why, what: notes.append((what, why)))
+        for build_there in (build.describe(), {"cpu": "abacus"}, {"cpu": "abacus"}):
+            hall._compare(Ready("far", build_there))
+    assert notes == [("build", f"bits not comparable: cpu: {build.describe()['cpu']} against abacus at far")]
+
+
 def test_what_no_node_has_room_for_is_an_error_with_the_remedy(there: Cluster, monkeypatch: Any) -> None:
     lacks = "it needs CPU 1, GPU 2, and the nodes have CPU 1, GPU [01]; CPU 1, GPU [01]: ask for less by resources=…"
     with pytest.raises(JobError, match=f"no node of the Ray cluster has room for a site: {lacks}"):
