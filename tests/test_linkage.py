@@ -10,6 +10,7 @@ import pytest
 
 from foedus import linkage
 from foedus.errors import FoedusError, Missing
+from foedus.wire.ed25519 import derived, key_from_seed
 
 P = 2**255 - 19
 ORDER = 2**252 + 27742317777372353535851937790883648493  # RFC 8032, 5.1
@@ -112,3 +113,10 @@ def test_without_the_library_the_error_says_how_to_install_it(monkeypatch: Any) 
     monkeypatch.setitem(sys.modules, "nacl", None)
     with pytest.raises(Missing, match=r"pip install 'foedus\[linkage\]'"):
         linkage.hashed(b"ann")
+
+
+def test_a_sites_secret_comes_from_its_key_and_is_another_in_every_run() -> None:
+    key = key_from_seed(bytes(32))
+    one, other = derived(key, "run-1"), derived(key, "run-2")
+    assert one == derived(key_from_seed(bytes(32)), "run-1") and len(bytes.fromhex(one)) == 32
+    assert len({one, other, derived(key_from_seed(bytes(31) + b"1"), "run-1"), key.private_bytes_raw().hex()}) == 4

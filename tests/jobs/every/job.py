@@ -78,12 +78,12 @@ EVERY = {  # name -> a function of nothing that makes it
     "split-at-once": lambda: beginning(fd.split_learning(CUT, 2, turns=False), CUT),
     "split-u-shaped": lambda: beginning(fd.split_learning(CUT, 2, 3, labels="site", turns=False), CUT),
     "link": lambda: with_people(fd.link()),
-    "vertical": lambda: told(with_people(fd.vertical("squared", label="north", batch_size=7, test=0.1))),
+    "vertical": lambda: told(with_people(fd.vertical("squared", label="north", batch_size=16, test=0.1))),
     "vertical-neural": lambda: told(with_people(fd.vertical("softmax", [dense(3)], [tanh(), dense(2)], label="west"))),
 }
 
 
-CUT = LayeredLearner([layer(lambda: nn.Linear(4, 6)), tanh(), dense(5), tanh(), dense(2)], 4, "softmax", batch_size=8)
+CUT = LayeredLearner([layer(lambda: nn.Linear(4, 6)), tanh(), dense(5), tanh(), dense(2)], 4, "softmax", batch_size=16)
 
 
 def beginning(algorithm, learner):
