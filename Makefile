@@ -5,7 +5,7 @@ BIN = .venv/bin
 CLEAN = build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-figures test test-all lint bench dist clean
+.PHONY: help setup demo demo-figures test test-all lint bench bench-peers dist clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,11 @@ bench:  ## measure, and write to benchmarks/results/
 	@mkdir -p benchmarks/results
 	@for file in benchmarks/*.py; do name=$$(basename $$file .py); echo "… $$name"; \
 	$(BIN)/python $$file > benchmarks/results/$$name.json || exit 1; done
+	@$(BIN)/python benchmarks/others/table.py benchmarks/results
+
+bench-peers:  ## install the frameworks that foedus is measured beside, each in .venv-peers/NAME (2 GB)
+	@$(SETUP)
+	@$(BIN)/python benchmarks/others/install.py .venv-peers
 
 dist:  ## build a wheel into dist/ and try it outside this folder
 	@$(SETUP)
