@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,36 @@ def test_a_replay_has_the_same_bits_and_reads_the_same() -> None:
     again = job.run(sites=sites(), seed=1, replay=first, backend="local")
     assert again.digest == first.digest
     pd.testing.assert_frame_equal(analytics.read(again).pandas, analytics.read(first.params).pandas)
+
+
+@pytest.mark.data
+def test_four_hospitals_are_their_pooled_rows() -> None:
+    names = [
+        "age",
+        "sex",
+        "cp",
+        "trestbps",
+        "chol",
+        "fbs",
+        "restecg",
+        "thalach",
+        "exang",
+        "oldpeak",
+        "slope",
+        "ca",
+        "thal",
+        "num",
+    ]
+    folder = Path(os.environ["FOEDUS_DATA"]) / "heart"
+    held = {p.stem: pd.read_csv(p, header=None, names=names, na_values="?") for p in sorted(folder.glob("*.csv"))}
+    held = {site: t.assign(ill=(t.num > 0).astype(int)) for site, t in held.items()}
+    features = ["age", "sex", "trestbps", "chol", "thalach", "oldpeak", "cp"]
+    found = analytics.glm("binomial", sites=held, target="ill", features=features, categories={"cp": [1, 2, 3, 4]})
+    table = pd.concat(held.values())[["ill", *features]].dropna()
+    x = pd.get_dummies(table[features], columns=["cp"], drop_first=True).astype(float)
+    ref = sm.GLM(table.ill, sm.add_constant(x), family=sm.families.Binomial()).fit(tol=1e-15)
+    close(found.pandas[["coef", "se", "p"]], np.stack([ref.params, ref.bse, ref.pvalues], axis=1))
+    assert found.per_site["rows"].to_dict() == {"cleveland": 303, "hungary": 294, "long_beach": 200, "switzerland": 123}
 
 
 # tables and answers

@@ -182,7 +182,7 @@ def test_meta_analysis_is_that_of_statsmodels_on_each_sites_own_fit() -> None:
     close(found.per_site.loc["north", "coef"].loc[own["north"].params.index], own["north"].params)
 
 
-def test_the_bcg_trials_way_of_weighing() -> None:
+def test_a_meta_analysis_of_two_slopes_worked_out_by_hand() -> None:
     """Two sites of slopes 1 and 3 with the same error e: the mean is 2, Q = 2 / e², tau² = (Q - 1) e²."""
     noise = np.array([1.0, -1.0, -1.0, 1.0])
     x = np.array([0.0, 1.0, 2.0, 3.0])
