@@ -183,6 +183,15 @@ def test_the_table_says_what_it_shows() -> None:
         made().table(["median"])
 
 
+def test_each_site_has_its_own_row() -> None:
+    lines = str(made().by_site()).splitlines()
+    assert lines[0].split() == ["site", "FedAvg", "Other"]
+    assert [line.split()[:2] for line in lines[1:4]] == [["a", "0.820"], ["b", "0.720"], ["mean", "0.770"]]
+    assert made().difference("Other", of="b").half == pytest.approx(0.02484, abs=1e-5)
+    with pytest.raises(FoedusError, match="choose from mean, worst_site, all, bytes, seconds, rounds, a, b"):
+        made().values("Other", "c")
+
+
 def test_latex_has_the_same_rows() -> None:
     text = made().to_latex(["mean", "worst_site"])
     assert r"method & mean & worst\_site \\" in text and r"FedAvg & 0.770 $\pm$ 0.050 & 0.720 $\pm$ 0.050 \\" in text

@@ -76,11 +76,19 @@ class Study:
             found.setdefault(score.method, []).append(score)
         return found
 
+    @cached_property
+    def sites(self) -> Sequence[str]:
+        """The sites that measured something, in order."""
+        return sorted({site for score in self.scores for site in score.sites})
+
     def values(self, method: str, of: str = "mean", metric: str | None = None) -> list[float]:
-        """One number a seed: of `mean` over sites, `worst_site`, `all` test examples together, `bytes`, `seconds`."""
-        read = _OF.get(of)
+        """One number a seed: of `mean` over sites, `worst_site`, `all` test examples together, `bytes`, `seconds`.
+
+        Or what a site has, by its name.
+        """
+        read = _OF.get(of) or (_at(of) if of in self.sites else None)
         if read is None:
-            raise FoedusError(f"there is no {of!r}: choose from {', '.join(_OF)}")
+            raise FoedusError(f"there is no {of!r}: choose from {', '.join((*_OF, *self.sites))}")
         found = [read(score, metric or self.metric, self.better) for score in self.by_method[method]]
         return [math.nan if value is None else float(value) for value in found]
 
@@ -109,6 +117,12 @@ class Study:
         shown = [*by, *(["options"] if any(score.options for score in self.scores) and "options" not in by else [])]
         rows = [[name, *(_CELLS[column](self, name) for column in shown)] for name in self.by_method]
         return Table(["method", *shown], rows, self._notes(shown))
+
+    def by_site(self, metric: str | None = None) -> Table:
+        """A row for each site, and their mean; a column for each method and reference."""
+        cells = [[_cell(self.interval(name, of, metric)) for name in self.by_method] for of in (*self.sites, "mean")]
+        rows = [[of, *row] for of, row in zip((*self.sites, "mean"), cells, strict=True)]
+        return Table(["site", *self.by_method], rows, self._notes(()))
 
     def _notes(self, shown: Sequence[str]) -> list[str]:
         seeds, others = len(self.by_method[self.baseline]), len(self.by_method) - 1
@@ -173,14 +187,18 @@ _OF: Mapping[str, Callable[[Score, str, str], float | None]] = {
 }
 
 
-def _about(of: str) -> Callable[[Study, str], str]:
+def _at(site: str) -> Callable[[Score, str, str], float | None]:
+    return lambda score, metric, better: score.sites.get(site, {}).get(metric)
+
+
+def _cell(found: Interval) -> str:
     """Mean ± half of the interval."""
+    mean, half = found
+    return "-" if math.isnan(mean) else f"{mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
-    def cell(study: Study, name: str) -> str:
-        mean, half = study.interval(name, of)
-        return "-" if math.isnan(mean) else f"{mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
-    return cell
+def _about(of: str) -> Callable[[Study, str], str]:
+    return lambda study, name: _cell(study.interval(name, of))
 
 
 def _difference(study: Study, name: str) -> str:
