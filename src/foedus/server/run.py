@@ -130,7 +130,7 @@ class Run:
     @property
     def without(self) -> Sequence[str]:
         """The sites that this run never asks: it is another one, trained again without them."""
-        return self.submission.get("without", ())
+        return list(self.submission.get("without", ()))
 
     def offers(self, site: str) -> dict[str, Body]:
         """TASKID -> signed envelope of every Task that this site has not answered."""
