@@ -83,7 +83,7 @@ EVERY = {  # name -> a function of nothing that makes it
 }
 
 
-CUT = LayeredLearner([layer(lambda: nn.Linear(4, 6)), tanh(), dense(5), tanh(), dense(2)], 4, "softmax", batch_size=16)
+CUT = LayeredLearner([layer(lambda: nn.Linear(4, 6)), tanh(), dense(5), tanh(), dense(2)], 4, "softmax", batch_size=32)
 
 
 def beginning(algorithm, learner):
