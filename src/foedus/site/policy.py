@@ -147,8 +147,8 @@ approved = []
 datasets = "all"
 metrics = "all"
 
-# A Job sees only data with at least so many training examples. A model fitted to a few people can tell of them: with data
-# of people, 20 or more is wise.
+# A Job sees only data with at least so many training examples. A model fitted to a few people can tell of them: where
+# examples are people, 20 or more is wise.
 least_examples = 1
 
 # No update above this size leaves.
