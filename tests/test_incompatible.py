@@ -116,14 +116,6 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"algorithm": fedbuff(3, fedavg(aggregator=median()))},
         {"algorithm": fedbuff(3, fedavg(aggregator=median()), staleness=None)},
     ),
-    ("power_of_choice", "an algorithm without one model for all (fedbn, fedper, ifca, split_learning, …)"): (
-        {"algorithm": fedper(), "cohort": power_of_choice(5, 3)},
-        {"cohort": weighted(3, {})},
-    ),
-    ("power_of_choice", "late='keep'"): (
-        {"algorithm": fedbuff(2), "cohort": power_of_choice(5, 3)},
-        {"cohort": weighted(3, {})},
-    ),
     ("an algorithm that sends parts of one computation (split_learning, vertical, link)", "late='keep'"): (
         {"algorithm": split_learning(LAYERED, 1), "learner": LAYERED, "late": "keep", "quorum": 2},
         {"late": "drop"},
@@ -143,6 +135,14 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
     ("split_learning", "another learner than the one that is cut"): (
         {"algorithm": split_learning(LAYERED, 1)},
         {"learner": LAYERED},
+    ),
+    ("power_of_choice", "an algorithm without one model for all (fedbn, fedper, ifca, split_learning, …)"): (
+        {"algorithm": fedper(), "cohort": power_of_choice(5, 3)},
+        {"cohort": weighted(3, {})},
+    ),
+    ("power_of_choice", "late='keep'"): (
+        {"algorithm": fedbuff(2), "cohort": power_of_choice(5, 3)},
+        {"cohort": weighted(3, {})},
     ),
     ("an exact analysis (foedus.analytics)", "compress, cohort, quorum or late='keep'"): (
         {"algorithm": describe.make(), "learner": None, "compress": clip(1.0)},

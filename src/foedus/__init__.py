@@ -43,7 +43,6 @@ _MODULES = (
     "metrics",
     "clock",
     "participation",
-    "participation",
     "staleness",
     "torch",
     "numpy",

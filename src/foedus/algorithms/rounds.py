@@ -133,8 +133,6 @@ def path(fit: Fit, method: str) -> float:
 
 def loss(site: SiteContext, model: Params) -> float:
     """The mean loss of `model` on the site's training part, as in evaluation. Raises JobError without one."""
-
-
     sums = losses(site, model)
     return float(sums[0] / sums[1])
 
