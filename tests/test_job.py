@@ -206,7 +206,8 @@ def test_rounds_may_be_given_to_run(home: Path) -> None:
 
 @pytest.mark.parametrize("sites", [None, 0, -1, True, {}, [1, 2], "north"])
 def test_sites_are_a_count_or_a_mapping(sites: Any, home: Path) -> None:
-    with pytest.raises(JobError, match=r"sites=.*: give a count, a mapping name -> folder, frame or"):
+    said = "no sites are named" if sites is None else "sites=.*: give a count, a mapping name -> folder, frame or"
+    with pytest.raises(JobError, match=said):
         job().run(sites)
     assert not list(home.glob("runs/*"))
 

@@ -96,6 +96,8 @@ def _retrain_here(folder: Path, without: list[str], given: Any, home: Path | Non
                 seed=seed,
                 folder=new,
                 workers=about["source"]["workers"],
+                resources=about["source"].get("resources"),
+                address=about["source"].get("address"),
                 source={**about["source"], "sites": sites, "without": away},
                 told=told,
                 after=before._replace(rows=[*before.rows, *decided]),
@@ -128,8 +130,8 @@ def verify(run: RunArgument, site: SiteOption = None, home: HomeOption = None, j
     for line in _verified(found):
         note(line)
     out(found, json, [])
-    if found["same"] is False:
-        raise typer.Exit(6)
+    if found["same"] is False or (given and found["needs"]):  # where data were given, a replay was asked for
+        raise typer.Exit(1 if found["needs"] else 6)
 
 
 def _verified(found: Mapping[str, Any]) -> list[str]:
