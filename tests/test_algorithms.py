@@ -182,7 +182,8 @@ MODEL = {"body.w": np.zeros(7_500, np.float32), "head.w": np.zeros(2_500, np.flo
 def told() -> list[list[str]]:
     """The first table's rows: name, paper, lines, bytes, models at the server and at a site, when."""
     rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", DOC.read_text(), re.M)
-    return [[name, *(cell.strip() for cell in rest.split("|"))] for name, rest in rows]
+    cells = [[name, *(cell.strip() for cell in rest.split("|"))] for name, rest in rows]
+    return [row for row in cells if len(row) == 7]
 
 
 def code_lines(name: str) -> int:

@@ -406,7 +406,7 @@ def test_a_learner_that_lacks_what_an_algorithm_asks_for_is_an_error_by_name() -
 
     with pytest.raises(Paused, match="asks the learner for mean_gradient, which it does not have"):
         played(Job(scaffold(option=1), Bare(), rounds=1), TWO)
-    with pytest.raises(Paused, match="reads the loss of each site, and this learner has none"):
+    with pytest.raises(Paused, match="the loss of each site is read here, and this learner has none"):
         played(Job(qffl(), Bare(), rounds=1), TWO)
 
 
