@@ -1,5 +1,5 @@
 """The backend `auto`: sites train here until it is known what they cost, then in processes if that pays; the same bits.
-Where sites may train together and gain more by that than by all cores, `gain` says so before a run begins.
+Where sites may train together and gain by that, `gain` says so before a run begins.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from foedus.aggregators import Folding
 from foedus.backends.local import Here
+from foedus.backends.processes.workers import cores
 from foedus.backends.simulation import Crew, Done
 from foedus.core import Local, Task
 from foedus.data import Pairs, Split
@@ -23,7 +24,7 @@ from foedus.work import Among, Order
 
 SAVES = 1.0  # seconds that another backend has to save before it is worth its start
 ROUNDS = 20  # of a Job whose end is decided by a rule
-TOGETHER = 8  # sites in the trial
+TOGETHER = 8  # sites in the trial at most
 MOST_BYTES = 8 << 20  # of a model that may gain by training together
 TRIAL = key(0, 0, 0, "here", "trial")
 
@@ -77,7 +78,10 @@ class Growing:
 
 
 def gain(job: Job, data: Mapping[str, Any], seed: int) -> Gain:
-    """Tries one batch of one site alone and of TOGETHER at once, where the learner can train many sites together."""
+    """Tries one batch of one site alone and of several at once, where the learner can train many sites together.
+
+    These are as many as a core would have of a round's sites: with few, one process for each site gains more.
+    """
     learner: Any = job.learner
     if not hasattr(learner, "together") or not data:
         return Gain(1.0, 0.0, "its learner trains one site at a time")
@@ -90,12 +94,13 @@ def gain(job: Job, data: Mapping[str, Any], seed: int) -> Gain:
             return Gain(1.0, 0.0, "its examples are no (x, y) arrays")
         size = min(len(split.train), learner.batch_size)
         small = Split(split.train[:size])
+        asked = len(draw(job.plan(seed), 0, data.names if isinstance(data, Pool) else sorted(data)))
+        count = max(1, min(TOGETHER, asked // cores()))
         learner.together([(params, small, TRIAL, None)] * 2)
-        many = _seconds(lambda: learner.together([(params, small, TRIAL, None)] * TOGETHER)) / TOGETHER
+        many = _seconds(lambda: learner.together([(params, small, TRIAL, None)] * count)) / count
         one = _seconds(lambda: learner.train(params, small, TRIAL, None))
     except FoedusError as error:
         return Gain(1.0, 0.0, str(error))
-    asked = len(draw(job.plan(seed), 0, data.names if isinstance(data, Pool) else sorted(data)))
     batches = max(1, -(-len(split.train) // size))
     return Gain(one / many, one * batches * asked * (job.rounds or ROUNDS))
 

@@ -1,4 +1,4 @@
-"""The backend `vectorized`: many sites train at once in this process, in batched kernels; close to `local`.
+"""Many sites train at once in one process, in batched kernels; close to `local`.
 A Bench and the sites' data come in. A learner that knows `together` is asked for many sites, any other for one by one.
 
 A work is a pure function, so it may be stopped at the call of `train` and begun again: the first time it raises what it
@@ -20,6 +20,7 @@ from foedus.errors import Alone, FoedusError
 from foedus.job import Job
 from foedus.keys import Key
 from foedus.params import Params
+from foedus.progress import site_done
 from foedus.work import Among, Order
 
 
@@ -78,25 +79,32 @@ class Many:
             note(f"{type(job.learner).__name__} trains one site at a time")
 
     def fold(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local], into: Folding) -> list[Done]:
-        made = self.each(task, orders, locals)
+        made = self.work(orders, locals)
         return [
             one if one.update is None else folded(one, order, into) for one, order in zip(made, orders, strict=True)
         ]
 
     def each(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local]) -> list[Done]:
+        return self.work(orders, locals)
+
+    def work(self, orders: Sequence[Order], locals: Mapping[str, Local]) -> list[Done]:
+        """A Done with its update for each of the orders, which are of one Task."""
         turns = [Turn(order, locals.get(order.site)) for order in orders]
         while waiting := [turn for turn in turns if turn.done is None]:
             for turn in waiting:
                 try:
-                    turn.done = done(turn.order, partial(self._work, turn))
+                    turn.done = done(turn.order, partial(self._turn, turn))
                 except Asked as asked:
                     turn.call = asked.call
+                else:
+                    site_done(turn.order.site)
             asking = [turn for turn in waiting if turn.done is None]
             for turn, answer in zip(asking, self._together([turn.call for turn in asking]), strict=True):
                 turn.answers.append(answer)
+        self.learner.answers = None
         return [turn.done for turn in turns if turn.done is not None]
 
-    def _work(self, turn: Turn) -> tuple[Local, Update | Decline]:
+    def _turn(self, turn: Turn) -> tuple[Local, Update | Decline]:
         if turn.context is None:
             turn.context = self.bench.context(turn.order, Among(self.data))
         self.learner.answers, self.learner.given = None if self.alone else turn.answers, 0

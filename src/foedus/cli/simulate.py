@@ -43,7 +43,7 @@ def run(
     job: Annotated[Path, typer.Argument(metavar="JOB", help="A Python file that defines `job`.")],
     options: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the job.")] = None,
     backend: Annotated[str, typer.Option(help="auto, local, vectorized, processes, ray or network.")] = "auto",
-    workers: Annotated[int | None, typer.Option(help="Processes of `processes`, actors of `ray`.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes, or actors of `ray`.")] = None,
     resource: ResourceOption = None,
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster, in place of RAY_ADDRESS.")] = None,
     sites: Annotated[int | None, typer.Option(help="A number of sites, in place of --site.")] = None,

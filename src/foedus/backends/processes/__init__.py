@@ -22,6 +22,8 @@ from foedus.work import Order
 
 __all__ = ["crew"]
 
+APART = "one site after another"  # the event of a run whose sites were to train together
+
 
 @contextmanager
 def crew(
@@ -29,19 +31,21 @@ def crew(
     data: Mapping[str, Any],
     seed: int,
     workers: int | None = None,
-    note: Callable[[str], object] = lambda why: None,
+    note: Callable[..., object] = lambda why, what="": None,
     start: Start | None = None,
+    together: bool = False,
 ) -> Iterator[Hands]:
     """A Crew of `workers` processes (None: one a core), never more than there are sites; they end with the block.
 
-    `note` hears of workers that died. `start` is how they begin, by default "fork" where that is safe.
+    `note` hears of workers that died. `start` is how they begin, by default "fork" where that is safe. With `together`
+    each trains its sites at once, which only comes close; `note` hears why where they cannot.
     Raises JobError for a Job that cannot be sent to them.
     """
     check(workers)
     processes = Processes((job, data, seed), min(workers or cores(), len(data)), start or start_method())
     try:
         processes.open()
-        yield Hands(processes, note)
+        yield Hands(processes, note, together)
     finally:
         processes.close()
 
@@ -55,8 +59,8 @@ def check(workers: int | None) -> None:
 class Hands:
     """A Crew whose members are workers, each with a Bench and a sum of its own."""
 
-    def __init__(self, workers: Workers[Any], note: Callable[[str], object]) -> None:
-        self.workers, self.note, self.balance = workers, note, Balance()
+    def __init__(self, workers: Workers[Any], note: Callable[..., object], together: bool = False) -> None:
+        self.workers, self.note, self.balance, self.together = workers, note, Balance(), together
 
     def fold(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local], into: Folding) -> list[Done]:
         """Each worker folds what its sites return, and `into` takes over one sum of each.
@@ -75,7 +79,14 @@ class Hands:
         return self._shift(task, orders, locals, None).run()
 
     def _shift(self, *args: Any, **how: Any) -> Shift:
+        how["apart"] = self._apart if self.together else None
         return Shift(self.workers, self.balance, self.note, *args, **how)
+
+    def _apart(self, why: str) -> None:
+        """From the next Task on sites train one after another, for what one worker found is true of all."""
+        if self.together:
+            self.together = False
+            self.note(why, what=APART)
 
 
 def _code(aggregator: Any) -> bytes | None:

@@ -132,7 +132,8 @@ class Shift:
     """Orders of one Task on their way through the workers.
 
     `code` is the pickled Sum with which workers fold, or None where updates come back. `settle` hears of each Done, and
-    says what is kept of it; `merge` takes over what a worker folded.
+    says what is kept of it; `merge` takes over what a worker folded. With `apart` each worker trains its sites
+    together, and `apart` hears why it could not.
     """
 
     def __init__(
@@ -146,10 +147,11 @@ class Shift:
         code: bytes | None,
         settle: Callable[[Order, Done], Done] = lambda order, done: done,
         merge: Callable[[Kept], None] = lambda kept: None,
+        apart: Callable[[str], None] | None = None,
     ) -> None:
         self.workers, self.balance, self.note = workers, balance, note
         self.task, self.orders, self.locals, self.code = task, orders, locals, code
-        self.settle, self.merge = settle, merge
+        self.settle, self.merge, self.apart = settle, merge, apart
         self.costs = balance.costs(orders)
         self.found: dict[int, Done] = {}
         self.alone: set[int] = set()  # orders that a worker may have died of: they go out one by one
@@ -172,14 +174,15 @@ class Shift:
 
     def _give(self, worker: Worker[Any]) -> None:
         """Gives the worker orders, or has it hand over what it folded, or leaves it in peace."""
-        batch = self._batch(worker)
+        batch = self._dealt(worker) if self.apart else self._batch(worker)
         if not batch and not worker.held:
             return
         worker.batch, gone = batch, set(batch)
         self.left = [i for i in self.left if i not in gone]
         orders = [self._given(self.orders[i], i) for i in batch]
         try:
-            self.workers.tell(worker, self._brief(), Given(orders, not self.left or not batch))
+            last = not self.left or not batch or self.apart is not None
+            self.workers.tell(worker, self._brief(), Given(orders, last))
         except OSError:
             self._lose(worker)
 
@@ -189,7 +192,8 @@ class Shift:
     def _brief(self) -> Brief:
         one = self.orders[0]
         returns = one.payload.spec if one.returns is None else one.returns
-        return Brief(self.task.payload, one.work, one.round, one.task, returns, len(self.task.sites), self.code)
+        asked, together = len(self.task.sites), self.apart is not None
+        return Brief(self.task.payload, one.work, one.round, one.task, returns, asked, self.code, together)
 
     def _batch(self, worker: Worker[Any]) -> list[int]:
         """Many short orders, or one: where updates come back, or where workers died."""
@@ -202,6 +206,15 @@ class Shift:
                 break
             batch.append(i)
         return batch
+
+    def _dealt(self, worker: Worker[Any]) -> list[int]:
+        """Its share of all that is left, short orders and long ones, at once; or one where workers died."""
+        if self.left and self.left[0] in self.alone:
+            return self.left[:1]
+        heavy = {i for i in self.left if self._loading(i) > QUANTUM}  # these stay where their data is
+        own = [i for i in heavy if self.balance.home.get(self.orders[i].site, worker.number) == worker.number]
+        others = sum(w.batch is None for w in self.workers.all.values())
+        return sorted([*own, *[i for i in self.left if i not in heavy][::others]])
 
     def _within_reach(self, worker: Worker[Any]) -> list[int]:
         """Orders whose data is here or nowhere; without any, others' that would be done there later than here."""
@@ -223,6 +236,9 @@ class Shift:
         if message is None:
             self._lose(worker)
             return
+        for why in message.notes:
+            if self.apart is not None:
+                self.apart(why)
         for report in message.reports:
             self._settle(worker, report)
         if self.code is not None:

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -24,11 +25,13 @@ from foedus.aggregators import Folding
 from foedus.backends.local import folded, perform
 from foedus.backends.processes.channel import Channel
 from foedus.backends.simulation import Done
+from foedus.backends.vectorized import Many
 from foedus.core import Local
+from foedus.data import Site
 from foedus.errors import FoedusError, JobError, Refused, SiteError
 from foedus.job import Job
 from foedus.params import Params, Spec
-from foedus.work import Order, describe
+from foedus.work import Bench, Order, describe
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -37,7 +40,10 @@ Kept = tuple[Any, Any, int, int]  # of a Folding: accumulator, largest integers,
 
 
 class Brief(NamedTuple):
-    """What a worker needs of a Task; `code` is the pickle of its Sum, None where updates are to come back."""
+    """What a worker needs of a Task; `code` is the pickle of its Sum, None where updates are to come back.
+
+    `together`: the sites of a message train at once.
+    """
 
     payload: Params
     work: str
@@ -46,6 +52,7 @@ class Brief(NamedTuple):
     returns: Spec
     asked: int
     code: bytes | None
+    together: bool = False
 
 
 class Given(NamedTuple):
@@ -66,10 +73,11 @@ class Report(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The answer to Given. A worker's first one is empty: it is ready."""
+    """The answer to Given; `notes` say why sites did not train together. A worker's first one is empty: it is ready."""
 
     reports: Sequence[Report] = ()
     kept: Kept | None = None
+    notes: Sequence[str] = ()
 
 
 class Failed(NamedTuple):
@@ -140,26 +148,51 @@ class Hand:
     """Performs the orders of its brief with one Bench, and folds what comes of them."""
 
     def __init__(self, job: Job, data: Mapping[str, Any], seed: int) -> None:
-        self.data, self.bench = data, job.bench(seed)
-        self.load, self.loading = self.bench.load, 0.0
-        self.bench.load = self.load and self._timed
+        self.job, self.data, self.seed = job, data, seed
+        self.loading = dict[str, float]()  # seconds of the sites whose data this message had loaded
+        self.bench = self._timed(job.bench(seed))
+        self.many: Many | None = None
+        self.notes: list[str] = []
         self.brief: Any = None
         self.folding: Folding | None = None
 
     def answer(self, given: Given) -> Answer:
-        reports = [self._report(*order) for order in given.orders]
+        self.loading = {}
+        reports = self._together(given) if self.brief.together else [self._report(*order) for order in given.orders]
         _flush()
-        return Answer(reports, self._kept() if given.last and self.brief.code is not None else None)
+        notes, self.notes = self.notes, []
+        return Answer(reports, self._kept() if given.last and self.brief.code is not None else None, notes)
 
     def _report(self, number: int, site: str, local: Local, letter: Params | None) -> Report:
-        brief, self.loading, began = self.brief, 0.0, time.perf_counter()
+        began, order = time.perf_counter(), self._order(site, letter)
+        done = self._folded(perform(self.bench, order, local, self.data), order)
+        return self._told(number, site, done, time.perf_counter() - began - self.loading.get(site, 0.0))
+
+    def _together(self, given: Given) -> list[Report]:
+        """Reports of sites that train at once: each took a part of the seconds, by its update's weight."""
+        if self.many is None:
+            self.many = Many(self.job, self.data, self.seed, self.notes.append)
+            self.bench = self._timed(self.many.bench)
+        began, orders = time.perf_counter(), [self._order(site, letter) for _, site, _, letter in given.orders]
+        made = self.many.work(orders, {site: local for _, site, local, _ in given.orders})
+        made = [self._folded(done, order) for done, order in zip(made, orders, strict=True)]
+        seconds = time.perf_counter() - began - sum(self.loading.values())
+        unit = seconds / (sum(done.outcome.weight for done in made) or 1.0)
+        return [
+            self._told(number, site, done, unit * done.outcome.weight)
+            for (number, site, *_), done in zip(given.orders, made, strict=True)
+        ]
+
+    def _order(self, site: str, letter: Params | None) -> Order:
+        brief = self.brief
         payload = brief.payload if letter is None else letter
-        order = Order(brief.work, payload, site, brief.round, brief.task, brief.returns)
-        done = perform(self.bench, order, local, self.data)
-        if brief.code is not None and done.update is not None:
-            done = folded(done, order, self._folding())
-        seconds = time.perf_counter() - began - self.loading
-        return Report(number, done._replace(error=None), _told(done.error), seconds, self.loading)
+        return Order(brief.work, payload, site, brief.round, brief.task, brief.returns)
+
+    def _folded(self, done: Done, order: Order) -> Done:
+        return done if self.brief.code is None or done.update is None else folded(done, order, self._folding())
+
+    def _told(self, number: int, site: str, done: Done, seconds: float) -> Report:
+        return Report(number, done._replace(error=None), _told(done.error), seconds, self.loading.get(site, 0.0))
 
     def _folding(self) -> Folding:
         if self.folding is None:
@@ -170,13 +203,16 @@ class Hand:
         folding, self.folding = self._folding(), None
         return folding.acc, folding.most, folding.units, folding.count
 
-    def _timed(self, site: Any) -> Any:
-        assert self.load is not None
+    def _timed(self, bench: Bench) -> Bench:
+        bench.load = bench.load and partial(self._loaded, bench.load)
+        return bench
+
+    def _loaded(self, load: Callable[..., Any], site: Site) -> Any:
         began = time.perf_counter()
         try:
-            return self.load(site)
+            return load(site)
         finally:
-            self.loading = time.perf_counter() - began
+            self.loading[site.name] = time.perf_counter() - began
 
 
 def retold(refused: bool, site: str, stage: str, why: str, remedy: str, trace: str) -> SiteError:

@@ -132,9 +132,8 @@ def dumps(value: Any, **how: Any) -> bytes:
         import cloudpickle  # type: ignore[import-untyped]
     except ImportError:
         return pickle.dumps(value, **how)
-    for name, module in list(sys.modules.items()):
-        if name.startswith("foedus_job_"):  # a job file, imported under a name that no search finds
-            cloudpickle.register_pickle_by_value(module)
+    for name in [name for name in list(sys.modules) if name.startswith("foedus_job_")]:
+        cloudpickle.register_pickle_by_value(sys.modules[name])  # a job file, imported under a name no search finds
     usual, file = cloudpickle.Pickler.dispatch_table, io.BytesIO()
     table = ChainMap({CodeType: partial(_code, usual[CodeType])}, usual)
     type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})(file, **how).dump(value)
