@@ -106,7 +106,7 @@ class Edge:
             if not isinstance(place, Mapping) and (Path(place) / "submitter").is_dir():
                 with connect(home=place) as remote:
                     run = self._submitted(remote, Path(scratch) / "job", params, said)
-                    done = run.wait(told=_progress, folder=folder)
+                    done = run.wait(told=_progress, folder=folder, progress=False)
             else:
                 sites = place if isinstance(place, Mapping) else {p.name: p for p in sorted(Path(place).iterdir())}
                 made = asked(self.job, said).replace(start=params)

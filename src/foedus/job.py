@@ -99,19 +99,22 @@ class Job(Options):
         clock: Clock | None = None,
         resources: Mapping[str, float] | None = None,
         address: str | None = None,
+        progress: bool | None = None,
     ) -> Result:
         """Runs the Job on this machine and returns its Result.
 
         `sites`: a count, a mapping name -> folder, frame or Split, or `fd.Sites`; its values are taken when needed.
         `replay`: a Result or RUN whose rosters and counted sets are followed. `clock`: `fd.clock(…)`, by which sites
         take simulated time. On backend `ray`, `resources` are what a site's work takes, as {"cpu": 1, "gpu": 0.25}, and
-        `address` is that of the cluster. The run is kept in FOEDUS_HOME/runs.
+        `address` is that of the cluster. `progress`: a live bar where True (lines where there is no terminal and no
+        notebook), none where False; None has one on a terminal and in a notebook alone. The run is kept in
+        FOEDUS_HOME/runs.
         """
         from foedus import launch  # the one arrow that points up: see docs/design.md
 
         job = self if rounds is None else self.replace(rounds=rounds)
         how = {"backend": backend, "seed": seed, "workers": workers, "exact": exact, "replay": replay, "clock": clock}
-        return launch.run(job, sites, resources=resources, address=address, **how)
+        return launch.run(job, sites, resources=resources, address=address, show=progress, **how)
 
     @property
     def method(self) -> Algorithm:

@@ -50,14 +50,17 @@ def run(
     say: Callable[[str], object] = lambda text: None,
     clock: Clock | None = None,
     after: Before | None = None,
+    show: bool | None = False,
 ) -> Result:
     """Runs `job` over `sites` and keeps the run in `folder` (a new one in FOEDUS_HOME/runs by default).
 
     A folder that holds an unfinished run of the same Job is resumed. `source` says how the Job was made, for `resume`.
     `resources` of a site's work and `address` of the cluster are of the backend `ray`.
     `told` hears of each round, `say` of what was chosen and of mishaps. By `clock` sites take simulated time. `after`
-    says what of another run counts already.
+    says what of another run counts already. `show` is Job.run's `progress`.
     """
+    from foedus.report import live
+
     backend = resolve(backend, exact)
     if backend != "ray" and (resources or address):
         raise JobError("resources=… and address=… are of the backend 'ray': name it, or leave them out")
@@ -67,7 +70,7 @@ def run(
     if backend == "network":
         if clock is not None:
             raise JobError("clock=… is of simulations: on backend 'network' time is real; leave one of them out")
-        return _on_loopback(job, data, seed, place, source, told, say)
+        return _on_loopback(job, data, seed, place, source, told, say, show)
     script = runs.script_of(replay)
     with runs.opened(place) as (place, journal), build.exactly():
         began = time.monotonic()
@@ -80,7 +83,7 @@ def run(
             note(why, what="backend")
         if job.learner and job.evaluate and job.panel is None and len(data) > MOST_MEASURED:
             note(f"on {PANEL:,} of {len(data):,} sites, the same each time; panel=… says on how many", "evaluation")
-        with crew(backend, job, data, seed, workers, note, resources, address) as hands:
+        with live.followed(journal, show), crew(backend, job, data, seed, workers, note, resources, address) as hands:
             runner = simulate(hands, data, journal, seed, job.least, script, watch, place)
             ended = _executed(job.plan(seed), runner, journal, place, script, told, watch)
             if job.method.personal:
@@ -127,6 +130,7 @@ def _on_loopback(
     source: Mapping[str, Any] | None,
     told: Told,
     say: Callable[[str], object],
+    show: bool | None,
 ) -> Result:
     """The Result of a federation of its own, whose server keeps the journal; until it is here, its first row is."""
     from foedus import jobfile, loopback
@@ -134,7 +138,7 @@ def _on_loopback(
     known = source or {"file": str(jobfile.found(job).path), "options": {}, "rounds": job.rounds}
     with runs.opened(place) as (_, journal):
         _open(journal, _about(job, data, seed, "network", known))
-    return loopback.run(job, data, seed=seed, folder=place, source=known, told=told, say=say)
+    return loopback.run(job, data, seed=seed, folder=place, source=known, told=told, say=say, show=show)
 
 
 def resolve(backend: str, exact: bool = False) -> str:

@@ -168,6 +168,7 @@ def run(
     source: Mapping[str, Any],
     told: Told,
     say: Callable[[str], object] = lambda text: None,
+    show: bool | None = False,
 ) -> Result:
     """Runs a job file over these sites in a federation that ends with the run; its folder keeps all logs.
 
@@ -183,7 +184,7 @@ def run(
         for name, held in data.items():
             _take_part(made, name, held, list(job.datasets) or ["data"])
         made.await_sites(data)
-        return _started(made.remote(), file, source, seed).wait(told, folder, say)
+        return _started(made.remote(), file, source, seed).wait(told, folder, say, show)
 
 
 def _take_part(made: Federation, name: str, held: Any, datasets: Sequence[str]) -> None:

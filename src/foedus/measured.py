@@ -46,8 +46,15 @@ def _added(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 def facts(totals: Sequence[Total], per_site: PerSite, metrics: Collection[Metric], sure: bool) -> dict[str, Any]:
     """What a step row says of the sites; in fast rounds that others follow nobody would look at the intervals."""
-    found = {"per_site": per_site, "worst": worst(per_site, metrics)}
+    found = {"per_site": per_site, "worst": worst(per_site, metrics), "examples": examples(totals)}
     return found | (certainty(totals, metrics) if sure else {})
+
+
+def examples(totals: Iterable[Total]) -> float:
+    """On how many examples sites trained, in all their epochs; 0 where training reports no loss."""
+    sums = [total.metrics["train_loss"] for total in totals if "train_loss" in total.metrics]
+    found = sum(float(x[1]) for x in sums if np.shape(x) == (3,))
+    return found if math.isfinite(found) else 0.0
 
 
 def values(sums: Mapping[str, Any], metrics: Iterable[Metric]) -> dict[str, float | None]:

@@ -246,21 +246,31 @@ class Run:
         told: Callable[[Mapping[str, Any]], None] = lambda line: None,
         folder: Path | None = None,
         say: Callable[[str], object] = lambda text: None,
+        progress: bool | None = None,
     ) -> Result:
         """The Result, when the run is finished; FoedusError with the cause if it failed or was stopped.
 
-        `told` hears of each round, `say` of a pause and, once each, of what keeps a site from taking part.
+        `told` hears of each round, `say` of a pause and, once each, of what keeps a site from taking part. `progress`:
+        as that of `Job.run`.
         """
+        from foedus.report import live
+
         state, why, heard = "", "", set[str]()
-        for kind, found in self.watch():
-            news = f"paused: {found[1]}: `foedus resume {self.id}`" if found[0] == "paused" else _absence(kind, found)
-            if news and news not in heard:
-                heard.add(news)
-                say(news)
-            if kind == "state":
-                state, why = found
-            elif found[2] == "step":
-                told({"round": found[3]["round"], "seconds": found[3]["seconds"], **found[3]["metrics"]})
+        with live.shown(progress) as seen:
+            for kind, found in self.watch():
+                news = _absence(kind, found)
+                if found[0] == "paused":
+                    news = f"paused: {found[1]}: `foedus resume {self.id}`"
+                if news and news not in heard:
+                    heard.add(news)
+                    say(news)
+                if kind == "state":
+                    state, why = found
+                    continue
+                if seen:
+                    seen.hear(found[2], found[3])
+                if found[2] == "step":
+                    told({"round": found[3]["round"], "seconds": found[3]["seconds"], **found[3]["metrics"]})
         if state != "finished":
             raise FoedusError(f"run {self.id} {state}: {why}; `foedus resume {self.id}` goes on with it")
         return self.pull(folder)

@@ -10,6 +10,7 @@ from foedus.aggregators import Folding
 from foedus.backends.simulation import Done
 from foedus.core import Decline, Local, Origin, Outcome, Task, Update
 from foedus.errors import Refused, SiteError
+from foedus.progress import site_done
 from foedus.work import Among, Bench, Order
 
 
@@ -23,11 +24,16 @@ class Here:
         return [self._folded(order, locals.get(order.site), into) for order in orders]
 
     def each(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local]) -> list[Done]:
-        return [perform(self.bench, order, locals.get(order.site), self.data) for order in orders]
+        return [self._made(order, locals.get(order.site)) for order in orders]
 
     def _folded(self, order: Order, local: Local, into: Folding) -> Done:
-        made = perform(self.bench, order, local, self.data)
+        made = self._made(order, local)
         return made if made.update is None else folded(made, order, into)
+
+    def _made(self, order: Order, local: Local) -> Done:
+        made = perform(self.bench, order, local, self.data)
+        site_done(order.site)
+        return made
 
 
 def perform(bench: Bench, order: Order, local: Local, data: Mapping[str, Any]) -> Done:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foedus.cli.given import HomeOption, JsonOption, RunArgument, SiteOption, as_paths, data_of, plain_sites
-from foedus.cli.show import Progress, columns, next_step, note, out, quiet, result_lines
+from foedus.cli.show import columns, next_step, note, out, quiet, result_lines
 from foedus.errors import FoedusError, NoRun
 
 if TYPE_CHECKING:
@@ -39,19 +39,18 @@ def resume(run: RunArgument, home: HomeOption = None, json: JsonOption = False) 
     with quiet():
         about, chosen, named = as_started(folder)
         next_step(f"`foedus resume {folder.name}` goes on where it stands")
-        with Progress(chosen.rounds) as told:
-            result = launch.run(
-                chosen,
-                named,
-                backend=about["backend"],
-                seed=about["seed"],
-                folder=folder,
-                workers=about["source"]["workers"],
-                resources=about["source"].get("resources"),
-                address=about["source"].get("address"),
-                source=about["source"],
-                told=told,
-            )
+        result = launch.run(
+            chosen,
+            named,
+            backend=about["backend"],
+            seed=about["seed"],
+            folder=folder,
+            workers=about["source"]["workers"],
+            resources=about["source"].get("resources"),
+            address=about["source"].get("address"),
+            source=about["source"],
+            show=True,
+        )
     tell(result, json)
 
 
@@ -88,20 +87,19 @@ def _retrain_here(folder: Path, without: list[str], given: Any, home: Path | Non
         sites = plain_sites(given) if given else about["source"]["sites"]
         note(f"run {new.name}: run {folder.name} from round {before.round + 1} on, without {', '.join(without)}")
         next_step(f"`foedus resume {new.name}` goes on where it stands")
-        with Progress(chosen.rounds) as told:
-            result = launch.run(
-                chosen,
-                launch.apart_from(without, given or named),
-                backend="local" if about["backend"] == "network" else about["backend"],
-                seed=seed,
-                folder=new,
-                workers=about["source"]["workers"],
-                resources=about["source"].get("resources"),
-                address=about["source"].get("address"),
-                source={**about["source"], "sites": sites, "without": away},
-                told=told,
-                after=before._replace(rows=[*before.rows, *decided]),
-            )
+        result = launch.run(
+            chosen,
+            launch.apart_from(without, given or named),
+            backend="local" if about["backend"] == "network" else about["backend"],
+            seed=seed,
+            folder=new,
+            workers=about["source"]["workers"],
+            resources=about["source"].get("resources"),
+            address=about["source"].get("address"),
+            source={**about["source"], "sites": sites, "without": away},
+            show=True,
+            after=before._replace(rows=[*before.rows, *decided]),
+        )
     tell(result, json)
 
 

@@ -11,7 +11,7 @@ import typer
 
 from foedus.cli.given import HomeOption, JsonOption, pairs
 from foedus.cli.kept import tell
-from foedus.cli.show import Progress, columns, next_step, note, out
+from foedus.cli.show import columns, next_step, note, out
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id at the server, or a unique prefix.")]
 PAUSED = 5
@@ -61,25 +61,24 @@ def submit(
         out({"run": run.id}, json, [])
         return
     next_step(watching(run.id))
-    with Progress(run.status()["of"]) as told:
-        result = run.wait(told, say=note)
-    tell(result, json)
+    tell(run.wait(say=note, progress=True), json)
 
 
 def watch(run: RunArgument, home: HomeOption = None, json: JsonOption = False) -> None:
     """Follow a run until it is over."""
     from foedus.remote import connect
+    from foedus.report import live
 
     found = connect(home=home).run(run)
     next_step(watching(found.id))
     state: tuple[str, str] = ("", "")
-    with Progress(found.status()["of"]) as told:
+    with live.shown(True) as seen:
         for kind, news in found.watch():
             if kind == "state":
                 state = news
                 note(f"run {found.id}: {state[0]}{f', {state[1]}' if state[1] else ''}")
-            elif news[2] == "step":
-                told({"round": news[3]["round"], **news[3]["metrics"]})
+            elif seen:
+                seen.hear(news[2], news[3])
     finished = state[0] == "finished"
     said = [
         f"`foedus pull {found.id}` fetches its models" if finished else f"`foedus resume {found.id}` goes on with it"

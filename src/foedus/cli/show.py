@@ -1,5 +1,5 @@
-"""What people see while they wait: progress as a bar in a terminal, as plain lines elsewhere; results as JSON or text.
-Only rich may come in, and only where there is a terminal."""
+"""What people see of a command: notes and progress on standard error, results as JSON or text.
+Only the standard library may come in; `report.live` shows progress."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 
@@ -79,45 +78,3 @@ def _sure(found: Mapping[str, Any], name: str) -> str:
     low, high = found["intervals"].get(name, (None, None))
     interval = "-" if low is None else f"{low:.4f} to {high:.4f}"
     return f"{interval} (bins: ± {found['bounds'][name]:.2g})" if name in found["bounds"] else interval
-
-
-class Progress:
-    """Hears of every finished round; a bar with the newest metrics in a terminal, else a line now and then."""
-
-    def __init__(self, rounds: int | None) -> None:
-        self.rounds = rounds
-        self.bar: Any = None
-        self.task: Any = None
-
-    def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = (
-                TextColumn("round"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-            )
-            self.bar = Bar(*columns, console=Console(stderr=True))
-            self.bar.start()
-            self.task = self.bar.add_task("", total=self.rounds)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def __call__(self, line: Mapping[str, Any]) -> None:
-        shown = "  ".join(f"{k} {v:.4f}" for k, v in line.items() if k not in ("round", "seconds") and v is not None)
-        if self.bar is not None:
-            self.bar.update(self.task, completed=line["round"] + 1, description=shown)
-            return
-        number, every = line["round"] + 1, max(1, (self.rounds or 10) // 10)
-        if number % every == 0 or number == self.rounds:
-            note(f"round {number}{f' of {self.rounds}' if self.rounds else ''}: {shown}")

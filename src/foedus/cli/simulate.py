@@ -20,7 +20,7 @@ from foedus.cli.given import (
     plain_sites,
 )
 from foedus.cli.kept import tell
-from foedus.cli.show import Progress, next_step, note, quiet
+from foedus.cli.show import next_step, note, quiet
 
 EXAMPLES = """Examples:
 
@@ -77,19 +77,18 @@ def run(
         folder = kept.new_folder(chosen.name or loaded.path.parent.name, home)
         note(f"run {folder.name} on backend {launch.resolve(backend, exact)}")
         next_step(f"`foedus resume {folder.name}` goes on where it stands")
-        with Progress(chosen.rounds) as told:
-            result = launch.run(
-                chosen,
-                as_paths(named),
-                backend=backend,
-                seed=seed,
-                workers=workers,
-                resources=amounts(resource),
-                address=address,
-                exact=exact,
-                folder=folder,
-                source=source,
-                told=told,
-                say=note,
-            )
+        result = launch.run(
+            chosen,
+            as_paths(named),
+            backend=backend,
+            seed=seed,
+            workers=workers,
+            resources=amounts(resource),
+            address=address,
+            exact=exact,
+            folder=folder,
+            source=source,
+            say=note,
+            show=True,
+        )
     tell(result, json)

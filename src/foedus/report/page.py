@@ -13,6 +13,7 @@ from typing import Any
 from foedus.metrics import plain
 from foedus.report import figures, story
 from foedus.report.markup import Html, between, el, join, lasting, moment, number, ranges, size, table, text, thinned
+from foedus.report.standing import Standing, html
 from foedus.report.story import PARTS, STATUS, Measured, Story
 from foedus.store import Row
 
@@ -38,7 +39,7 @@ def _note(*parts: Any, kind: str = "soft") -> Html:
 
 def _head(told: Story, run: str) -> Html:
     name = told.about.get("description", {}).get("name") or (told.journal.find("submitted") or {}).get("name")
-    kept = [el("h1", name or run), _state(told), _cards(told), _digest(told)]
+    kept = [el("h1", name or run), _state(told), html(_standing(told)), _cards(told), _digest(told)]
     return el("header", *kept, _note("Run ", el("code", run), ". Rounds count from 0, as in the journal."))
 
 
@@ -50,6 +51,14 @@ def _state(told: Story) -> Html:
     stuck = [e for e in news if e.what != "running" and e.at >= worked]
     what, why = (stuck[0].what, stuck[0].why) if stuck else ("not finished", "the journal has no end row yet")
     return el("p", el("b", what), why, class_="state undone")
+
+
+def _standing(told: Story) -> Standing:
+    """What was shown of the run while it went on."""
+    found = Standing()
+    for row in told.rows:
+        found.hear(row.kind, row.body, row.at)
+    return found
 
 
 def _cards(told: Story) -> Html:

@@ -52,7 +52,8 @@ def done(trial: Trial, place: Place, backend: str | None = None) -> Path:
         if isinstance(trial.sites, Remote):
             assert place.file is not None
             name = f"study-{folder.name[-12:]}"
-            variants.submitted(trial.sites, place.file, trial.asked, trial.seed, name).wait(folder=folder)
+            run = variants.submitted(trial.sites, place.file, trial.asked, trial.seed, name)
+            run.wait(folder=folder, progress=False)
         else:
             _simulated(trial, folder, backend or place.backend, place.workers)
         place.say(said(trial))

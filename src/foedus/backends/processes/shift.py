@@ -14,6 +14,7 @@ from foedus.backends.simulation import Done
 from foedus.core import Local, Outcome, Task
 from foedus.errors import FoedusError, SiteError
 from foedus.params import Params
+from foedus.progress import site_done
 from foedus.work import Order
 
 QUANTUM = 0.005  # seconds of work that are worth a message
@@ -253,6 +254,7 @@ class Shift:
         error = None if report.error is None else retold(*report.error)
         self.found[report.order] = self.settle(order, report.done._replace(error=error))
         self.balance.learn(order, worker.number, report)
+        site_done(order.site)
 
     def _lose(self, worker: Worker[Any]) -> None:
         """Has done again what a dead worker had folded, and, one by one, what it may have died of."""

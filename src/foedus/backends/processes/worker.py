@@ -20,7 +20,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from foedus import build
+from foedus import build, progress
 from foedus.aggregators import Folding
 from foedus.backends.local import folded, perform
 from foedus.backends.processes.channel import Channel
@@ -114,6 +114,7 @@ def _settle_in() -> None:
     """Leaves Ctrl-C to the parent, ends with the parent, and keeps shared the memory that it has from there."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    progress.heard = None  # the parent shows what is done
     parent = multiprocessing.parent_process()
     if sys.platform == "linux" and parent is not None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
