@@ -242,7 +242,12 @@ def _screen(wanted: bool | None) -> Screen | None:
         return Notebook()
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         return Terminal(sys.stderr)
-    return Lines(lambda text: print(text, end="", file=sys.stderr, flush=True)) if wanted else None
+    return Lines(_on_stderr) if wanted else None
+
+
+def _on_stderr(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 def _lift(terminal: Terminal, open: ExitStack) -> None:
