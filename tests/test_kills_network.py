@@ -205,8 +205,9 @@ class Killer:
     def kill(self, role: str, moment: str) -> None:
         """A death of this role at that moment; one that came too late for it counts, and there is another."""
         for _ in range(10):
+            known = {site: self._victims(role, site) for site in SITES}  # looked up before, for an upload is short
             site, found = self._awaited(moment)
-            inside = self._killed(role, site, moment, found)
+            inside = self._killed(role, site, moment, found, known[site])
             self.deaths.append((role, inside))
             self.hit[site] += role in ("agent", "worker")
             self._note()
@@ -235,9 +236,9 @@ class Killer:
                     return site, what
         raise AssertionError("the moment never came")
 
-    def _killed(self, role: str, site: str, moment: str, found: Any) -> str:
-        """What the process was in the middle of when it died."""
-        victims = until(lambda: self._victims(role, site))
+    def _killed(self, role: str, site: str, moment: str, found: Any, known: list[int]) -> str:
+        """What the process was in the middle of when it died; a worker that ended meanwhile has a successor."""
+        victims = known if known and alive(known[0]) else until(lambda: self._victims(role, site))
         os.kill(victims[0], signal.SIGKILL)
         until(lambda: not any(map(alive, victims)))
         if moment == "training" and training(self.sites[site]):
