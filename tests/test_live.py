@@ -343,6 +343,22 @@ def test_a_run_that_goes_on_says_so_from_where_it_stands(home: Path, capfd: Any)
     assert [text[:12] for text in capfd.readouterr().err.splitlines()] == ["round 6 of 6"]
 
 
+def test_a_rule_that_ends_a_run_leaves_nothing_to_wait_for(home: Path, capfd: Any) -> None:
+    tiny.job(rounds=100, stop=fd.target("loss", 1e9)).run(tiny.SITES, backend="local", progress=True)
+    (text,) = capfd.readouterr().err.splitlines()
+    assert text.startswith("round 1 of 100  loss ")
+
+
+def test_a_stream_that_is_gone_ends_no_run() -> None:
+    def broken(text: str) -> None:
+        raise BrokenPipeError
+
+    rows = Rows(Lines(broken), 2)
+    rows.play(2, 1.0)
+    rows.live.end()
+    assert rows.live.of.round == 2
+
+
 def test_the_report_says_of_a_run_what_the_bar_said_of_it(home: Path) -> None:
     result = tiny.job(rounds=2).run(tiny.SITES, backend="local")
     of = Standing()

@@ -83,12 +83,13 @@ def run(
             note(why, what="backend")
         if job.learner and job.evaluate and job.panel is None and len(data) > MOST_MEASURED:
             note(f"on {PANEL:,} of {len(data):,} sites, the same each time; panel=… says on how many", "evaluation")
-        with live.followed(journal, show), crew(backend, job, data, seed, workers, note, resources, address) as hands:
-            runner = simulate(hands, data, journal, seed, job.least, script, watch, place)
-            ended = _executed(job.plan(seed), runner, journal, place, script, told, watch)
-            if job.method.personal:
-                runner.saved()  # which writes what the sites keep
-        runs.finish(journal, place, ended, time.monotonic() - began)
+        with live.followed(journal, show):
+            with crew(backend, job, data, seed, workers, note, resources, address) as hands:
+                runner = simulate(hands, data, journal, seed, job.least, script, watch, place)
+                ended = _executed(job.plan(seed), runner, journal, place, script, told, watch)
+                if job.method.personal:
+                    runner.saved()  # which writes what the sites keep
+            runs.finish(journal, place, ended, time.monotonic() - began)
     return with_own(runs.result(place), job)
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -62,11 +62,13 @@ class Live:
             self._draw(at)
 
     def _draw(self, at: float) -> None:
-        self.screen.draw(self.of, at)
+        with suppress(OSError, ValueError):  # a terminal that is gone ends no run
+            self.screen.draw(self.of, at)
         self.next = self.clock() + self.screen.every
 
     def end(self) -> None:
-        self.screen.end(self.of, self.clock())
+        with suppress(OSError, ValueError):
+            self.screen.end(self.of, self.clock())
 
 
 class Lines:
