@@ -3,7 +3,7 @@ Only torch, numpy and params may come in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -132,3 +132,8 @@ def _copied(into: Array, x: Array) -> Array:
 
 def _said(leaf: tuple[Any, ...] | None) -> str:
     return "missing" if leaf is None else f"{leaf[2]} {leaf[0]}{list(leaf[1])}"
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Arrays or tensors along their first axis."""
+    return torch.cat(list(parts)) if isinstance(parts[0], Tensor) else np.concatenate([np.asarray(x) for x in parts])

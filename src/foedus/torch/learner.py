@@ -4,6 +4,7 @@ Machines, batches and losses come in; what it knows of the federation is the con
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any
@@ -26,6 +27,7 @@ from foedus.torch.batches import Batch, Feed, arguments, measured_at_once, order
 from foedus.torch.loop import Context
 from foedus.torch.losses import checked, natural, per_example, totals
 from foedus.torch.machine import Machine
+from foedus.torch.measuring import Measuring
 from foedus.torch.randomness import named, reseed
 from foedus.torch.sgd import Optimizer, optimizer
 from foedus.torch.together import Call, Together
@@ -95,7 +97,9 @@ class TorchLearner:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what is made at first use: the model's memory cannot move, a copy makes its own."""
-        return {name: x for name, x in vars(self).items() if name not in ("machine", "losses", "stacked")}
+        return {
+            name: x for name, x in vars(self).items() if name not in ("machine", "losses", "stacked", "side_by_side")
+        }
 
     @cached_property
     def machine(self) -> Machine:
@@ -143,13 +147,35 @@ class TorchLearner:
 
     def evaluate(self, params: Params, data: Any, metrics: Sequence[Any]) -> dict[str, Array]:
         """name -> sums over `data` for these metrics."""
+        wanted, losses = self.wanted(metrics)
+        with self.measuring(params, not isinstance(data, Pairs)):
+            batches = self.feed.batches(data, np.arange(len(data)), measured_at_once(data))
+            return measures.add(measures.measure(wanted, *self.read(batch, losses), self.reads) for batch in batches)
+
+    @cached_property
+    def side_by_side(self) -> Measuring:
+        """`evaluate` for many sites. Raises Alone with the reason where these are measured one after another."""
+        return Measuring(self)
+
+    def evaluate_together(self, calls: Sequence[tuple[Params, Any, Sequence[Any]]]) -> list[dict[str, Array]]:
+        """What `evaluate` gives for each of the calls (its arguments); close, but not the same bits.
+
+        Raises Alone with the reason where the sites have to be measured one after another.
+        """
+        return self.side_by_side.measure(calls)
+
+    @contextmanager
+    def measuring(self, params: Params, all: bool = False) -> Iterator[None]:
+        """Inside the block the model is that of `params`, and only measures; `all`: Python's randomness has a name."""
         self.machine.load(params)
         self.machine.mode(training=False)
-        wanted = [m for m in map(measures.metric, metrics) if self.losses or m.name != "loss"]
-        losses = self.losses if any(m.name == "loss" for m in wanted) else None
-        with named(EVALUATION, self.machine.device, not isinstance(data, Pairs)), torch.no_grad():
-            batches = self.feed.batches(data, np.arange(len(data)), measured_at_once(data))
-            return measures.add(self._measured(batch, wanted, losses) for batch in batches)
+        with named(EVALUATION, self.machine.device, all), torch.no_grad():
+            yield
+
+    def wanted(self, metrics: Sequence[Any]) -> tuple[list[measures.Metric], Callable[..., Tensor] | None]:
+        """Those of the metrics that can be measured, and the losses, if one of them reads these."""
+        found = [m for m in map(measures.metric, metrics) if self.losses or m.name != "loss"]
+        return found, self.losses if any(m.name == "loss" for m in found) else None
 
     def mean_gradient(self, params: Params, data: Any, key: Key) -> Params:
         """The gradient of the mean loss over `data`, of the trainable arrays; no step is taken."""
@@ -274,14 +300,15 @@ class TorchLearner:
         loss: Tensor = self.loss(outputs, targets)
         return loss
 
-    def _measured(self, batch: Batch, wanted: Sequence[Any], losses: Callable[..., Tensor] | None) -> dict[str, Array]:
+    def read(self, batch: Batch, losses: Callable[..., Tensor] | None) -> tuple[Array, Array, Array | None]:
+        """What metrics read of a batch: outputs, targets, and the losses if these are asked for."""
         args, named_args = arguments(batch.x)
         made = self.machine.model(*args, **named_args)
         read = self.outputs(made) if self.outputs else made
         if not isinstance(read, Tensor):
             raise JobError(f"the model returns {type(read).__name__}: say what metrics read, as outputs=lambda made: …")
         each = _floats(losses(read if losses is natural else made, batch.y)) if losses else None
-        return measures.measure(wanted, _floats(read), _floats(batch.y), each, self.reads)
+        return _floats(read), _floats(batch.y), each
 
 
 def _check(learner: TorchLearner) -> None:

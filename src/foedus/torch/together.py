@@ -19,7 +19,7 @@ from foedus.errors import Alone, Refused
 from foedus.keys import Key, key
 from foedus.params import Array, Params, kind, places
 from foedus.progress import progress
-from foedus.torch.arrays import as_array, torch_dtype
+from foedus.torch.arrays import as_array, joined, torch_dtype
 from foedus.torch.losses import totals, unreduced
 from foedus.torch.sgd import SGD, Optimizer
 from foedus.torch.stacked import Forward, stacked
@@ -126,7 +126,7 @@ class Together:
 
     def _examples(self, parts: Sequence[Pairs]) -> tuple[Tensor, Tensor]:
         feed = self.learner.feed
-        return feed.input(_joined([part.x for part in parts])), feed.target(_joined([part.y for part in parts]))
+        return feed.input(joined([part.x for part in parts])), feed.target(joined([part.y for part in parts]))
 
     def _plan(self, calls: Sequence[Call], steps: Sequence[int]) -> Plan:
         """Batches are cut from each epoch's order, as for one site."""
@@ -261,10 +261,6 @@ def _rows(group: str, params: Sequence[Params]) -> Tensor:
 def _shaped(rows: Tensor, shape: Sequence[int]) -> Tensor:
     """Rows of a flat array as arrays of that shape, in the same memory."""
     return rows.as_strided((len(rows), *shape), (rows.stride(0), *torch.empty(shape, device="meta").stride()))
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    return torch.cat(list(parts)) if isinstance(parts[0], Tensor) else np.concatenate([np.asarray(x) for x in parts])
 
 
 def _groups(order: Sequence[int], calls: Sequence[Call]) -> Iterator[list[int]]:

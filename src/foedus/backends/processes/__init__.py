@@ -61,6 +61,7 @@ class Hands:
 
     def __init__(self, workers: Workers[Any], note: Callable[..., object], together: bool = False) -> None:
         self.workers, self.note, self.balance, self.together = workers, note, Balance(), together
+        self.told: set[str] = set()  # why sites did not train together
 
     def fold(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local], into: Folding) -> list[Done]:
         """Each worker folds what its sites return, and `into` takes over one sum of each.
@@ -83,9 +84,9 @@ class Hands:
         return Shift(self.workers, self.balance, self.note, *args, **how)
 
     def _apart(self, why: str) -> None:
-        """From the next Task on sites train one after another, for what one worker found is true of all."""
-        if self.together:
-            self.together = False
+        """Tells once what each worker finds."""
+        if why not in self.told:
+            self.told.add(why)
             self.note(why, what=APART)
 
 
