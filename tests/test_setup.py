@@ -78,7 +78,8 @@ def test_make_alone_prints_one_line_for_each_target() -> None:
     alone = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}  # `make test` started this
     run = subprocess.run(["make"], cwd=ROOT, env=alone, capture_output=True, text=True, check=True)
     named = [line.split()[1] for line in run.stdout.splitlines()]
-    assert named == ["help", "setup", "demo", "demo-figures", "test", "test-all", "lint", "bench", "dist", "clean"]
+    tests = ["test", "test-all", "lint", "bench", "bench-peers"]
+    assert named == ["help", "setup", "demo", "demo-figures", *tests, "dist", "clean"]
     assert all(re.fullmatch(r"make \S+ +\S.*", line) for line in run.stdout.splitlines())
 
 

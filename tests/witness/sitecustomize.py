@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
+from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 
 HERE = str(Path(__file__).parent)
 FILE = os.environ.get("FOEDUS_WITNESS", "")
@@ -77,15 +80,35 @@ def server():
 def run_worker():
     from foedus.aggregators import chunks
 
-    around(chunks, "fold_files", lambda *args: note("fold", path=str(args[-1])))
+    around(chunks, "fold_files", lambda *args: note("fold", path=str(next(x for x in args if isinstance(x, Path)))))
 
 
 def agent():
     from foedus.store.sqlite import SqliteStore
     from foedus.wire.http_client import Channel
 
-    around(SqliteStore, "put", lambda _, table, key, __: note("put", table=table, key=key),
-           lambda _, __, store, table, key, ___: store._inside() or note("stored", table=table, key=key))  # fmt: skip
+    begun = defaultdict(list)  # thread -> what it has put into a transaction that is open
+
+    def put(_, __, store, table, key, ___):
+        begun[get_ident()].append((table, key))
+        if not store._inside():
+            committed()
+
+    def committed():
+        for table, key in begun.pop(get_ident(), ()):
+            note("stored", table=table, key=key)
+
+    transaction = SqliteStore.transaction
+
+    @contextmanager
+    def noted(store):
+        with transaction(store):
+            yield
+        if not store._inside():
+            committed()
+
+    SqliteStore.transaction = noted
+    around(SqliteStore, "put", lambda _, table, key, __: note("put", table=table, key=key), put)
     around(Channel, "upload", lambda _, __, path, *___: note("send", path=path))
 
 

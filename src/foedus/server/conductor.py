@@ -424,7 +424,10 @@ class Conductor:
                 models=models,
                 seconds=round(time.monotonic() - self.run.began, 3),
             )
+            left = [*self.run.book.kept.values(), *self.run.book.settled]  # such as updates that came late
             self.run.set("finished", message["reason"])
+        for accepted in left:
+            self.run.context.forget(accepted.origin.site, (accepted.digest, accepted.metrics))
 
 
 def _heard(pipe: Pipe) -> Body:

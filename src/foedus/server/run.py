@@ -192,7 +192,9 @@ class Run:
         return delivery
 
     def needs(self, site: str) -> frozenset[str]:
-        """The digests of a site's bytes that may still be looked at."""
+        """The digests of a site's bytes that may still be looked at; none once the run is finished."""
+        if self.state == "finished":
+            return frozenset()
         waiting = {digest for d in self.inbox if d.site == site for digest in (d.body["digest"], d.metrics)}
         kept = (*self.book.kept.values(), *self.book.settled)
         return frozenset(waiting | {digest for a in kept if a.origin.site == site for digest in (a.digest, a.metrics)})
