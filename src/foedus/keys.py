@@ -79,6 +79,8 @@ def key(seed: SupportsIndex, *names: Name) -> Key:
 
 
 def _plain(name: Name) -> str | int:
+    if type(name) is str or type(name) is int:
+        return name
     if isinstance(name, str):
         return str(name)
     if isinstance(name, (bool, np.bool_)):

@@ -198,8 +198,10 @@ class TorchLearner:
 
     def epochs_of(self, examples: int, key: Key, count: int) -> Array:
         """The first `count` epochs of `order`, (count, rows)."""
-        draw = key("order").lent().permutation
-        return np.stack([draw(examples) for _ in range(count)])[:, : self._used(examples)]
+        draw, used = key("order").lent().permutation, self._used(examples)
+        if count == 1:
+            return draw(examples)[None, :used]
+        return np.stack([draw(examples) for _ in range(count)])[:, :used]
 
     def loss_fn(self, params: Mapping[str, Tensor], batch: Any, key: Key) -> Tensor:
         """The mean loss of `batch` = (inputs, targets) in training, purely: `key` draws dropout, no buffer changes.

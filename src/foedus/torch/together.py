@@ -133,18 +133,18 @@ class Together:
         size, most = self.learner.batch_size, steps[0]
         rows = np.zeros((len(calls), most * size), np.int64)
         counts = np.zeros((len(calls), most), np.int64)
-        at = 0
         for i, (_, split, name, _) in enumerate(calls):
             n = len(split.train)
             each = self.learner.count_once(n)  # steps an epoch
             drawn = self.learner.epochs_of(n, name, -(-steps[i] // each))
-            padded = np.full((len(drawn), each * size), at)  # what pads is masked, and is this site's own
-            padded[:, : drawn.shape[1]] += drawn
-            rows[i, : steps[i] * size] = padded.reshape(-1)[: steps[i] * size]
+            for at, epoch in zip(range(0, steps[i] * size, each * size), drawn, strict=True):
+                room = rows[i, at : steps[i] * size]
+                room[: len(epoch)] = epoch[: len(room)]
             counts[i, : steps[i]] = size
             counts[i, each - 1 : steps[i] : each] = drawn.shape[1] - (each - 1) * size
-            at += n
-        active = [sum(count > t for count in steps) for t in range(most)]
+        firsts = np.cumsum([0, *(len(split.train) for _, split, _, _ in calls[:-1])])
+        rows += firsts[:, None]  # what pads is masked, and is this site's own
+        active = (np.array(steps)[:, None] > np.arange(most)).sum(0).tolist()
         each = np.ascontiguousarray(rows.reshape(len(calls), most, size).swapaxes(0, 1))
         real = torch.from_numpy(np.ascontiguousarray(counts.T))
         shares = (torch.arange(size) < real[:, :, None]) / real.clamp(min=1)[:, :, None].to(self.machine.dtype)
@@ -269,7 +269,7 @@ def _groups(order: Sequence[int], calls: Sequence[Call]) -> Iterator[list[int]]:
     group, held = list[int](), 0
     for i in order:
         part = calls[i][1].train
-        size = len(part) * int(getattr(part.x[:1], "nbytes", 8))
+        size = int(getattr(part.x, "nbytes", 8 * len(part)))
         if group and (len(group) == most or held + size > MOST_DATA or calls[i][0].spec != calls[group[0]][0].spec):
             yield group
             group, held = [], 0
