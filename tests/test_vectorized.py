@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,20 @@ def test_its_result_is_not_exact_and_exact_forbids_it(tmp_path: Path) -> None:
         JobError, match="'vectorized' only comes close, and --exact forbids that: use local or processes"
     ):
         launch.run(job(), digits(4), backend="vectorized", exact=True)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_run_leaves_pythons_collector_as_it_was(before: bool, tmp_path: Path) -> None:
+    frozen: list[int] = []
+
+    def load(site: Any) -> Any:
+        frozen.append(gc.get_freeze_count())
+        return site.data
+
+    if before:
+        gc.freeze()
+    try:
+        launch.run(job(data=load, rounds=1, evaluate=0), digits(3), backend="local", folder=tmp_path / "run")
+        assert min(frozen) > 0 and (gc.get_freeze_count() > 0) == before
+    finally:
+        gc.unfreeze()
