@@ -83,7 +83,7 @@ def test_a_round_that_is_half_done_after_ten_seconds_leaves_seventy_of_four_roun
     of.hear("round", {"round": 0}, 100.0)
     task(of, 0)
     for name in "abcde":
-        of.site(name)
+        of.done.add(name)
     assert said(of, 110.0) == {"round": "1 of 4", "left": "1 min 10 s", "train": "5/10 sites", "on": "local"}
     assert part(of) == 0.125
 
@@ -109,14 +109,14 @@ def test_a_site_whose_work_was_done_again_counts_once() -> None:
     of = opened()
     task(of, 0, 3)
     for name in ("a", "b", "a"):
-        of.site(name)
+        of.done.add(name)
     assert said(of, 0.0)["train"] == "2/3 sites"
 
 
 def test_the_bar_does_not_go_back_while_sites_evaluate() -> None:
     of = opened(1)
     task(of, 0, 2)
-    of.site("a")
+    of.done.add("a")
     of.hear("close", {"round": 0, "task": 0})
     assert part(of) == 0.5
     task(of, 0, 2, number=1, work="second")
@@ -309,7 +309,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, backend: str, **how: Any) -> dict[t
     found: dict[tuple[str, int], set[Any]] = {}
 
     def site(self: Live, name: str) -> None:
-        self.of.site(name)
+        self.of.done.add(name)
         found.setdefault((self.of.work, self.of.round), set()).add(name)
 
     monkeypatch.setattr(Live, "site", site)

@@ -56,7 +56,7 @@ class Live:
 
     def site(self, name: str) -> None:
         """A site of a simulation is done."""
-        self.of.site(name)
+        self.of.done.add(name)
         at = self.clock()
         if at >= self.next:
             self._draw(at)

@@ -27,7 +27,8 @@ class Standing:
         self.backend = ""
         self.round = 0  # finished ones
         self.tasks: dict[tuple[int, int], int] = {}  # (round, task) that are open -> how many sites were asked
-        self.work, self.asked, self.done = "", 0, set[str | tuple[Any, ...]]()
+        self.work, self.asked = "", 0
+        self.done = set[str | tuple[Any, ...]]()  # sites that are done with the open Tasks, whatever became of them
         self.metrics: dict[str, float] = {}
         self.recent: deque[tuple[float, float]] = deque(maxlen=RECENT)  # seconds and examples of rounds
         self.began: float | None = None  # when the open round began
@@ -55,10 +56,6 @@ class Standing:
                 self.ended = True
             case _ if kind in OUTCOMES and (body["round"], body["task"]) in self.tasks:
                 self.done.add((body["task"], body["site"]))
-
-    def site(self, name: str) -> None:
-        """A site of the open Task is done, whatever became of it."""
-        self.done.add(name)
 
     def _task(self, body: Mapping[str, Any]) -> None:
         if not self.tasks:
