@@ -28,6 +28,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     with started(folder, TWO) as (made, sites):
         late = make_sites(folder / "late", ["late"], first=9)
         made.join("late", {"data": late["late"]})
+        made.await_sites(["late"])
         made.site("late", "pause")
         yield made, sites, late
 

@@ -99,7 +99,7 @@ class Remote:
             "datasets": list(chosen.datasets),
             "schema": schema.read(chosen.schema, beside=loaded.path.parent).plain(),
             "requires": list(chosen.requires),
-            "min_sites": chosen.least,
+            "min_sites": self._least(chosen),
             "rounds": chosen.rounds,
             "override_rounds": rounds,
             "privacy": "none",
@@ -109,6 +109,13 @@ class Remote:
         self._upload(digest, data)
         envelope = sign_envelope(self.member.key, "foedus/submission/1", body)
         return Run(self, self.link.call("POST", "/v1/runs", {"envelope": envelope})["run"])
+
+    def _least(self, job: Job) -> int:
+        """How many sites a run waits for; an exact analysis waits for all that are enrolled and have not left."""
+        if "exact" not in job.algorithm.traits or job.min_sites > 1:
+            return job.least
+        enrolled = [site for site in self.sites() if site["state"] != "left"]
+        return max(int(job.least), len(enrolled))
 
     def check(
         self,

@@ -141,7 +141,8 @@ def absences(journal: Journal) -> list[str]:
         for site, status, why, *_ in row["outcomes"]:
             if status in ("refused", "declined", "lost"):
                 found[site, f"{status}: {why}"] += 1
-    away = {(e.get("site", ""), e["why"]) for e in journal.events if e["what"] == "not ready"}
+    counted = {site for row in journal.all("close") for site, _, _ in row["counted"]}
+    away = {(e["site"], e["why"]) for e in journal.events if e["what"] == "not ready" and e["site"] not in counted}
     return [f"{site} took no part: {why}" for site, why in sorted(away)] + [
         f"{site} did not count in {n} Task{'s' * (n > 1)}, {why}" for (site, why), n in sorted(found.items())
     ]

@@ -3,6 +3,7 @@ Only typer comes in."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,3 +63,8 @@ def as_paths(sites: Any) -> Any:
     if isinstance(sites, Mapping) and all(isinstance(v, (str, Path)) for v in sites.values()):
         return {name: Path(v).expanduser() for name, v in sites.items()}
     return sites
+
+
+def token_of(text: str) -> str:
+    """The token itself; with `-` that on standard input, which no list of processes shows."""
+    return sys.stdin.readline().strip() if text == "-" else text

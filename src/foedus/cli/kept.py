@@ -122,6 +122,7 @@ def verify(run: RunArgument, site: SiteOption = None, home: HomeOption = None, j
 
     given, folder = data_of(site), folder_of(run, home)
     assert folder is not None
+    _check_known(folder, given or {})
     with quiet():
         _, chosen, named = as_started(folder)
         found = launch.verify(folder, chosen, as_paths(given) if given else named)
@@ -130,6 +131,16 @@ def verify(run: RunArgument, site: SiteOption = None, home: HomeOption = None, j
     out(found, json, [])
     if found["same"] is False or (given and found["needs"]):  # where data were given, a replay was asked for
         raise typer.Exit(1 if found["needs"] else 6)
+
+
+def _check_known(folder: Path, given: Mapping[str, Any]) -> None:
+    """Raises FoedusError for data of a site that never was in the run."""
+    from foedus import runs as kept
+
+    old = kept.journal(folder)
+    known = {site for row in old.all("roster") for site in old.roster(row["round"])} if given else set()
+    if odd := sorted(given.keys() - known):
+        raise FoedusError(f"run {folder.name} has no site {odd[0]!r}: its sites are {', '.join(sorted(known)[:20])}")
 
 
 def _verified(found: Mapping[str, Any]) -> list[str]:

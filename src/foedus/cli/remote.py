@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from foedus.cli.given import HomeOption, JsonOption, pairs
+from foedus.cli.given import HomeOption, JsonOption, pairs, token_of
 from foedus.cli.kept import tell
 from foedus.cli.show import columns, next_step, note, out
 
@@ -23,7 +23,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 def login(
-    token: Annotated[str, typer.Argument(help="What the federation's owner handed over; it is used up.")],
+    token: Annotated[
+        str,
+        typer.Argument(
+            help="What the federation's owner handed over; it is used up. `-` reads it from standard input."
+        ),
+    ],
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -31,7 +36,7 @@ def login(
     from foedus.home import folder
     from foedus.remote import login as enrolled
 
-    name = enrolled(folder(home), token)
+    name = enrolled(folder(home), token_of(token))
     key = folder(home) / "submitter"
     said = [f"logged in as {name!r}; the key is in {key}", "`foedus submit job.py` runs a job on the federation"]
     out({"submitter": name}, json, said)

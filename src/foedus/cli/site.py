@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foedus.cli.given import HomeOption, JsonOption, pairs
+from foedus.cli.given import HomeOption, JsonOption, pairs, token_of
 from foedus.cli.show import columns, note, out
 from foedus.errors import FoedusError
 from foedus.files import write_atomic
@@ -41,7 +41,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 def join(
-    token: Annotated[str, typer.Argument(help="What the federation's owner handed over; it is used up.")],
+    token: Annotated[
+        str,
+        typer.Argument(
+            help="What the federation's owner handed over; it is used up. `-` reads it from standard input."
+        ),
+    ],
     data: DataOption = None,
     trust: Annotated[list[str] | None, typer.Option("--trust", metavar="NAME", help="A submitter; repeat it.")] = None,
     adapter: AdapterOption = None,
@@ -55,7 +60,7 @@ def join(
     from foedus.site.joining import enrol_site
     from foedus.wire.ed25519 import fingerprint, public_text
 
-    place = enrol_site(token, _bindings(data, adapter), trust or (), home, name)
+    place = enrol_site(token_of(token), _bindings(data, adapter), trust or (), home, name)
     federation, key = place.federation(), fingerprint(public_text(place.key()))
     note(f"site {place.name} has joined {federation.name}; its key never leaves {place.folder}")
     found = {"site": place.name, "federation": federation.name, "key": key, "folder": str(place.folder)}

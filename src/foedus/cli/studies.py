@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from foedus.cli.given import HomeOption, JsonOption, SiteOption, as_paths, data_of, pairs
-from foedus.cli.show import note, out, quiet
+from foedus.cli.show import next_step, note, out, quiet
 
 EXAMPLES = """Examples:
 
@@ -49,7 +49,10 @@ def compare(
     from foedus.remote import connect
     from foedus.study import compare as compared
     from foedus.study.comparing import default_folder
+    from foedus.study.study import check_columns
 
+    check_columns(by.split(","))
+    next_step("what is done is kept: the same command goes on")
     given = data_of(site)
     grid = {name: values.split(",") for name, values in pairs(tune, "KEY=VALUE,VALUE").items()}
     with quiet():

@@ -25,6 +25,7 @@ from foedus.store import Fenced
 from foedus.wire.pipe import Pipe, pair
 
 log = logging.getLogger(__name__)
+NAMED = 5  # sites that the reason of a pause lists
 GATHER = 60.0  # seconds that a run waits at its start for sites that are there and have not answered yet
 AWAY = 15.0  # seconds of silence after which a site is not there: an agent polls all the time, or tries to
 MOST_DEATHS = 5
@@ -159,14 +160,23 @@ class Conductor:
     def _roster(self, least: int) -> list[str]:
         """The sites of the next round, as soon as there are enough."""
         with self.run.context.news:
+            least = max(least, int(self.run.submission.get("min_sites") or 1))
             while not (roster := self.run.ready()) or len(roster) < least or self._gathering():
                 if len(roster) < least and not self._gathering():
-                    self.run.set(
-                        "paused", f"{len(roster)} of the {least} sites needed take part; it goes on when they return"
-                    )
+                    there = f"{len(roster)} of the {least} sites needed take part"
+                    self.run.set("paused", "; ".join([there, *self._absent(), "it goes on when enough do"]))
                 self._wait()
             self.run.set("running")
             return roster
+
+    def _absent(self) -> list[str]:
+        """Why sites that are enrolled take no part, as far as they said so."""
+        members, run = self.run.context.members, self.run
+        others = [site for site in members.sites() if site not in run.without and site not in run.ready()]
+        told = {site: run.answer(site) or {} for site in others}
+        why = {site: said.get("why") or "away" for site, said in told.items()}
+        named = [f"{site}: {text}" for site, text in why.items()]
+        return named[:NAMED] + ([f"and {len(named) - NAMED} more"] if len(named) > NAMED else [])
 
     def _gathering(self) -> bool:
         """Whether a run that starts waits for sites that are there, or may come back to a server that just began."""

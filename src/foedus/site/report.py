@@ -55,6 +55,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 def sent(place: Place, run: str) -> list[Json]:
     """Every update that this site computed to be sent, of all runs or of those whose id begins with `run`, by time."""
     found = [body for text, body in place.store.items(SENT) if text.startswith(run)]
+    known = [name for table in (RUNS, ENDED) for name, _ in place.store.items(table) if name.startswith(run)]
+    if run and not found and not known:
+        raise FoedusError(f"no run here begins with {run!r}: `foedus site sent` lists all that was sent")
     return sorted(found, key=lambda body: (body.get("at", 0), body["run"], body["round"], body["task"]))
 
 

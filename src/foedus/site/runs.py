@@ -190,7 +190,7 @@ class SiteRun:
         if (order.bundle, order.seed) != (self.offer.bundle.digest, self.offer.seed):
             raise NotReady("the Task's bundle or seed is not the one that the submitter signed")
         rules = policy.load(self.context.place.folder / "policy.toml")
-        bound = bindings.chosen(self.context.place.store, self.offer.datasets)
+        bound = self._bound()
         if why := self._consent(rules) or rules.private(self.offer.privacy) or rules.dataset(b.name for b in bound):
             raise NotReady(why)
         return rules
@@ -228,7 +228,7 @@ class SiteRun:
         report["approval"] = why or "given"
         lacking = bindings.missing(offer.requires)
         report["packages"] = bindings.remedy(lacking) if lacking else "present"
-        bound = bindings.chosen(place.store, offer.datasets)
+        bound = self._bound()
         report["dataset"] = ", ".join(binding.name for binding in bound)
         if why := why or rules.private(offer.privacy) or rules.dataset(binding.name for binding in bound):
             raise NotReady(why)
@@ -253,10 +253,17 @@ class SiteRun:
         told = {"run": self.run, "name": offer.name, "submitter": self.context.roll.submitter(offer.public)}
         place.store.put(CODES, offer.bundle.digest, told)
 
+    def _bound(self) -> list[bindings.Binding]:
+        """The data that the run sees: what it named, or what was the only one when this site got ready for it."""
+        assert self.offer is not None
+        store = self.context.place.store
+        known = (store.get(RUNS, self.run) or {}).get("bound", ())
+        return bindings.chosen(store, self.offer.datasets or known)
+
     def _host(self, rules: policy.Policy) -> WorkerHost:
         offer, place = self.offer, self.context.place
         assert offer is not None
-        bound = bindings.chosen(place.store, offer.datasets)
+        bound = self._bound()
         loading = {"entry": offer.entry, "options": offer.options, "seed": offer.seed, "site": place.name,
                    "data": [list(binding) for binding in bound], "many": len(bound) > 1,
                    "network": rules.network, "limits": rules.limits,
@@ -287,7 +294,8 @@ class SiteRun:
             submitter = self.context.roll.submitter(self.offer.public)
         except FoedusError:
             submitter = "?"
-        body = {"offer": self.offer._asdict(), "why": why, "submitter": submitter}
+        bound = [] if why else [binding.name for binding in self._bound()]
+        body = {"offer": self.offer._asdict(), "why": why, "submitter": submitter, "bound": bound}
         self.context.place.store.put(RUNS, self.run, body)
 
     def _kept(self) -> set[str]:

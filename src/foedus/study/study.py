@@ -103,6 +103,9 @@ class Study:
 
     def verdict(self, method: str, other: str | None = None, of: str = "mean") -> str:
         """`better`, `worse`, or "" where the seeds do not tell."""
+        for name in (method, other or self.baseline):
+            if name not in self.by_method:
+                raise FoedusError(f"the study has no {name!r}: choose from {', '.join(self.by_method)}")
         found = self.difference(method, other, of)
         if not found.apart:
             return ""
@@ -111,9 +114,7 @@ class Study:
     def table(self, by: Sequence[str] = COLUMNS) -> Table:
         """A row for each method and reference; `by` are columns: mean, all, worst_site, difference, bytes, seconds,
         rounds, options."""
-        unknown = [name for name in by if name not in _CELLS]
-        if unknown:
-            raise FoedusError(f"table(by={list(by)!r}): choose from {', '.join(_CELLS)}")
+        check_columns(by)
         shown = [*by, *(["options"] if any(score.options for score in self.scores) and "options" not in by else [])]
         rows = [[name, *(_CELLS[column](self, name) for column in shown)] for name in self.by_method]
         return Table(["method", *shown], rows, self._notes(shown))
@@ -254,3 +255,9 @@ def _escaped(text: str) -> str:
     for sign in "&%$#_{}":
         text = text.replace(sign, f"\\{sign}")
     return text.replace("±", r"$\pm$")
+
+
+def check_columns(by: Sequence[str]) -> None:
+    """Raises FoedusError for what is no column of a study's table."""
+    if unknown := [name for name in by if name not in _CELLS]:
+        raise FoedusError(f"table(by={list(by)!r}): {unknown[0]!r} is none of {', '.join(_CELLS)}")
