@@ -41,6 +41,7 @@ def joined_late(made: Federation, sites: dict[str, Path], late: dict[str, Path],
     run = submit(made, rounds=ROUNDS, **options)
     in_training(sites["north"], JOINS)
     made.site("late", "return")
+    until(lambda: {s["site"]: s["state"] for s in made.remote().sites()}["late"] == "reachable")
     until(lambda: any((row["what"], row.get("site")) == ("joined", "late") for row in kinds(run, "event")))
     gate(sites["north"], None)
     found = finished(run)

@@ -260,4 +260,4 @@ def _escaped(text: str) -> str:
 def check_columns(by: Sequence[str]) -> None:
     """Raises FoedusError for what is no column of a study's table."""
     if unknown := [name for name in by if name not in _CELLS]:
-        raise FoedusError(f"table(by={list(by)!r}): {unknown[0]!r} is none of {', '.join(_CELLS)}")
+        raise FoedusError(f"table(by={list(by)!r}): choose from {', '.join(_CELLS)}")
