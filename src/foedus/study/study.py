@@ -259,5 +259,5 @@ def _escaped(text: str) -> str:
 
 def check_columns(by: Sequence[str]) -> None:
     """Raises FoedusError for what is no column of a study's table."""
-    if unknown := [name for name in by if name not in _CELLS]:
+    if any(name not in _CELLS for name in by):
         raise FoedusError(f"table(by={list(by)!r}): choose from {', '.join(_CELLS)}")
