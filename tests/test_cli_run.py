@@ -167,7 +167,7 @@ def test_a_mistake_on_the_command_line_is_told_in_the_last_line(
         ("import sys; sys.exit(0)", JOB_ERROR, "foedus: job.py raised while it was imported: SystemExit: 0 (job.py"),
         ("x = (", JOB_ERROR, "foedus: job.py raised while it was imported: SyntaxError: '(' was never closed (job.py"),
         ("del job", JOB_ERROR, "foedus: job.py defines no Job: add `job = fd.Job(…)`"),
-        ("job = job.replace(privacy=1)", JOB_ERROR, "foedus: job.py raised while it was imported: NotImpl"),
+        ("job = job.replace(track=1)", JOB_ERROR, "foedus: job.py raised while it was imported: NotImpl"),
         ("del sites", JOB_ERROR, "foedus: no sites are named: give --site NAME=PATH for each"),
         ("job = fd.Job(fd.fedavg(), learner, quorum=3, cohort=2, rounds=1)", JOB_ERROR, "foedus: quorum and cohort do"),
         ("job = job.replace(min_sites=3)", PAUSED, "foedus: round 0: 2 of the 3 sites needed are there (north, south)"),
@@ -175,8 +175,8 @@ def test_a_mistake_on_the_command_line_is_told_in_the_last_line(
     ],
 )
 def test_a_job_file_that_is_wrong_is_told_in_the_last_line(text: str, code: int, last: str, tmp_path: Path) -> None:
-    if "privacy" in text:
-        code, last = 10, "foedus: Job(privacy=...) is not built yet"
+    if "track" in text:
+        code, last = 10, "foedus: Job(track=...) is not built yet"
     said = foedus(tmp_path, "run", plain(tmp_path, more=text), "--json")
     assert (said.code, said.out) == (code, "") and said.last.startswith(last)
 

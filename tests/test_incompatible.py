@@ -40,6 +40,7 @@ from foedus import (
     qffl,
     random_k,
     scaffold,
+    secagg,
     sign_flip,
     split_learning,
     target,
@@ -212,6 +213,45 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"algorithm": cyclic(fedavg(aggregator=krum(0)))},
         {"algorithm": hierarchical({"a": ["x", "y", "z"]}, base=fedavg(aggregator=krum(0)))},
     ),
+    ("secagg", "a Gather (median, krum, …)"): (
+        {"privacy": "secagg", "algorithm": fedavg(aggregator=median())},
+        {"algorithm": fedavg()},
+    ),
+    ("secagg", "late='keep' or a buffer (fedbuff, fedasync)"): (
+        {"privacy": "secagg", "algorithm": fedbuff(3)},
+        {"algorithm": fedavg()},
+    ),
+    ("secagg", "a compression (top_k, int8, powersgd, …)"): (
+        {"privacy": "secagg", "compress": [clip(1.0), top_k(0.1)]},
+        {"compress": clip(1.0)},
+    ),
+    ("secagg", "power_of_choice"): (
+        {"privacy": "secagg", "cohort": power_of_choice(5, 3)},
+        {"cohort": weighted(3, {})},
+    ),
+    (
+        "secagg",
+        "an algorithm that reads what each site sends (afl, split_learning, vertical, link, analytics)",
+    ): (
+        {"privacy": "secagg", "algorithm": describe.make(), "learner": None},
+        {"algorithm": fednova()},
+    ),
+    ("secagg", "a topology (cyclic, gossip, hierarchical)"): (
+        {"privacy": "secagg", "algorithm": cyclic(fedprox(0.1))},
+        {"algorithm": fedprox(0.1)},
+    ),
+    ("secagg", "a cohort or panel of fewer sites than a sum needs"): (
+        {"privacy": secagg(), "cohort": 2},
+        {"cohort": 3},
+    ),
+    ("secagg(threshold=…)", "a cohort of so many sites"): (  # 2 * 10 // 3 + 1 = 7
+        {"privacy": secagg(threshold=6), "cohort": 10},
+        {"privacy": secagg(threshold=7)},
+    ),
+    ("secagg", "a quorum of fewer updates than must go to the end"): (  # 13 are asked, 2 * 13 // 3 + 1 = 9
+        {"privacy": secagg(), "cohort": 10, "over_select": 1.3, "quorum": 8},
+        {"quorum": 9},
+    ),
 }
 
 
@@ -259,6 +299,11 @@ def test_every_algorithm_of_a_row_is_refused(made: Any, why: str) -> None:
         ({"algorithm": afl(), "cohort": uniform(4)}, "that asks every site"),
         ({"learner": NumpyLearner({}, train=print), "cohort": power_of_choice(5, 3)}, "reads the loss"),
         ({"learner": None, "cohort": power_of_choice(5, 3)}, "reads the loss"),
+        ({"privacy": "secagg", "cohort": uniform(2)}, "fewer sites than a sum needs"),
+        ({"privacy": "secagg", "panel": 2}, "fewer sites than a sum needs"),
+        ({"privacy": "secagg", "late": "keep", "quorum": 3}, "secagg and late='keep'"),
+        ({"privacy": "secagg", "algorithm": afl()}, "reads what each site sends"),
+        ({"privacy": "secagg", "quorum": 2}, "a quorum of fewer updates"),  # whatever the roster, it needs three
     ],
 )
 def test_a_rule_is_refused_as_the_number_of_sites_that_it_draws(more: dict[str, Any], why: str) -> None:

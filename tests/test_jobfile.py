@@ -108,8 +108,8 @@ def test_a_file_that_raises_is_told_with_its_line(tmp_path: Path, text: str) -> 
 def test_our_own_errors_come_through_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(Incompatible):
         load(written(tmp_path, "job = fd.Job(fd.fedavg(), learner, rounds=3, over_select=2.0)"))
-    with pytest.raises(NotImplementedError, match="privacy"):
-        load(written(tmp_path, "job = fd.Job(fd.fedavg(), learner, rounds=3, privacy=1)"))
+    with pytest.raises(NotImplementedError, match="track"):
+        load(written(tmp_path, "job = fd.Job(fd.fedavg(), learner, rounds=3, track=1)"))
 
 
 def test_options_of_a_job_that_takes_none(tmp_path: Path) -> None:

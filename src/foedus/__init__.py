@@ -34,6 +34,7 @@ _WHERE = {
     "among": "algorithms.among",
     "compare contribution cross_site Contribution Matrix Study": "study",
     "connect": "remote",
+    "secagg": "privacy.secagg",
     "edge": "edges",
     "progress": "progress",
 }

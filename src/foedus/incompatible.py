@@ -13,6 +13,9 @@ from foedus.algorithms.rounds import needed
 from foedus.errors import Incompatible
 from foedus.metrics import plain
 from foedus.participation import times
+from foedus.privacy.secagg import majority
+
+READ = {"everybody", "exchange", "columns", "cut", "exact"}  # traits of algorithms to which a sum says nothing
 
 
 class Row(NamedTuple):
@@ -62,6 +65,16 @@ def _watched(job: Any, personal: bool) -> list[str]:
 def _last(job: Any, word: str) -> int:
     """N of the trait `word N`; 0 where there is none."""
     return max((int(t.split()[1]) for t in job.method.traits if t.startswith(f"{word} ")), default=0)
+
+
+def _measure(job: Any) -> float:
+    """How many sites measure, if the Job says a number."""
+    return job.panel if job.evaluate and isinstance(job.panel, int) else math.inf
+
+
+def _sealed(job: Any, asked: float) -> int:
+    """How many of the sites asked a sealed Task needs, or of few where it is not known how many they are."""
+    return int(job.seal.needed(0 if math.isinf(asked) else int(asked)))
 
 
 TABLE = (
@@ -334,6 +347,60 @@ TABLE = (
         "compress, cohort, quorum or late='keep'",
         lambda j: _has(j, "exact") and bool(j.compress or j.cohort or j.quorum or j.late == "keep"),
         "its sums are those of every site, whole: leave them out; min_sites=… lets sites be absent",
+    ),
+    Row(
+        "secagg",
+        "a Gather (median, krum, …)",
+        lambda j: j.seal is not None and _has(j, "gather"),
+        "under a seal nobody sees single updates: leave out aggregator=…",
+    ),
+    Row(
+        "secagg",
+        "late='keep' or a buffer (fedbuff, fedasync)",
+        lambda j: j.seal is not None and (_late(j) or size(j.method.traits) > 0),
+        "keys are of one round, and a late update's masks never cancel: drop late updates",
+    ),
+    Row(
+        "secagg",
+        "a compression (top_k, int8, powersgd, …)",
+        lambda j: j.seal is not None and any(link.read for link in j.links),
+        "what is compressed is read update by update: compress with clip alone, masked words take 4 bytes a number",
+    ),
+    Row(
+        "secagg",
+        "power_of_choice",
+        lambda j: j.seal is not None and _has(j, "chooses"),
+        "it reads each site's loss: take fd.participation.weighted, or stratified",
+    ),
+    Row(
+        "secagg",
+        "an algorithm that reads what each site sends (afl, split_learning, vertical, link, analytics)",
+        lambda j: j.seal is not None and bool(READ & set(j.method.traits)),
+        "only sums leave under a seal: take fedavg, fedopt, scaffold, fednova, or an algorithm that averages updates",
+    ),
+    Row(
+        "secagg",
+        "a topology (cyclic, gossip, hierarchical)",
+        lambda j: j.seal is not None and bool(_topologies(j)),
+        "it asks one site, or few: use the algorithm inside it as it is",
+    ),
+    Row(
+        "secagg",
+        "a cohort or panel of fewer sites than a sum needs",
+        lambda j: j.seal is not None and min(_asks(j), _measure(j)) < _sealed(j, min(_asks(j), _measure(j))),
+        "of two sites each learns the other's update: ask at least 3 in a round and on a panel, or lower threshold",
+    ),
+    Row(
+        "secagg(threshold=…)",
+        "a cohort of so many sites",
+        lambda j: j.seal is not None and math.isfinite(_asks(j)) and _sealed(j, _asks(j)) < majority(int(_asks(j))),
+        "below ⌊2n/3⌋+1 of the n sites asked a server could have two sums: raise threshold, or leave it out",
+    ),
+    Row(
+        "secagg",
+        "a quorum of fewer updates than must go to the end",
+        lambda j: j.seal is not None and j.quorum is not None and j.quorum < _sealed(j, _asks(j)),
+        "masks come off with ⌊2n/3⌋+1 of the n sites asked, and 3 at least: raise quorum, or lower over_select",
     ),
 )
 

@@ -26,6 +26,7 @@ from foedus.keys import key
 from foedus.metrics import Metric, metric
 from foedus.params import Params, digest
 from foedus.participation import Cohort, Participation, by_loss
+from foedus.privacy.secagg import Secagg, measuring, sealed, secagg
 from foedus.run import Plan
 from foedus.stop import Stop
 from foedus.transforms import chain, transformed
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from foedus.result import Result
 
 MOST_DEPTH = 8
-NOT_BUILT = ("privacy", "track")
+NOT_BUILT = ("track",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +119,26 @@ class Job(Options):
 
     @property
     def method(self) -> Algorithm:
-        """The algorithm with what the Job adds to it: its compression, and a choice of sites by their losses."""
-        links = [self.compress] if isinstance(self.compress, Transform) else self.compress
-        found = transformed(self.algorithm, chain(*links)) if links else self.algorithm
+        """The algorithm with what the Job adds to it: its compression, a seal, a choice of sites by their losses."""
+        found = transformed(self.algorithm, chain(*self.links)) if self.links else self.algorithm
+        found = sealed(found, self.seal, self.least, self.quorum) if self.seal else found
         chosen = self.cohort.trains if isinstance(self.cohort, Participation) and self.cohort.by_loss else None
         return by_loss(found, chosen) if chosen else found
 
     @property
+    def links(self) -> Sequence[Transform]:
+        """The Transforms of updates, in their order."""
+        return [self.compress] if isinstance(self.compress, Transform) else self.compress or ()
+
+    @property
     def least(self) -> int:
         """How many updates a Task needs: `min_sites`, or what the algorithm's aggregator needs."""
-        return max(self.min_sites, needed(self.algorithm.traits))
+        return max(self.min_sites, needed(self.algorithm.traits), self.seal.needed(0) if self.seal else 1)
+
+    @property
+    def seal(self) -> Secagg | None:
+        """How updates are sealed, if they are."""
+        return secagg() if self.privacy == "secagg" else self.privacy if isinstance(self.privacy, Secagg) else None
 
     def table(self) -> dict[str, Metric]:
         """name -> Metric: the loss, and the metrics of the Job or, where it names none, of its learner."""
@@ -159,6 +170,7 @@ class Job(Options):
             self.panel,
             self.best,
             self.stop,
+            measuring(self.seal, self.least) if self.seal else None,
         )
 
     def first(self, seed: int) -> Params:
@@ -199,6 +211,8 @@ def _check(job: Job) -> None:
     _check_cohort("cohort", job.cohort)
     _check_cohort("panel", job.panel)
     _check_compress(job.compress)
+    if job.seal is None and job.privacy not in (None, "none"):
+        raise JobError(f"Job(privacy={job.privacy!r}): it is 'none', 'secagg' or fd.secagg(…)")
     known = job.table()
     if job.best is not None and job.best.removeprefix("personal_") not in known:
         raise JobError(f"Job(best={job.best!r}): it is none of the metrics {sorted(known)}")

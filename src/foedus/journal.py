@@ -187,7 +187,7 @@ def task_digest(task: Task, payload: str, letters: Mapping[str, str] | None = No
     letters = letters or {site: digest(letter) for site, letter in sorted(task.letters.items())}
     returns = [list(leaf) for leaf in (task.returns if task.returns is not None else task.payload.spec)]
     asked = [task.work, payload, pool.told(task.sites), task.quorum, task.late, task.busy, returns]
-    more = [x for x in (task.reads, letters, task.least is not None and {"least": task.least}) if x]
+    more = [x for x in (task.reads, letters, task.least is not None and {"least": task.least}, task.seal) if x]
     return hashlib.sha256(json.dumps([*asked, *more]).encode()).hexdigest()
 
 

@@ -84,6 +84,8 @@ def run(
             note(why, what="backend")
         if job.learner and job.evaluate and job.panel is None and len(data) > MOST_MEASURED:
             note(f"on {PANEL:,} of {len(data):,} sites, the same each time; panel=… says on how many", "evaluation")
+        if job.seal:
+            note(job.seal.said(job.method.traits), "privacy")
         with live.followed(journal, show):
             with crew(backend, job, data, seed, workers, note, resources, address) as hands:
                 runner = simulate(hands, data, journal, seed, job.least, script, watch, place)

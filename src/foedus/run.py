@@ -55,6 +55,7 @@ class Plan(NamedTuple):
     panel: float | int | None = None
     best: str | None = None
     stop: Stop | None = None
+    measuring: Callable[[Task], Task] | None = None  # what seals the Task that evaluates
 
     @property
     def least(self) -> int:
@@ -348,7 +349,8 @@ def _evaluate(plan: Plan, state: State, context: RoundContext, first: int, runne
         return _play(plan, plan.algorithm.measure(state, context), context, runner, first)[1]
     params, personal = plan.algorithm.params(state), plan.algorithm.personal
     task = Task(EVALUATE, params, panel(plan, context.roster), mean(), late="drop", deadline=plan.deadline, returns=())
-    return runner.run([task._replace(reads=personal.work) if personal else task], context, first)
+    task = task._replace(reads=personal.work) if personal else task
+    return runner.run([plan.measuring(task) if plan.measuring else task], context, first)
 
 
 def _last_words(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Journal, watch: Watch) -> Here:

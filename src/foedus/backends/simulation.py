@@ -17,6 +17,7 @@ from foedus.errors import JobError, Refused
 from foedus.faults import point
 from foedus.journal import Journal, task_digest
 from foedus.params import digest as params_digest
+from foedus.privacy.secagg import hidden
 from foedus.settle import Desk, Rule, needed, pause
 from foedus.work import EVALUATE, Order
 
@@ -116,7 +117,7 @@ class Simulation:
         folding = Folding(task.aggregator, task.returns, len(task.sites))
         rule = Rule(task.quorum, needed(task, self.least))
         desk = (self._keep if task.late == "keep" else self._drop)(task, round, number, rule, folding)
-        outcomes = desk.outcomes()
+        outcomes = hidden(task, desk.outcomes())
         counted = [list(origin[:3]) for origin in desk.counted()]
         settled = [[o.site, o.status, o.why, o.weight] for o in outcomes]
         point("local.before-close")

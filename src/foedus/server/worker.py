@@ -21,6 +21,7 @@ from foedus.files import write_atomic
 from foedus.journal import Journal, task_digest
 from foedus.metrics import Metric
 from foedus.params import Params, digest
+from foedus.privacy.secagg import check_network, hidden
 from foedus.run import Checkpoints, execute
 from foedus.server.checking import checked, mapped, sums_of
 from foedus.settle import needed
@@ -41,7 +42,7 @@ def main(fd: int) -> None:
             pipe.send({"do": "ended", **run(pipe, order)})
     except WireError:
         raise SystemExit(0) from None
-    except FoedusError as error:
+    except (FoedusError, NotImplementedError) as error:
         pipe.send({"do": "failed", "why": str(error)})
     except Exception as error:
         pipe.send({"do": "failed", "why": describe(error)})
@@ -52,6 +53,7 @@ def run(pipe: Pipe, order: Mapping[str, Any]) -> dict[str, Any]:
     scratch = params.scratch = Path(order["scratch"])
     job = jobfile.load(Path(order["bundle"]) / order["entry"], order["options"]).job
     job = job if order.get("rounds") is None else job.replace(rounds=order["rounds"])
+    check_network(job.seal)
     journal = Journal(PipeLog(pipe))
     journal.add(
         "open",
@@ -169,7 +171,9 @@ class Remote:
         told = [sums_of(c["metrics"], origin.site) for origin, c in counted]
         weights = [float.fromhex(c["weight"]) for _, c in counted]
         last = {origin.site: found for (origin, _), *found in zip(counted, weights, told, strict=True)}
-        outcomes = [Outcome(s, status, why, *last.get(s, (0.0, {}))) for s, status, why in message["outcomes"]]
+        outcomes = hidden(
+            task, [Outcome(s, status, why, *last.get(s, (0.0, {}))) for s, status, why in message["outcomes"]]
+        )
         updates = [(origin, w, mapped(fd)) for (origin, _), w, fd in zip(counted, weights, fds, strict=True)]
         fold_files(task.aggregator, task.returns or (), updates, len(task.sites), outcomes, self.scratch / name, told)
         point("runworker.after-fold")

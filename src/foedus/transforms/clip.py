@@ -30,4 +30,4 @@ def clip(bound: float) -> Transform:
         scaled = update.params.map(lambda x: (x.astype(np.float64) * scale).astype(x.dtype))
         return update._replace(params=scaled if scale < 1 else update.params), local
 
-    return Transform(encode=encode)
+    return Transform(encode=encode, traits=(f"clip {float(bound)!r}",))

@@ -96,6 +96,8 @@ def job(
     alpha=0.0,
     rule=0,
     topology="",
+    privacy="",
+    masks=1,
 ):
     model = {"w": np.zeros(4, np.float32), "b": np.zeros((), np.float32)}
     if ballast:  # an integer array of so many numbers, for updates that take time on their way
@@ -122,4 +124,5 @@ def job(
         over_select=over,
         best=best or None,
         evaluate=evaluate,
+        privacy=fd.secagg(masks=bool(masks)) if privacy else None,
     )

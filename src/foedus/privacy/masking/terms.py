@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from foedus.errors import FoedusError
+from foedus.privacy.secagg import majority
 
 WHOLE = 64  # up to here each site shares with all others
 SAFE = 2.0**-44  # the chance, for all sites together, that a site picks so many of a colluding third
@@ -61,11 +62,6 @@ def terms(
     if threshold is not None and not least <= threshold <= len(names):
         raise FoedusError(f"threshold {threshold} of {len(names)} sites: it must be {least} to {len(names)}")
     return Terms(run, round, task, attempt, names, model, job, threshold or least)
-
-
-def majority(count: int) -> int:
-    """⌊2n/3⌋+1: of two groups of so many, more than a third is in both, so an honest site is, if fewer collude."""
-    return 2 * count // 3 + 1
 
 
 def place(given: Terms, site: str) -> int:
