@@ -84,11 +84,9 @@ class Remote:
     ) -> Run:
         from foedus import jobfile, schema
         from foedus.job import Job
-        from foedus.privacy.secagg import check_network
 
         loaded = jobfile.load(job, options) if not isinstance(job, Job) else jobfile.found(job)
         chosen = loaded.job if rounds is None else loaded.job.replace(rounds=rounds)
-        check_network(chosen.seal)
         data = bundle.pack(loaded.path.parent, loaded.path.name, files=chosen.files)
         digest, names = bundle.digest(data), bundle.listed(data)
         say(f"sends {len(names)} file{'s' * (len(names) > 1)} of {loaded.path.parent}: {_few(names)}")
@@ -104,7 +102,7 @@ class Remote:
             "min_sites": self._least(chosen),
             "rounds": chosen.rounds,
             "override_rounds": rounds,
-            "privacy": "none",
+            "privacy": "secagg" if chosen.seal and chosen.seal.masks else "none",
             "check": check,
             "at": int(time.time() * 1e6),
         }

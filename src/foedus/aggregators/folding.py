@@ -188,6 +188,11 @@ class Folding:
         self.sums += other.sums
         self.units, self.count = self.units + other.units, self.count + other.count
 
+    def take(self, acc: Any, weight: Fraction, count: int, sums: Mapping[str, Any]) -> None:
+        """Counts so many updates whose sum alone is known: of arrays, of weights, of metrics."""
+        self.acc, self.units, self.count = acc or None, int(weight * (1 << UNIT)), count
+        self.sums.append(sums)
+
     def weight(self) -> Fraction:
         return Fraction(self.units, 1 << UNIT)
 

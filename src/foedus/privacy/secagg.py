@@ -143,13 +143,9 @@ def measuring(how: Secagg, least: int = 1) -> Callable[[Task], Task]:
     return lambda task: seal(task, how, fixed(1.0, 2.0**64), least)
 
 
-def check_network(how: Secagg | None) -> None:
-    """Raises NotImplementedError where real sites would have to add masks."""
-    if how is not None and how.masks:
-        raise NotImplementedError(
-            "secagg between real sites is not built yet: simulate the Job, or take fd.secagg(masks=False), which has "
-            "the same bits, and whose updates the server can read"
-        )
+def masked(task: Task) -> bool:
+    """Whether the Task's updates are masked between real sites."""
+    return task.seal is not None and bool(task.seal.masks)
 
 
 def hidden(task: Task, outcomes: Sequence[Outcome]) -> list[Outcome]:

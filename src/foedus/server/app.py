@@ -3,6 +3,7 @@ HTTP, members and runs come in; see docs/protocol.md for what is said."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import logging
@@ -14,10 +15,11 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 from foedus.build import installed
-from foedus.errors import Denied, FoedusError, WireError
+from foedus.errors import Denied, FoedusError, Refused, WireError
 from foedus.server import said
 from foedus.server.federation import Hub
 from foedus.server.run import Delivery
+from foedus.server.sealing import Out
 from foedus.server.tasks import read_task_id
 from foedus.store.blobs import Part
 from foedus.wire.freshness import Life, UnknownNonce
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 VERSION = 1
 POLL = 55.0
 CHECKING = 120.0
+SEALING = 25.0  # seconds that a site's message of a sealed Task waits for what comes after it
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 MOST_TEXT = 2000
 MOST_REPORT = 64 << 10
@@ -76,6 +79,7 @@ class App:
                 ("POST", "/v1/declines", site, self.decline),
                 ("POST", "/v1/ready", site, self.ready),
                 ("POST", "/v1/beat", site, self.beat),
+                ("POST", "/v1/seals", site, self.seals),
                 ("POST", "/v1/accepting", site, self.accepting),
                 ("POST", "/v1/renew", anybody, self.renew),
                 ("PUT", "/v1/bundles/([0-9a-f]{64})", submitter, self.bundle),
@@ -214,7 +218,7 @@ class App:
     def _verdict(self, site: str, text: str) -> str:
         run, round, number, attempt = read_task_id(text)
         live = self.hub.runs.get(run)
-        return "dropped" if live is None else live.book.verdict(site, round, number, attempt, live.over)
+        return "dropped" if live is None else live.verdict(site, round, number, attempt)
 
     def blob(self, asked: Asked) -> Response:
         run = parse_qs(asked.request.query).get("run", [""])[0]
@@ -322,6 +326,30 @@ class App:
                 return answer({"go_on": False})
             task.told(asked.name, float(body["progress"]) + float(body.get("cpu", 0)))
             return answer({"go_on": True})
+
+    def seals(self, asked: Asked) -> Response:
+        """A site's message of a sealed Task; the answer is what comes after it, or {} while others are awaited."""
+        body = said.place(asked.json())
+        kind, message = said.sealing(body)
+        with self.hub.news:
+            live, until = self.hub.run(body["run"]), time.monotonic() + SEALING
+            task = live.book.tasks.get((body["round"], body["task"]))
+            try:
+                sealing = live.sealed(asked.name, task, body["attempt"])
+                sealing.hear(asked.name, kind, message, body.get("figures"))
+                self.hub.told()
+                while (found := sealing.reply(asked.name, kind)) is None and time.monotonic() < until:
+                    if not self._wait(asked, until) or not self.hub.at_work(live):
+                        break
+                    live.sealed(asked.name, task, body["attempt"])
+            except Out as error:
+                return answer({"error": str(error)}, 410)
+            except Refused as error:
+                if task is not None and task.wants(asked.name, body["attempt"]):
+                    live.settle_row("refused", task, asked.name, str(error))
+                self.hub.told()
+                return answer({"error": str(error)}, 409)
+            return answer({} if found is None else found | {"data": base64.b64encode(found["data"]).decode()})
 
     # ---- a submitter's requests ------------------------------------------------------------------------------------
     def bundle(self, asked: Asked) -> Response:

@@ -29,6 +29,9 @@ NAMED = 5  # sites that the reason of a pause lists
 GATHER = 60.0  # seconds that a run waits at its start for sites that are there and have not answered yet
 AWAY = 15.0  # seconds of silence after which a site is not there: an agent polls all the time, or tries to
 MOST_DEATHS = 5
+QUIET = 120.0  # seconds in which survivors of a sealed Task may say nothing before people are told
+NOTHING = (0.0).hex()  # the weight that a sealed update shows
+KEPT = ("payload", "total", "seal")  # files of a Task, until its round is over
 ACCEPTED = {"status": "accepted", "why": ""}
 SAID = ("site", "size", "weight", "metrics", "stateful", "build")  # of an update's envelope, for the run worker
 
@@ -225,6 +228,8 @@ class Conductor:
         return free if body["busy"] is None else free[: max(0, body["busy"] - len(flying))]
 
     def _ripe(self, task: Open) -> bool:
+        if task.sealed and not task.closed:
+            return self.run.sealing(task).moved
         return task.closed or self._verdict(task) != "open"
 
     def _verdict(self, task: Open) -> str:
@@ -239,10 +244,24 @@ class Conductor:
             for each in [task, *self.run.book.late()]:
                 self._lose(each)
             self._refill(task)
+            if task.sealed:
+                for site, why in self.run.sealing(task).gather().items():
+                    self.run.settle_row("lost", task, site, why)
             verdict = self._verdict(task)
             if verdict == "short":
                 self._short(task)
-            return verdict == "close"
+            return verdict == "close" and (not task.sealed or self._unsealed(task))
+
+    def _unsealed(self, task: Open) -> bool:
+        """Whether the survivors of a sealed Task have given what takes the masks off. It is one set, for ever."""
+        sealing = self.run.sealing(task)
+        if sealing.settle([origin.site for origin in task.desk.counted()]):
+            self.run.set("running")
+            return True
+        self.run.context.news.notify_all()
+        if time.monotonic() - sealing.since > QUIET:
+            self.run.set("paused", f"round {task.round}, task {task.body['work']!r}: {sealing.lacking()}")
+        return False
 
     def _lose(self, task: Open) -> None:
         """Journals who is not waited for any longer. To measure, an asynchronous run waits for nobody who is silent."""
@@ -274,7 +293,7 @@ class Conductor:
             self.run.nudged = False
             self.run.set("running")
             self.run.journal.add("again", round=task.round, task=task.number, attempt=task.desk.attempt + 1)
-            task.again()
+            self.run.book.again(task)
             self._lose(task)  # who is still away is not asked meanwhile
             self.run.context.news.notify_all()
             return
@@ -293,6 +312,8 @@ class Conductor:
 
     def _looked(self, pipe: Pipe, delivery: Delivery, task: Open) -> str | None:
         """ "" if the worker finds that the update can be counted, else why not; None if its bytes are gone."""
+        if task.sealed:
+            return self._looked_sealed(delivery, task)
         if delivery.deaths >= MOST_DEATHS:
             return str(Refused(delivery.site, CHECKING, f"the run worker died {MOST_DEATHS} times over it"))
         said = {name: delivery.body.get(name) for name in SAID}
@@ -308,6 +329,19 @@ class Conductor:
             raise
         finally:
             os.close(fd)
+
+    def _looked_sealed(self, delivery: Delivery, task: Open) -> str | None:
+        """The same of masked words, of which all that can be seen is how many they are."""
+        body, size = delivery.body, 4 * self.run.sealing(task).words
+        if not self.run.context.updates(delivery.site).has(body["digest"]):
+            return None
+        if body["size"] != size or self.run.context.updates(delivery.site).path(body["digest"]).stat().st_size != size:
+            return str(Refused(delivery.site, CHECKING, f"it has {body['size']!r:.40} bytes of words, not {size}"))
+        if body["weight"] != NOTHING or body.get("metrics") or type(body["stateful"]) is not bool:
+            return str(Refused(delivery.site, CHECKING, "under a seal weight and metrics travel masked, and only so"))
+        if delivery.site not in self.run.sealing(task).kept.get("shares", ()):
+            return str(Refused(delivery.site, CHECKING, "it shared no secrets for this Task"))
+        return ""
 
     def _receive(self, delivery: Delivery, task: Open, why: str | None) -> None:
         """Journals what became of an update, and has its site told."""
@@ -376,10 +410,11 @@ class Conductor:
             if c
         ]
         outcomes = [o[:3] for o in row["outcomes"]]
+        seal = {"seal": self.run.sealing(task).unsealing()} if task.sealed else {}
         fds = list[int]()
         try:
             fds += (os.open(self._kept(c, "digest"), os.O_RDONLY) for c in counted if c)
-            pipe.send({"task": task.number, "close": close, "outcomes": outcomes}, fds)
+            pipe.send({"task": task.number, "close": close, "outcomes": outcomes, **seal}, fds)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -415,7 +450,7 @@ class Conductor:
             done = self.run.book.done(round)
         for accepted in done:
             self.run.context.forget(accepted.origin.site, (accepted.digest, accepted.metrics))
-        for path in [*self.run.scratch.glob("payload-*"), *self.run.scratch.glob("total-*")]:
+        for path in [path for kind in KEPT for path in self.run.scratch.glob(f"{kind}-*")]:
             r, number = map(int, path.stem.split("-")[1:3])
             task = self.run.book.tasks.get((r, number))
             if r <= round and not (task and task.keeps and task.desk.waiting()):

@@ -14,6 +14,7 @@ from typing import Any
 from foedus.errors import Denied
 from foedus.store import Store
 from foedus.store.lease import this_process
+from foedus.wire.ed25519 import unbase64
 from foedus.wire.freshness import Life, Nonces, check_alive, check_life
 from foedus.wire.identity import Entry, Federation, Renewal, Revocation
 from foedus.wire.plain import plain, read
@@ -90,6 +91,11 @@ class Members:
     def sites(self) -> list[str]:
         """The unrevoked, unexpired sites, sorted."""
         return self.register.roster(int(time.time()))
+
+    def publics(self) -> dict[str, bytes]:
+        """name -> the raw public key of every site."""
+        now = int(time.time())
+        return {name: unbase64(self.register.admit(name, now).entry.public) for name in self.sites()}
 
     def role(self, name: str) -> str:
         return self.register.admit(name, int(time.time())).entry.invitation.role

@@ -14,6 +14,7 @@ from foedus import build
 from foedus.errors import FoedusError
 from foedus.journal import Journal
 from foedus.server.members import Members
+from foedus.server.sealing import Out, Sealing
 from foedus.server.tasks import Book, Open, payload_of, task_id
 from foedus.store import Store
 from foedus.store.blobs import Blobs
@@ -60,6 +61,7 @@ class Run:
         self.began = time.monotonic()
         self.nudged = False
         self.envelopes: dict[str, Body] = {}
+        self.seals: dict[tuple[int, int], Sealing] = {}
         self.strange = dict[tuple[str, str], None]()  # builds of updates that their sites did not describe
 
     def set(self, state: str, why: str = "") -> None:
@@ -168,6 +170,7 @@ class Run:
                 "reads": reads,
                 "base": base and {"round": base.round, "task": base.task},
                 "verdicts": {},
+                "seal": _seal(body),
             }
             self.envelopes[cached] = sign_envelope(self.context.key, "foedus/task/1", plain)
         return self.envelopes[cached]
@@ -190,6 +193,33 @@ class Run:
         self.inbox.append(delivery)
         self.context.news.notify_all()
         return delivery
+
+    def sealing(self, task: Open) -> Sealing:
+        """The present attempt at sealing a Task, as its journal has it."""
+        at = task.round, task.number
+        if at not in self.seals or self.seals[at].attempt != task.desk.attempt:
+            facts = {"bundle": self.submission["bundle"]["digest"], "seed": self.submission["seed"]}
+            publics = self.context.members.publics()
+            self.seals[at] = Sealing(self.id, facts, task, self.scratch, self.journal, publics)
+        return self.seals[at]
+
+    def sealed(self, site: str, task: Open | None, attempt: int) -> Sealing:
+        """The sealing of this attempt at a Task, if this site is asked for it. Raises Out."""
+        if self.over or task is None or not task.sealed or task.closed or attempt != task.desk.attempt:
+            raise Out("nobody waits for this any more")
+        lost = task.desk.settled.get(site)
+        if site not in task.desk.asked or (lost is not None and lost.status != "counted"):
+            raise Out(f"{site!r} is no part of this sealed Task any more")
+        task.spoke(site)
+        return self.sealing(task)
+
+    def verdict(self, site: str, round: int, number: int, attempt: int) -> str:
+        """That of the book, but whose masked words wait for what it still has to say is asked to go on."""
+        found = self.book.verdict(site, round, number, attempt, self.over)
+        task = self.book.tasks.get((round, number))
+        if found == "unknown" and task is not None and task.sealed and not task.closed:
+            return "send" if self.sealing(task).awaits(site) else found
+        return found
 
     def needs(self, site: str) -> frozenset[str]:
         """The digests of a site's bytes that may still be looked at; none once the run is finished."""
@@ -247,3 +277,11 @@ class Run:
             "metrics": steps[-1]["metrics"] if steps else {},
             "submitter": self.submission.get("submitter"),
         }
+
+
+def _seal(body: Mapping[str, Any]) -> Body | None:
+    """What a sealed Task's envelope says of its seal."""
+    if not body.get("seal"):
+        return None
+    threshold, bound, wmax = body["seal"]
+    return {"roster": sorted(body["asked"]), "threshold": threshold, "bound": bound, "wmax": wmax}

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from foedus.errors import WireError
+from foedus.server.sealing import HEARD
 from foedus.store.blobs import DIGEST
+from foedus.wire.ed25519 import unbase64
 
 MOST = 1 << 53
 Body = dict[str, Any]
@@ -19,6 +21,14 @@ def place(body: Mapping[str, Any]) -> Body:
     if type(run) is not str or not all(type(n) is int and 0 <= n < MOST for n in numbers):
         raise WireError("a Task is named by its run (text) and by round, task and attempt (whole numbers)")
     return dict(body)
+
+
+def sealing(body: Mapping[str, Any]) -> tuple[str, bytes]:
+    """(kind, message) of what a site says in a sealed Task. Raises WireError."""
+    kind, data = body.get("kind"), body.get("data")
+    if kind not in HEARD or type(data) is not str:
+        raise WireError(f"a message of a sealed Task is one of {', '.join(HEARD)}, with its data")
+    return kind, unbase64(data)
 
 
 def update(body: Mapping[str, Any]) -> Body:

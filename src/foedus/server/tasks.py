@@ -54,8 +54,15 @@ class Open:
             self.desk.asked.setdefault(site)
             self._begin(site, 0)
 
+    @property
+    def sealed(self) -> bool:
+        return bool(self.body.get("seal"))
+
     def again(self) -> list[str]:
-        """A new attempt for those that did not deliver."""
+        """A new attempt for those that did not deliver; a sealed Task has one for all, under new keys."""
+        if self.sealed:
+            self.desk.arrived.clear()
+            self.desk.settled.clear()
         sites = self.desk.ask_again()
         for site in sites:
             self._begin(site, self.desk.attempt)
@@ -65,6 +72,10 @@ class Open:
         self.attempts[site], self.began[site] = attempt, time.monotonic()
         self.since[site] = self.began[site]
         self.progress.pop(site, None)
+
+    def spoke(self, site: str) -> None:
+        """A message of a sealed Task: its site is there."""
+        self.since[site] = time.monotonic()
 
     def told(self, site: str, figure: float) -> None:
         """A heartbeat with a progress figure: only one that rises is progress; it falls where an agent restarts."""
@@ -109,11 +120,17 @@ class Book:
             case "asked":
                 self.tasks[_at(row)].ask(row["sites"])
             case "again":
-                self.tasks[_at(row)].again()
+                self.again(self.tasks[_at(row)])
             case "accepted" | "declined" | "refused" | "lost":
                 self.settle(kind, row)
             case "close":
                 self.close(row)
+
+    def again(self, task: Open) -> None:
+        """A new attempt at a Task; words that were masked under the keys of an earlier one are of no use to it."""
+        for origin in [o for o in self.kept if task.sealed and o[1:3] == (task.round, task.number)]:
+            self._gone(origin, "dropped")
+        task.again()
 
     def publish(self, row: Mapping[str, Any]) -> Open:
         task = self.live[_at(row)] = self.tasks[_at(row)] = Open(row["round"], row["task"], row, row["asked"])
@@ -128,7 +145,7 @@ class Book:
         """Takes in an accepted, declined, refused or lost row."""
         task, site = self.tasks[_at(row)], row["site"]
         if row["attempt"] > task.attempts.get(site, 0):
-            task.again()
+            self.again(task)
         if kind == "accepted":
             self._accept(task, row)
         else:

@@ -21,9 +21,10 @@ from foedus.files import write_atomic
 from foedus.journal import Journal, task_digest
 from foedus.metrics import Metric
 from foedus.params import Params, digest
-from foedus.privacy.secagg import check_network, hidden
+from foedus.privacy.secagg import hidden, masked
 from foedus.run import Checkpoints, execute
 from foedus.server.checking import checked, mapped, sums_of
+from foedus.server.unsealing import unsealed
 from foedus.settle import needed
 from foedus.wire.offline import go_offline
 from foedus.wire.pipe import Pipe, inherited
@@ -42,7 +43,7 @@ def main(fd: int) -> None:
             pipe.send({"do": "ended", **run(pipe, order)})
     except WireError:
         raise SystemExit(0) from None
-    except (FoedusError, NotImplementedError) as error:
+    except FoedusError as error:
         pipe.send({"do": "failed", "why": str(error)})
     except Exception as error:
         pipe.send({"do": "failed", "why": describe(error)})
@@ -53,7 +54,6 @@ def run(pipe: Pipe, order: Mapping[str, Any]) -> dict[str, Any]:
     scratch = params.scratch = Path(order["scratch"])
     job = jobfile.load(Path(order["bundle"]) / order["entry"], order["options"]).job
     job = job if order.get("rounds") is None else job.replace(rounds=order["rounds"])
-    check_network(job.seal)
     journal = Journal(PipeLog(pipe))
     journal.add(
         "open",
@@ -149,6 +149,7 @@ class Remote:
             "digest": task_digest(task, payload["digest"], {site: x["digest"] for site, x in letters.items()}),
             "least": needed(task, self.least),
             **({"reads": task.reads} if task.reads else {}),
+            **({"seal": [task.seal.threshold, *(x.hex() for x in task.seal[2:])]} if masked(task) else {}),
         }
 
     def _put(self, name: str, payload: Params) -> dict[str, Any]:
@@ -167,6 +168,10 @@ class Remote:
     def _closed(self, message: Mapping[str, Any], task: Task, round: int, fds: Sequence[int]) -> Total:
         point("runworker.before-fold")
         name = f"total-{round}-{message['task']}.safetensors"
+        if "seal" in message:
+            outcomes = hidden(task, [Outcome(*row) for row in message["outcomes"]])
+            unsealed(task, message["seal"], fds, outcomes, self.scratch / name)
+            return self._told(message["task"], name)
         counted = [(Origin(c["site"], c["round"], c["task"], c["age"]), c) for c in message["close"]]
         told = [sums_of(c["metrics"], origin.site) for origin, c in counted]
         weights = [float.fromhex(c["weight"]) for _, c in counted]
@@ -176,8 +181,11 @@ class Remote:
         )
         updates = [(origin, w, mapped(fd)) for (origin, _), w, fd in zip(counted, weights, fds, strict=True)]
         fold_files(task.aggregator, task.returns or (), updates, len(task.sites), outcomes, self.scratch / name, told)
+        return self._told(message["task"], name)
+
+    def _told(self, number: int, name: str) -> Total:
         point("runworker.after-fold")
-        self.pipe.send({"do": "total", "task": message["task"], "file": name})
+        self.pipe.send({"do": "total", "task": number, "file": name})
         return read_total(self.scratch / name)
 
 

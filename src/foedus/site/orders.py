@@ -43,6 +43,15 @@ class Blob(NamedTuple):
     size: int
 
 
+class Seal(NamedTuple):
+    """What a sealed Task's update must be: which sites share its masks, how many must go to the end, its ring."""
+
+    roster: tuple[str, ...]
+    threshold: int
+    bound: float
+    wmax: float
+
+
 class Order(NamedTuple):
     """A Task as it was signed for this site; `base` is the (round, task) whose local state must be here."""
 
@@ -56,6 +65,7 @@ class Order(NamedTuple):
     base: tuple[int, int] | None
     verdicts: Mapping[str, Verdict]
     reads: str = ""  # the work whose local state that is; "": its own
+    seal: Seal | None = None
 
 
 class Offer(NamedTuple):
@@ -104,6 +114,7 @@ def read_order(envelope: Any, server: str, site: str) -> Order:
         return Order(
             at, _text(body["work"]), _blob(body["payload"]), spec_of(body["returns"]), stall, _digest(body["bundle"]),
             _integer(body["seed"]), base or None, told, _text(body.get("reads", "")),
+            _seal(body.get("seal")),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"a task of run {body.get('run')!r} is malformed ({type(error).__name__} {error})") from error
@@ -157,6 +168,12 @@ def _leaf(name: Any, shape: Any, dtype: Any, kind: Any, sent: Any = "") -> Leaf:
     if dtype not in DTYPES or kind not in KINDS:
         raise ValueError(f"array {name!r} of kind {kind!r} and dtype {dtype!r}")
     return Leaf(_text(name), tuple(map(_count, shape)), dtype, kind, _text(sent))
+
+
+def _seal(body: Mapping[str, Any] | None) -> Seal | None:
+    if body is None:
+        return None
+    return Seal(_texts(body["roster"]), _count(body["threshold"]), number(body["bound"]), number(body["wmax"]))
 
 
 def _run(value: Any) -> str:

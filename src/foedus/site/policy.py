@@ -48,9 +48,10 @@ class Policy(NamedTuple):
         """Whether a Job of this privacy may train here."""
         if self.privacy in ("none", privacy):
             return ""
+        remedy = {"secagg": "submit it with privacy='secagg'", "dp": "this version of foedus has not built that yet"}
         return (
-            f"the job's privacy is {privacy!r}, and the site's policy demands {self.privacy!r} (`privacy`), which this "
-            "version of foedus has not built yet"
+            f"the job's privacy is {privacy!r}, and the site's policy demands {self.privacy!r} (`privacy`): "
+            f"{remedy[self.privacy]}"
         )
 
     def dataset(self, names: Iterable[str]) -> str:
@@ -164,7 +165,7 @@ most_update_bytes = {most}
 # "could not convert string to float: 'Smith'" quotes data. It always stands in the worker's log, here.
 # error_texts = true
 
-# The privacy that a job must have: "none", "secagg" or "dp". The last two are not built yet: no job trains here then.
+# The privacy that a job must have: "none", "secagg" or "dp". The last is not built yet: no job trains here then.
 # privacy = "none"
 
 # What the process that loads and trains may take of this machine: bytes of memory (each process that it starts may take

@@ -19,7 +19,7 @@ from foedus.site.orders import Activity, At, Blob, Ending, Offer, Order, Verdict
 from foedus.site.orders import verdicts as read_verdicts
 from foedus.site.place import Place
 from foedus.site.shelf import Shelf
-from foedus.site.tasks import Tasks
+from foedus.site.tasks import Tasks, counts_rows
 from foedus.site.transfer import fetch, holds
 from foedus.site.trust import Code, Roll, consent
 from foedus.site.workerhost import ARCHIVE, WorkerHost
@@ -56,7 +56,7 @@ class SiteRun:
         self.folder = context.place.folder / "work" / run
         self.shelf = Shelf(context.place.store, self.folder / "kept", run)
         self.shelf.sweep()
-        self.tasks = Tasks(context.who, self.shelf, self.folder / "payloads", context.log)
+        self.tasks = Tasks(context.who, self.shelf, self.folder / "payloads", context.log, context.roll.publics)
         self.offer, self.prepared = self._remembered()
         self.answered: Json = {}
         self.worker: WorkerHost | None = None
@@ -189,6 +189,8 @@ class SiteRun:
             raise NotReady("this site was not told of the run; it asks the server for it")
         if (order.bundle, order.seed) != (self.offer.bundle.digest, self.offer.seed):
             raise NotReady("the Task's bundle or seed is not the one that the submitter signed")
+        if self.offer.privacy == "secagg" and order.seal is None and not counts_rows(order):
+            raise NotReady("the submitter signed privacy 'secagg', and the Task has no seal: nothing leaves this site")
         rules = policy.load(self.context.place.folder / "policy.toml")
         bound = self._bound()
         if why := self._consent(rules) or rules.private(self.offer.privacy) or rules.dataset(b.name for b in bound):
@@ -307,6 +309,7 @@ class SiteRun:
         models = {name: self._model(name, blob) for name, blob in ending.models.items()}
         saved = [*models.values(), self._own_model(models.get("final"))]
         self._retire()
+        self.tasks.sealer.clear(self.run)
         with place.store.transaction():
             self.shelf.clear()
             place.store.delete(RUNS, self.run)

@@ -28,6 +28,7 @@ class Pending(NamedTuple):
     metrics: Json
     stateful: bool
     build: str
+    seal: Json | None = None  # of a sealed one: what its masks are bound to
 
     @classmethod
     def read(cls, body: Json) -> Pending:
@@ -63,6 +64,9 @@ class Shelf:
 
     def update(self, stem: str) -> Path:
         return self.folder / f"{stem}.update"
+
+    def words(self, stem: str) -> Path:
+        return self.folder / f"{stem}.words"
 
     def local(self, stem: str) -> Path:
         return self.folder / f"{stem}.local"
@@ -117,6 +121,7 @@ class Shelf:
         if counted:
             point("agent.after-base")
         self.update(pending.file).unlink(missing_ok=True)
+        self.words(pending.file).unlink(missing_ok=True)
         if not stateful:
             local.unlink(missing_ok=True)
         elif old is not None and old.file != local.name:
@@ -133,7 +138,9 @@ class Shelf:
 
     def sweep(self) -> None:
         """Deletes files that a crash left and no document names."""
-        named = {path.name for p in self.pending() for path in (self.update(p.file), self.local(p.file))}
+        named = {
+            path.name for p in self.pending() for path in (self.update(p.file), self.local(p.file), self.words(p.file))
+        }
         named |= {body["file"] for _, body in self.store.items(BASE, f"{self.run}/")}
         for path in self.folder.iterdir():
             if path.name not in named:

@@ -6,21 +6,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 
 from foedus import frames
-from foedus.aggregators.folding import CHECKING, check, check_finite
+from foedus.aggregators.folding import CHECKING, check, check_finite, check_room
 from foedus.core import Update
 from foedus.errors import FoedusError, Refused
 from foedus.faults import point
 from foedus.files import delete
 from foedus.params import DTYPES, Params
-from foedus.site.orders import Activity, At, Blob, Order, Verdict
+from foedus.privacy.secagg import ROWS, TOLD
+from foedus.site.orders import Activity, At, Blob, Order, Seal, Verdict
 from foedus.site.policy import Policy
+from foedus.site.sealing import About, Sealer, rule_of
 from foedus.site.shelf import Pending, Shelf
 from foedus.site.transfer import fetch, holds, upload
 from foedus.site.workerhost import Died, Raised, Spent, Stalled, WorkerHost
@@ -52,9 +54,17 @@ class Done(NamedTuple):
 class Tasks:
     """Does one run's Tasks, one after another, in one thread."""
 
-    def __init__(self, who: Member, shelf: Shelf, payloads: Path, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        who: Member,
+        shelf: Shelf,
+        payloads: Path,
+        log: logging.Logger,
+        publics: Callable[[], Mapping[str, bytes]] = dict,
+    ) -> None:
         self.who, self.shelf, self.payloads, self.log = who, shelf, payloads, log
         self.line = Link(who)
+        self.sealer = Sealer(who, shelf.store, self.line, publics, log)
         self.checked: set[str] = set()  # payloads whose bytes this process has hashed
 
     def do(self, order: Order, worker: WorkerHost, policy: Policy, activity: Activity) -> None:
@@ -64,6 +74,8 @@ class Tasks:
         if self.shelf.find(order.at) is not None:
             return
         try:
+            if order.seal is not None and self.sealer.released(order.at):
+                raise Declined("a share of this Task has left this site: its update is not masked a second time")
             pending = self.shelf.adopt(order.at) or self._computed(order, worker, policy, activity)
         except Declined as error:
             self.decline(order.at, str(error), error.kind, activity)
@@ -75,30 +87,66 @@ class Tasks:
         found = [p for p in self.shelf.pending() if str(p.at) == text]
         if found and verdict == "send":
             self.send(found[0], activity, fresh=False)
-        elif found and self.shelf.settle(found[0].at, verdict):
+        elif found and self._settled(found[0], verdict):
             self.log.info("%s: %s", text, verdict)
+
+    def _settled(self, pending: Pending, verdict: Verdict) -> bool:
+        """As the shelf's, and no secret of a sealed Task is left."""
+        done = self.shelf.settle(pending.at, verdict)
+        if done and pending.seal is not None:
+            self.sealer.settled(pending.at)
+        return done
 
     def send(self, pending: Pending, activity: Activity, fresh: bool) -> None:
         """Sends a pending update as far as the server wants it; its receipt may settle it at once."""
         path = self.shelf.update(pending.file)
         if not path.exists():
             self.log.error("%s: its file is gone from %s; it is computed again", pending.at, path.parent)
-            self.shelf.settle(pending.at, "dropped")
+            self._settled(pending, "dropped")
             return
+        if pending.seal is not None:
+            self._send_sealed(pending, path, activity)
+            return
+        self._send(pending, path, activity, fresh)
+
+    def _send_sealed(self, pending: Pending, update: Path, activity: Activity) -> None:
+        """Masks a pending update with the others' help, sends the words, and reveals what takes the masks off the sum.
+
+        Whatever the server says that is not what this site agreed to costs the Task this site, and nothing else.
+        """
+        about, words = about_of(pending), self.shelf.words(pending.file)
+        try:
+            if not self.sealer.released(pending.at):
+                blob = self.sealer.words(about, update, words, activity)
+                sealed = pending._replace(blob=blob, weight=(0.0).hex(), metrics={})
+                if not self._send(sealed, words, activity, fresh=False):
+                    return
+            self.sealer.finish(about, activity)
+        except Answered as error:
+            self.log.warning("%s: not sealed, %s", pending.at, error)
+        except Stopped:
+            raise
+        except FoedusError as error:
+            self.log.error("%s: %s", pending.at, error)
+            self.decline(pending.at, str(error), "declined", activity)
+
+    def _send(self, pending: Pending, path: Path, activity: Activity, fresh: bool) -> bool:
+        """Whether the server has accepted it."""
         try:
             if not upload(self.line, pending.at, path, pending.blob, activity, fresh):
                 self.log.info("%s: the server does not need it any more", pending.at)
-                return
+                return False
             point("agent.after-upload")
             receipt = self._told("updates", "update", pending.envelope(self.who.name), activity)
         except Answered as error:
             self.log.warning("%s: not taken, %s", pending.at, error)
-            return
+            return False
         point("agent.after-receipt")
         status = receipt.get("status")
         self.log.info("%s: %s%s", pending.at, status, f", {receipt['why']}" if receipt.get("why") else "")
         if status in ("refused", "dropped"):
-            self.shelf.settle(pending.at, status)
+            self._settled(pending, status)
+        return bool(status == "accepted")
 
     def decline(self, at: At, reason: str, kind: str, activity: Activity) -> None:
         """Tells the server, and the owner, why there is no update."""
@@ -137,7 +185,7 @@ class Tasks:
             return None
         for pending in self.shelf.pending():  # a base that is still pending here: the server has counted it
             if (pending.work, pending.at[1:3]) == (order.reads or order.work, order.base):
-                self.shelf.settle(pending.at, "counted")
+                self._settled(pending, "counted")
         base = self.shelf.base(order.reads or order.work)
         path = self.shelf.folder / base.file if base else None
         if base is None or path is None or (base.round, base.task) != order.base or not path.exists():
@@ -175,8 +223,28 @@ class Tasks:
             raise Declined(str(error), "refused") from error
         if why := policy.update(blob.size, done.metrics):
             raise Declined(f"{self.who.name!r}: {why}")
-        stem = order.at.file
-        return Pending(order.at, order.work, stem, blob, done.weight.hex(), done.metrics, done.stateful, build)
+        stem, seal = order.at.file, None
+        if order.seal is not None:
+            if not (order.seal.wmax >= done.weight and self.who.name in order.seal.roster):
+                raise Declined(f"weight {done.weight:g} is above wmax={order.seal.wmax:g}; raise wmax", "refused")
+            facts = {"bundle": order.bundle, "seed": order.seed, "work": order.work, "payload": order.payload.digest}
+            seal = {"facts": facts | {"returns": [list(leaf) for leaf in order.returns]}, "seal": list(order.seal)}
+        elif counts_rows(order) and done.metrics:
+            raise Declined("the count of rows came with metrics", "refused")
+        return Pending(order.at, order.work, stem, blob, done.weight.hex(), done.metrics, done.stateful, build, seal)
+
+
+def about_of(pending: Pending) -> About:
+    """A pending update as it is to be sealed."""
+    assert pending.seal is not None
+    roster, *ring = pending.seal["seal"]
+    seal, weight = Seal(tuple(roster), *ring), float.fromhex(pending.weight)
+    return About(pending.at, seal, pending.seal["facts"], weight, pending.metrics)
+
+
+def counts_rows(order: Order) -> bool:
+    """Whether the Task asks for the count of training rows alone, which a sealed Job needs first."""
+    return order.work == ROWS and order.returns == TOLD
 
 
 def checked(path: Path, weight: float, order: Order, site: str) -> Blob:
@@ -187,6 +255,8 @@ def checked(path: Path, weight: float, order: Order, site: str) -> Blob:
     if check(Update(params, weight), order.returns, site).params is not params:
         raise Refused(site, CHECKING, "its arrays are in another order than announced", looked)
     check_finite(params, site)
+    if order.seal is not None:
+        check_room(rule_of(order.seal), Update(params, weight), site, len(order.seal.roster))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return Blob(hashlib.sha256(data).hexdigest(), len(data))
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, final
 from foedus.errors import Denied
 from foedus.site.policy import Policy
 from foedus.store import Store
-from foedus.wire.ed25519 import fingerprint
+from foedus.wire.ed25519 import fingerprint, unbase64
 from foedus.wire.identity import Federation
 from foedus.wire.plain import plain, read
 from foedus.wire.register import Change, Member, Pin, Register
@@ -56,6 +56,11 @@ class Roll:
             return self.register.admit(name, now=0)
         except Denied:
             return None
+
+    def publics(self) -> dict[str, bytes]:
+        """name -> the raw public key of every site in the pinned register."""
+        names = self.register.roster(int(time.time()))
+        return {name: unbase64(self.register.admit(name, now=0).entry.public) for name in names}
 
     def submitter(self, public: str) -> str:
         """The name of the submitter with this key. Raises Denied for anybody else."""

@@ -24,7 +24,6 @@ from foedus.faults import point
 from foedus.files import write_all
 from foedus.keys import Key
 from foedus.params import Params
-from foedus.privacy.secagg import check_network
 from foedus.site.limits import hinted, limit
 from foedus.site.orders import spec_of
 from foedus.wire.offline import go_offline
@@ -97,7 +96,6 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
         named = {name: adapted(name, path, adapter) for name, path, adapter in order["data"]}
         stage = "loading its data"
         data = named if order["many"] else next(iter(named.values()))
-        check_network(job.seal)
         bench = job.bench(order["seed"])
         bench.secret = Key((order["secret"],))
         report = describe_split(bench.split(order["site"], data)) | {"schema": "fits" if job.schema else None}

@@ -55,10 +55,15 @@ class Sealed(NamedTuple):
 def read_advert(given: Terms, publics: Table, site: str, message: bytes) -> bytes:
     """The keys that a site advertised. Raises Refused."""
     with at_stage(Refused, site, STAGES["advertisement"], GONE):
-        advert = _one(unpack("advertisement", given.slot, given.roster, message, ADVERT)[0], site)
+        advert = advert_of(given, site, message)
         key = Ed25519PublicKey.from_public_bytes(publics[site])
         key.verify(advert[-SIGNATURE:], signed_advert(given, site, advert[:-SIGNATURE]))
     return advert
+
+
+def advert_of(given: Terms, site: str, message: bytes) -> bytes:
+    """The keys in an advertisement, whoever has signed it. Raises WireError or ValueError."""
+    return _one(unpack("advertisement", given.slot, given.roster, message, ADVERT)[0], site)
 
 
 def keys(given: Terms, adverts: Table) -> bytes:
