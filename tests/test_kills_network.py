@@ -9,7 +9,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from federations import simulated, until
 from foedus.errors import FoedusError
 from foedus.loopback import Federation
 from foedus.server import place as server_place
+from foedus.server.sealing import STAGES
 from foedus.site.shelf import PENDING
 from foedus.store.sql import SqlStore
 from foedus.store.sqlite import SqliteStore
@@ -63,6 +64,10 @@ POINTS = {
     ],
     "worker": ["worker.after-load", "worker.before-train", "worker.before-reply:2"],
 }
+SEALED = {  # that a sealed Task passes beside: see test_secagg_network.py
+    "server": [f"server.{when}-seal-{stage}" for stage in STAGES for when in ("before", "after")],
+    "agent": ["agent.after-shared", "agent.after-masked", "agent.after-agreed", "agent.after-revealed"],
+}
 LOSES_WORK = ("agent.after-work", "agent.before-pending", "worker.before-reply")  # trained, and nothing is kept yet
 SITES = ["north", "south"]  # agents and workers are killed at north
 STATE = {"stateful": "1"}
@@ -74,7 +79,7 @@ def test_the_points_tested_here_are_all_that_a_federation_passes() -> None:
     files = [*source.glob("server/*.py"), *source.glob("site/*.py"), source / "run.py", source / "store" / "blobs.py",
              source / "store" / "sql.py"]  # fmt: skip
     found = {point for file in files for point in re.findall(r'point\("([\w.-]+)"\)', file.read_text())}
-    assert found == {named(point) for points in POINTS.values() for point in points}
+    assert found == {named(point) for points in (*POINTS.values(), SEALED["agent"]) for point in points}
 
 
 def test_kills_at_every_point_of_every_role_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,10 +108,13 @@ def test_a_kill_at_a_named_point_changes_no_bit(
 class Survived:
     """A run in which somebody was killed once at each of these points, started again as a service manager would."""
 
+    names: Sequence[str] = SITES
+    table: Mapping[str, Sequence[str]] = POINTS
+
     def __init__(
         self, folder: Path, patch: pytest.MonkeyPatch, points: list[str], rounds: int, options: Mapping[str, str]
     ) -> None:
-        self.sites, self.rounds = make_sites(folder / "data", SITES, slow=0.05), rounds
+        self.sites, self.rounds = make_sites(folder / "data", [*self.names], slow=0.05), rounds
         self.patch, self.points, self.once = patch, points, folder / "killed"
         self.once.mkdir()
         made = Federation(folder / "home")
@@ -127,7 +135,7 @@ class Survived:
     def armed(self, process: str) -> None:
         """Gives the next process that is started the points of its role, and of those that it starts."""
         roles = {"server": ("server", "run worker"), "north": ("agent", "worker")}.get(process, ())
-        mine = [point for role in roles for point in POINTS[role] if point in self.points]
+        mine = [point for role in roles for point in self.table.get(role, ()) if point in self.points]
         self.patch.setenv("FOEDUS_KILL", ",".join(mine))
         self.patch.setenv("FOEDUS_KILL_ONCE", str(self.once))
 

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from federations import simulated, started, submit
-from foedus import runs
-
-pytestmark = pytest.mark.processes
+from federations import finished, kinds, simulated, started, submit, until
+from foedus import jobfile, launch, runs
+from foedus.remote import Run
+from test_kills_network import SEALED, Survived, named
+from toys import JOB
 
 NAMES = ["east", "north", "south"]
+FOUR = [*NAMES, "west"]  # 2 * 4 // 3 + 1 = 3 of them must go to the end
+SECAGG = {"privacy": "secagg"}
 
 
+@pytest.mark.processes
 def test_a_sealed_run_has_the_bits_of_the_simulation_and_of_masks_off(tmp_path: Path) -> None:
     with started(tmp_path, NAMES) as (made, sites):
         sealed = submit(made, privacy="secagg", rounds=2).wait()
@@ -24,3 +28,84 @@ def test_a_sealed_run_has_the_bits_of_the_simulation_and_of_masks_off(tmp_path: 
     assert sealed.metrics == pytest.approx(plain.metrics)
     rows = [row for row in runs.journal(sealed.folder).all("accepted") if (row["round"], row["task"]) != (0, 0)]
     assert len(rows) == 3 * 4 and {(row["weight"], row["metrics"]) for row in rows} == {("0x0.0p+0", "")}
+
+
+def arrived(run: Run) -> set[str]:
+    """The sites whose masked words the server has."""
+    return {row["site"] for row in kinds(run, "accepted")}
+
+
+class Killed(Survived):
+    """A sealed run of four sites with kills at the points of sealing."""
+
+    names, table = FOUR, SEALED
+
+
+@pytest.mark.kills
+def test_kills_while_a_sum_is_sealed_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = ["server.before-seal-reveals", "agent.after-masked", "agent.after-revealed"]
+    survived(tmp_path, monkeypatch, points, 1)
+
+
+@pytest.mark.kills
+@pytest.mark.long
+def test_kills_at_every_point_of_sealing_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    survived(tmp_path, monkeypatch, [point for points in SEALED.values() for point in points], 2)
+
+
+def survived(folder: Path, patch: pytest.MonkeyPatch, points: list[str], rounds: int) -> None:
+    run = Killed(folder, patch, points, rounds, SECAGG | {"wmax": "64"})
+    assert run.killed == {named(point) for point in points}
+    assert all(run.begun(site) == [1] * rounds for site in FOUR), "an update was computed again"
+    assert run.digest == simulated(run.sites, folder / "sim", rounds=rounds, wmax=64, **SECAGG)
+
+
+@pytest.mark.kills
+def test_sites_that_are_lost_at_any_stage_are_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """North is gone for good after it has shared its secrets, in the next run after it has signed the survivors."""
+    for point in ("agent.after-shared", "agent.after-agreed"):
+        with started(tmp_path / point, FOUR) as (made, sites):
+            made.kill("north")
+            monkeypatch.setenv("FOEDUS_KILL", point)
+            made.start_site("north")
+            made.await_sites(FOUR)
+            run = submit(made, rounds=1, wmax=64, evaluate=0, **SECAGG)
+            until(lambda: made.processes["north"].poll() is not None)
+            if point == "agent.after-shared":
+                until(lambda run=run: arrived(run) == {"east", "south", "west"})
+                run.steer("skip", site="north")
+            result = finished(run)
+        monkeypatch.delenv("FOEDUS_KILL")
+        (close,) = runs.journal(result.folder).all("close")
+        there = ["east", "south", "west"] if point == "agent.after-shared" else FOUR
+        assert [site for site, _, _ in close["counted"]] == there
+        loaded = jobfile.load(JOB, {"rounds": "1", "wmax": "64", "evaluate": "0", **SECAGG})
+        again = launch.run(loaded.job, dict(sites), folder=tmp_path / f"{point}-again", replay=result)
+        assert again.digest == result.digest
+
+
+@pytest.mark.kills
+def test_too_few_before_any_share_left_begin_again_under_new_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with started(tmp_path, FOUR) as (made, sites):
+        for name in ("north", "west"):
+            made.kill(name)
+        monkeypatch.setenv("FOEDUS_KILL", "agent.after-shared")
+        for name in ("north", "west"):
+            made.start_site(name)
+        made.await_sites(FOUR)
+        run = submit(made, rounds=1, wmax=64, evaluate=0, **SECAGG)
+        for name in ("north", "west"):
+            until(lambda name=name: made.processes[name].poll() is not None)
+        monkeypatch.delenv("FOEDUS_KILL")
+        until(lambda: arrived(run) == {"east", "south"})
+        for name in ("north", "west"):
+            run.steer("skip", site=name)
+        for name in ("north", "west"):
+            made.start_site(name)
+        result = finished(run)
+    journal = runs.journal(result.folder)
+    assert [row["attempt"] for row in journal.all("seal-keys")] == [0, 1]
+    assert [row["attempt"] for row in journal.all("seal-survivors")] == [1]
+    assert result.digest == simulated(sites, tmp_path / "sim", rounds=1, wmax=64, evaluate=0, **SECAGG)

@@ -245,12 +245,19 @@ class Conductor:
                 self._lose(each)
             self._refill(task)
             if task.sealed:
-                for site, why in self.run.sealing(task).gather().items():
-                    self.run.settle_row("lost", task, site, why)
+                self._gathered(task)
             verdict = self._verdict(task)
             if verdict == "short":
                 self._short(task)
             return verdict == "close" and (not task.sealed or self._unsealed(task))
+
+    def _gathered(self, task: Open) -> None:
+        """Goes on with the stages of a sealed Task before its words."""
+        sealing = self.run.sealing(task)
+        for site, why in sealing.gather().items():
+            self.run.settle_row("lost", task, site, why)
+        if sealing.moved:
+            self.run.context.news.notify_all()
 
     def _unsealed(self, task: Open) -> bool:
         """Whether the survivors of a sealed Task have given what takes the masks off. It is one set, for ever."""
@@ -258,7 +265,8 @@ class Conductor:
         if sealing.settle([origin.site for origin in task.desk.counted()]):
             self.run.set("running")
             return True
-        self.run.context.news.notify_all()
+        if sealing.moved:
+            self.run.context.news.notify_all()
         if time.monotonic() - sealing.since > QUIET:
             self.run.set("paused", f"round {task.round}, task {task.body['work']!r}: {sealing.lacking()}")
         return False

@@ -1,5 +1,5 @@
 """One attempt at a sealed Task at the server: it passes on what sites sign and encrypt, and journals before it asks.
-Messages of sites come in, by requests; what each step needs is in a file that the journal names, so a restart goes on."""
+Messages of sites come in by requests; what each step needs is in a file that the journal names: a restart goes on."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class Sealing:
 
     @property
     def needed(self) -> int:
-        return int(self.task.body["seal"][0])
+        threshold: int = self.task.body["seal"][0]
+        return threshold
 
     @property
     def layout(self) -> figures.Layout:
@@ -70,7 +71,8 @@ class Sealing:
     @property
     def words(self) -> int:
         """How many words an update has."""
-        return sum(math.prod(leaf[1]) for leaf in self.task.body["returns"]) + LIMBS + figures.size(self.layout)
+        numbers: int = sum(math.prod(leaf[1]) for leaf in self.task.body["returns"])
+        return numbers + LIMBS + figures.size(self.layout)
 
     # ---- what a site says, and what it hears ---------------------------------------------------------------------
     def hear(self, site: str, kind: str, message: bytes, announced: Any) -> None:

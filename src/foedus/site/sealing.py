@@ -63,10 +63,12 @@ class Sealer:
         given = terms(about, layout)
         state, message = masking.share(own, given, state, data_of(answer, "keys"))
         self._keep(about.at, state, layout)
+        point("agent.after-shared")
         answer = self._ask(about.at, "shares", message, activity)
         words = encoded(about, update, metrics, layout)
         state = masking.mask(own, given, state, data_of(answer, "delivery"), words)
         self._keep(about.at, state, layout)
+        point("agent.after-masked")
         write_atomic(into, words.view(np.uint8).data)
         return Blob(hashlib.sha256(words.view(np.uint8).data).hexdigest(), words.nbytes)
 

@@ -98,6 +98,7 @@ def job(
     topology="",
     privacy="",
     masks=1,
+    wmax=0,
 ):
     model = {"w": np.zeros(4, np.float32), "b": np.zeros((), np.float32)}
     if ballast:  # an integer array of so many numbers, for updates that take time on their way
@@ -124,5 +125,5 @@ def job(
         over_select=over,
         best=best or None,
         evaluate=evaluate,
-        privacy=fd.secagg(masks=bool(masks)) if privacy else None,
+        privacy=fd.secagg(wmax=wmax or None, masks=bool(masks)) if privacy else None,
     )
