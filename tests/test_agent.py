@@ -286,7 +286,7 @@ def test_a_change_that_does_not_concern_a_run_leaves_its_worker_and_its_answer_a
 def test_a_job_without_the_privacy_that_the_policy_demands_is_declined_by_name(rig: Rig) -> None:
     rig.rule('privacy = "secagg"')
     rig.submit()
-    demanded = "the job's privacy is 'none', and the site's policy demands 'secagg' (`privacy`), which this version of"
+    demanded = "the job's privacy is 'none', and the site's policy demands 'secagg' (`privacy`): submit it with privacy="
     assert why(rig).startswith(demanded) and rig.lines("loaded.txt") == []
     rig.rule("")
     rig.place.change()
@@ -295,6 +295,15 @@ def test_a_job_without_the_privacy_that_the_policy_demands_is_declined_by_name(r
     task = rig.task()  # a policy is read again before each Task
     assert rig.server.until(lambda: rig.server.declines.get(task))["reason"].startswith(demanded)
     assert rig.lines("trained.txt") == []
+
+
+def test_a_task_without_a_seal_of_a_run_whose_submitter_signed_one_is_declined(rig: Rig) -> None:
+    rig.rule('privacy = "secagg"')
+    rig.submit(privacy="secagg")
+    rig.server.until(lambda: rig.server.ready.get(rig.run, [{}])[-1].get("ready"))
+    said = rig.server.until(lambda: rig.server.declines.get(task))["reason"] if (task := rig.task()) else ""
+    assert said.startswith("the submitter signed privacy 'secagg', and the Task has no seal: nothing leaves this site")
+    assert rig.lines("trained.txt") == [] and rig.server.updates == {}
 
 
 def test_a_worker_has_the_memory_and_the_priority_of_the_policy_and_leaves_no_dump(rig: Rig) -> None:

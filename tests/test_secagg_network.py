@@ -62,8 +62,8 @@ def survived(folder: Path, patch: pytest.MonkeyPatch, points: list[str], rounds:
 
 @pytest.mark.kills
 def test_sites_that_are_lost_at_any_stage_are_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """North is gone for good after it has shared its secrets, in the next run after it has signed the survivors."""
-    for point in ("agent.after-shared", "agent.after-agreed"):
+    """North is gone for good once it has masked its words, in another run once it has signed the survivors."""
+    for point in ("agent.after-masked", "agent.after-agreed"):
         with started(tmp_path / point, FOUR) as (made, sites):
             made.kill("north")
             monkeypatch.setenv("FOEDUS_KILL", point)
@@ -71,13 +71,13 @@ def test_sites_that_are_lost_at_any_stage_are_made_up_for(tmp_path: Path, monkey
             made.await_sites(FOUR)
             run = submit(made, rounds=1, wmax=64, evaluate=0, **SECAGG)
             until(lambda: made.processes["north"].poll() is not None)
-            if point == "agent.after-shared":
+            if point == "agent.after-masked":
                 until(lambda run=run: arrived(run) == {"east", "south", "west"})
                 run.steer("skip", site="north")
             result = finished(run)
         monkeypatch.delenv("FOEDUS_KILL")
         (close,) = runs.journal(result.folder).all("close")
-        there = ["east", "south", "west"] if point == "agent.after-shared" else FOUR
+        there = ["east", "south", "west"] if point == "agent.after-masked" else FOUR
         assert [site for site, _, _ in close["counted"]] == there
         loaded = jobfile.load(JOB, {"rounds": "1", "wmax": "64", "evaluate": "0", **SECAGG})
         again = launch.run(loaded.job, dict(sites), folder=tmp_path / f"{point}-again", replay=result)
@@ -91,7 +91,7 @@ def test_too_few_before_any_share_left_begin_again_under_new_keys(
     with started(tmp_path, FOUR) as (made, sites):
         for name in ("north", "west"):
             made.kill(name)
-        monkeypatch.setenv("FOEDUS_KILL", "agent.after-shared")
+        monkeypatch.setenv("FOEDUS_KILL", "agent.after-masked")
         for name in ("north", "west"):
             made.start_site(name)
         made.await_sites(FOUR)
