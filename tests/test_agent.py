@@ -286,7 +286,7 @@ def test_a_change_that_does_not_concern_a_run_leaves_its_worker_and_its_answer_a
 def test_a_job_without_the_privacy_that_the_policy_demands_is_declined_by_name(rig: Rig) -> None:
     rig.rule('privacy = "secagg"')
     rig.submit()
-    demanded = "the job's privacy is 'none', and the site's policy demands 'secagg' (`privacy`): submit it with privacy="
+    demanded = "the job's privacy is 'none', and the site's policy demands 'secagg' (`privacy`): submit it with"
     assert why(rig).startswith(demanded) and rig.lines("loaded.txt") == []
     rig.rule("")
     rig.place.change()
