@@ -435,6 +435,7 @@ class Conductor:
         point("server.before-total")
         with self.run.context.news:
             self.run.journal.add("total", round=task.round, task=task.number, file=message["file"], digest=digest)
+            self.run.seals.pop((task.round, task.number), None)
         point("server.after-total")
 
     def _kept(self, row: Mapping[str, Any], name: str) -> Path:

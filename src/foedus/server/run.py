@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,7 +219,8 @@ class Run:
         found = self.book.verdict(site, round, number, attempt, self.over)
         task = self.book.tasks.get((round, number))
         if found == "unknown" and task is not None and task.sealed and not task.closed:
-            return "send" if self.sealing(task).awaits(site) else found
+            with suppress(FoedusError):  # a file that is damaged: the run's conductor says so
+                return "send" if self.sealing(task).awaits(site) else found
         return found
 
     def needs(self, site: str) -> frozenset[str]:

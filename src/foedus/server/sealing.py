@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class Sealing:
                 data = server.keys(self.terms, self.adverts)
                 return {"kind": "keys", "data": data, "figures": self.kept["keys"]["figures"]}
             case "shares":
-                return {"kind": "delivery", "data": server.deliveries(self.terms, self.shares)[site]}
+                return {"kind": "delivery", "data": self.deliveries[site]}
         return {"kind": stage, "data": self.message(stage)}
 
     def awaits(self, site: str) -> bool:
@@ -129,15 +130,19 @@ class Sealing:
             return ()
         return list(found["adverts"] if stage == "keys" else found["alive"] if stage == "survivors" else found)
 
-    @property
+    @cached_property
     def adverts(self) -> dict[str, bytes]:
         given, texts = self.terms, self.kept["keys"]["adverts"]
         return {s: server.read_advert(given, self.publics, s, bytes.fromhex(text)) for s, text in texts.items()}
 
-    @property
+    @cached_property
     def shares(self) -> dict[str, server.Shares]:
         given, adverts = self.terms, self.adverts
         return {s: server.read_shares(given, adverts, s, bytes.fromhex(x)) for s, x in self.kept["shares"].items()}
+
+    @cached_property
+    def deliveries(self) -> dict[str, bytes]:
+        return server.deliveries(self.terms, self.shares)
 
     def message(self, stage: str) -> bytes:
         return bytes.fromhex(self.kept[stage]["message"])

@@ -104,6 +104,12 @@ class Shelf:
                 self.store.delete(table, str(older[-1].at))
         return new
 
+    def sealed(self, at: At, blob: Blob) -> None:
+        """Notes in the site's own record that masked words are what leaves."""
+        told = self.store.get(SENT, str(at))
+        if told is not None:
+            self.store.put(SENT, str(at), told | {"bytes": blob.size, "digest": blob.digest, "sealed": True})
+
     def settle(self, at: At, verdict: Verdict) -> bool:
         """Whether the verdict settled a pending update: a counted one becomes the base, others are deleted."""
         pending = self.find(at)

@@ -118,6 +118,7 @@ class Tasks:
         try:
             if not self.sealer.released(pending.at):
                 blob = self.sealer.words(about, update, words, activity)
+                self.shelf.sealed(pending.at, blob)
                 sealed = pending._replace(blob=blob, weight=(0.0).hex(), metrics={})
                 if not self._send(sealed, words, activity, fresh=False):
                     return
