@@ -103,12 +103,12 @@ class Server:
     """One sealed Task at a server, and its sites' states; `restart` keeps what is on disk."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.journal = folder, Journal(Memory())
+        self.folder, self.journal, self.body = folder, Journal(Memory()), BODY
         self.states: dict[str, bytes] = {}
         self.restart()
 
     def restart(self) -> None:
-        self.task = Open(0, 1, BODY, SITES)
+        self.task = Open(0, 1, self.body, SITES)
         self.sealing = Sealing("run", FACTS, self.task, self.folder, self.journal, PUBLICS)
 
     def own(self, site: str) -> masking.Own:
@@ -161,6 +161,17 @@ def test_too_few_are_all_left_out_so_that_the_task_begins_again(server: Server) 
     server.advertise("a", "b")
     server.lose({"c": "skipped", "d": "skipped"})
     assert server.sealing.gather() == dict.fromkeys("ab", "only 2 of 3 sites were there to seal")
+
+
+def test_with_a_quorum_the_first_so_many_go_on_and_the_others_are_told(server: Server) -> None:
+    server.body = BODY | {"quorum": 3}
+    server.restart()
+    server.advertise("a", "b")
+    assert server.sealing.gather() == {}
+    server.advertise("c")
+    assert server.sealing.gather() == {"d": "the sealed Task went on without it"}
+    with pytest.raises(Out):
+        server.advertise("d")
 
 
 def test_a_forged_advertisement_is_refused(server: Server) -> None:

@@ -67,28 +67,30 @@ def survived(folder: Path, patch: pytest.MonkeyPatch, points: list[str], rounds:
 @pytest.mark.kills
 def test_sites_that_are_lost_at_any_stage_are_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """North is gone for good once it has masked its words, in another run once it has signed the survivors."""
-    for point in ("agent.after-masked", "agent.after-agreed"):
-        with started(tmp_path / point, FOUR) as (made, sites):
+    options = {"rounds": "1", "wmax": "64", "evaluate": "0", **SECAGG}
+    results = {}
+    with started(tmp_path, FOUR) as (made, sites):
+        for point in ("agent.after-masked", "agent.after-agreed"):
             made.kill("north")
             monkeypatch.setenv("FOEDUS_KILL", point)
             made.start_site("north")
             made.await_sites(FOUR)
-            run = submit(made, rounds=1, wmax=64, evaluate=0, **SECAGG)
+            run = submit(made, **options)
             until(lambda: made.processes["north"].poll() is not None)
             if point == "agent.after-masked":
                 until(lambda run=run: arrived(run) == {"east", "south", "west"})
                 run.steer("skip", site="north")
-            result = finished(run)
-        monkeypatch.delenv("FOEDUS_KILL")
+            results[point] = finished(run)
+    monkeypatch.delenv("FOEDUS_KILL")
+    for (point, result), there in zip(results.items(), (["east", "south", "west"], FOUR), strict=True):
         (close,) = runs.journal(result.folder).all("close")
-        there = ["east", "south", "west"] if point == "agent.after-masked" else FOUR
         assert [site for site, _, _ in close["counted"]] == there
-        loaded = jobfile.load(JOB, {"rounds": "1", "wmax": "64", "evaluate": "0", **SECAGG})
-        again = launch.run(loaded.job, dict(sites), folder=tmp_path / f"{point}-again", replay=result)
+        again = launch.run(jobfile.load(JOB, options).job, dict(sites), folder=tmp_path / point, replay=result)
         assert again.digest == result.digest
 
 
 @pytest.mark.kills
+@pytest.mark.long
 def test_too_few_before_any_share_left_begin_again_under_new_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
