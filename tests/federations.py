@@ -59,7 +59,7 @@ def simulated(sites: Mapping[str, Path], folder: Path, **options: Any) -> str:
     return launch.run(loaded.job, dict(sites), folder=folder).digest
 
 
-def until(what: Callable[[], Any], seconds: float = 30.0) -> Any:
+def until(what: Callable[[], Any], seconds: float = 60.0) -> Any:
     """What `what` returns, as soon as it is true; a server that is down just now is asked again."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -77,7 +77,7 @@ def kinds(run: Run, kind: str) -> list[Mapping[str, Any]]:
     return [row[3] for row in run.rows()[0] if row[2] == kind]
 
 
-def finished(run: Run, seconds: float = 90.0) -> Result:
+def finished(run: Run, seconds: float = 240.0) -> Result:
     """The Result of a run that has to end by itself."""
     until(lambda: run.status()["state"] == "finished", seconds)
     return run.wait()
