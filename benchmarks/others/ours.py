@@ -23,7 +23,7 @@ def main():
 
     told = Told(sys.argv[2])
     width = len(str(len(PROBLEM.sites)))
-    sites = {f"s{i:0{width}}": fd.Split(train=part) for i, part in enumerate(PROBLEM.sites)}
+    sites = {f"s{i:0{width}}": fd.Split(train=part, valid=part) for i, part in enumerate(PROBLEM.sites)}
     learner = TorchLearner(partial(started, PROBLEM), F.cross_entropy, partial(SGD, lr=LR), batch_size=BATCH)
     job = fd.Job(fd.fedavg(), learner, rounds=PROBLEM.rounds, cohort=PROBLEM.cohort, evaluate=0)
     result = run(job, sites, backend=sys.argv[3], told=lambda row: told.round(), say=print)
