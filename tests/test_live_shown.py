@@ -73,7 +73,8 @@ def on_terminal(home: Path, *words: Any, columns: int = 150, **more: str) -> tup
 def test_a_terminal_has_a_bar_whose_last_state_stays_and_json_goes_its_own_way(job: Path, tmp_path: Path) -> None:
     drawn, (*lines, out) = on_terminal(tmp_path, "-m", "foedus", "run", job, "--backend", "local", "--json")
     assert json.loads(out)["rounds"] == 4
-    assert any(re.search(r"round [234] of 4  left \S+ s  (train|evaluate) [123]/3 sites  loss ", text) for text in drawn), drawn
+    bar = r"round [234] of 4  left \S+ s  (train|evaluate) [123]/3 sites  loss "
+    assert any(re.search(bar, text) for text in drawn), drawn
     last = lines[-2]  # examples: 3 in training at each of three sites, for one of four is set aside
     assert re.fullmatch(r"━{18} round 4 of 4  loss \S+  rmse \S+  examples/s \d+  on local  train_loss \S+", last), last
     assert [text for text in lines if text.startswith("loads ")] == ["loads north", "loads south", "loads west"]
