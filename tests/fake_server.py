@@ -55,6 +55,7 @@ class FakeServer:
         self.accepting: list[Json] = []
         self.beats: list[Json] = []
         self.cut_after = 0  # bytes after which the next upload is cut, once
+        self.clears = 0  # how often the bytes of an upload are cleared away before its envelope is read
         self.add(enrol(read_token(self.token("alice", "submitter")), self.author))
 
     # ---- what a test does ------------------------------------------------------------------------------------------
@@ -159,7 +160,8 @@ class FakeServer:
             return (self._upload if verb == "uploads" else self._blob)(request, claim)
         data = request.body.read()
         assert hashlib.sha256(data).hexdigest() == claim.digest
-        return _json(getattr(self, f"_{verb}")(request, claim, parse(data)))
+        found = getattr(self, f"_{verb}")(request, claim, parse(data))
+        return _json(found, 409 if found.get("status") == "send" else 200)
 
     def _hello(self, request: Request, claim: Claim, body: Json) -> Json:
         self.lives[claim.keyid] = check_life(claim.keyid, self.lives.get(claim.keyid), read(Life, body["life"]))
@@ -215,7 +217,9 @@ class FakeServer:
     def _updates(self, request: Request, claim: Claim, body: Json) -> Json:
         update = self._opened(claim, body, "update")
         text = _text(update)
-        if not (self.folder / "blobs" / update["digest"]).exists():
+        if self.clears:
+            self.clears -= 1
+            (self.folder / "blobs" / update["digest"]).unlink()
             return {"status": "send"}
         with self.told():
             known = self.updates.setdefault(text, [])

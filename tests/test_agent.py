@@ -527,6 +527,16 @@ def test_an_upload_that_is_cut_goes_on_where_it_was(rig: Rig) -> None:
     assert rig.lines("trained.txt") == rig.lines("loaded.txt")
 
 
+def test_bytes_that_a_restarting_server_cleared_away_are_sent_again_at_once(rig: Rig) -> None:
+    """The poll that is open meanwhile says nothing of this update: who waits for its answer waits long."""
+    rig.server.clears = 2
+    rig.submit()
+    task = rig.task()
+    rig.server.until(lambda: rig.server.updates.get(task))
+    assert rig.server.clears == 0 and len(rig.lines("trained.txt")) == 1
+    assert len(rig.server.params(task)) > 0
+
+
 def test_an_agent_at_work_beats_and_stops_on_sigterm_within_seconds_taking_its_worker_along(fresh: Rig) -> None:
     agent = fresh.start()
     fresh.submit(options={"mode": "sleep once"})

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import foedus
-from federations import simulated, until
+from federations import kinds, simulated, until
 from foedus.errors import FoedusError
 from foedus.loopback import Federation
 from foedus.server import place as server_place
@@ -87,6 +87,7 @@ def test_kills_at_every_point_of_every_role_change_no_bit(tmp_path: Path, monkey
     everywhere = [point for points in POINTS.values() for point in points]
     run = Survived(tmp_path, monkeypatch, everywhere, 3, STATE)
     assert run.killed == {named(point) for point in everywhere}
+    assert run.refused == []
     assert run.begun("south") == [1, 1, 1], "an accepted or pending update was trained again"
     assert 3 <= sum(run.begun("north")) <= 3 + len(LOSES_WORK) and 0 not in run.begun("north")
     assert run.digest == simulated(run.sites, tmp_path / "sim", rounds=3, **STATE)
@@ -99,7 +100,7 @@ def test_a_kill_at_a_named_point_changes_no_bit(
     point: str, options: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Survived(tmp_path, monkeypatch, [point], 2, options)
-    assert run.killed == {named(point)}
+    assert run.killed == {named(point)} and run.refused == []
     assert run.begun("south") == [1, 1]
     assert sum(run.begun("north")) <= 2 + (named(point) in LOSES_WORK) and 0 not in run.begun("north")
     assert run.digest == simulated(run.sites, tmp_path / "sim", rounds=2, **options)
@@ -128,6 +129,7 @@ class Survived:
             run = until(lambda: revive(made, self.armed) or made.remote().submit(JOB, chosen))
             until(lambda: revive(made, self.armed) or run.status()["state"] == "finished", 120)
             self.digest = run.wait().digest
+            self.refused = kinds(run, "refused")
         finally:
             made.stop()
         self.killed = set(os.listdir(self.once))

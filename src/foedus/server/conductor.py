@@ -47,6 +47,7 @@ class Conductor:
         self.run = run
         self.stopping = False
         self.process: subprocess.Popen[bytes] | None = None
+        self.asked = set[int]()  # numbers of the Tasks that this worker knows
         self.deaths = 0
 
     def stop(self, state: str = "stopped") -> None:
@@ -98,6 +99,7 @@ class Conductor:
             self._exit()
 
     def _start(self) -> Pipe:
+        self.asked.clear()
         self.run.scratch.mkdir(parents=True, exist_ok=True)
         mine, theirs = pair()
         with (self.run.scratch / "worker.log").open("ab") as out, theirs:
@@ -200,6 +202,7 @@ class Conductor:
             tasks = [self._publish(round, first + i, body) for i, body in enumerate(message["tasks"])]
             self.run.context.news.notify_all()
         left = {task.number: task for task in tasks}
+        self.asked |= left.keys()
         while left:
             self._check_inbox(pipe)
             for number, task in list(left.items()):
@@ -207,7 +210,7 @@ class Conductor:
                     self._close(pipe, task)
                     del left[number]
             with self.run.context.news:
-                if left and not self.run.inbox and not any(self._ripe(task) for task in left.values()):
+                if left and self._next() is None and not any(self._ripe(task) for task in left.values()):
                     self._wait()
 
     def _publish(self, round: int, number: int, body: Body) -> Open:
@@ -313,10 +316,13 @@ class Conductor:
 
     def _check_inbox(self, pipe: Pipe) -> None:
         """Has the worker look at what arrived; rows first, receipts after."""
-        while self.run.inbox:
-            delivery = self.run.inbox[0]
+        while (delivery := self._next()) is not None:
             task = self.run.book.tasks[delivery.body["round"], delivery.body["task"]]
             self._receive(delivery, task, self._looked(pipe, delivery, task))
+
+    def _next(self) -> Delivery | None:
+        """The first update that arrived for a Task that the worker knows: one that began anew may not be there yet."""
+        return next((d for d in self.run.inbox if d.body["task"] in self.asked), None)
 
     def _looked(self, pipe: Pipe, delivery: Delivery, task: Open) -> str | None:
         """ "" if the worker finds that the update can be counted, else why not; None if its bytes are gone."""

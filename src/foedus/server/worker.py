@@ -161,8 +161,7 @@ class Remote:
 
     def _checked(self, said: Mapping[str, Any], fd: int) -> dict[str, Any]:
         """What the server is told of an update that arrived; a late one will be counted by a Task of its number."""
-        task = self.asked.get(said["task"]) or next(reversed(self.asked.values()))
-        why = checked(said, task, self.metrics, fd)
+        why = checked(said, self.asked[said["task"]], self.metrics, fd)
         return {"checked": not why, "why": why}
 
     def _closed(self, message: Mapping[str, Any], task: Task, round: int, fds: Sequence[int]) -> Total:

@@ -111,10 +111,12 @@ class Agent:
 
     def _poll(self) -> Json:
         runs = list(self.runs.values())
+        have = sorted(text for run in runs for text in run.have())
+        wait = min(self.wait, BEAT) if have else self.wait  # what is at work now is soon to be asked about
         return {
-            "have": sorted(text for run in runs for text in run.have()),
+            "have": have,
             "pending": sorted(text for run in runs for text in run.pending()),
-            "prepared": sorted(run.run for run in runs if run.prepared), "ended": sorted(self.ended), "wait": self.wait,
+            "prepared": sorted(run.run for run in runs if run.prepared), "ended": sorted(self.ended), "wait": wait,
         }  # fmt: skip
 
     def _take(self, reply: Json) -> bool:

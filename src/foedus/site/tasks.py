@@ -24,7 +24,7 @@ from foedus.site.orders import Activity, At, Blob, Order, Seal, Verdict
 from foedus.site.policy import Policy
 from foedus.site.sealing import About, Sealer, rule_of
 from foedus.site.shelf import Pending, Shelf
-from foedus.site.transfer import fetch, holds, upload
+from foedus.site.transfer import TRIES, fetch, holds, upload
 from foedus.site.workerhost import Died, Raised, Spent, Stalled, WorkerHost
 from foedus.wire.link import Answered, Link, Member, Stopped
 from foedus.wire.signing import sign_envelope
@@ -134,13 +134,12 @@ class Tasks:
     def _send(self, pending: Pending, path: Path, activity: Activity, fresh: bool) -> bool:
         """Whether the server has accepted it."""
         try:
-            if not upload(self.line, pending.at, path, pending.blob, activity, fresh):
-                self.log.info("%s: the server does not need it any more", pending.at)
-                return False
-            point("agent.after-upload")
-            receipt = self._told("updates", "update", pending.envelope(self.who.name), activity)
+            receipt = self._delivered(pending, path, activity, fresh)
         except Answered as error:
             self.log.warning("%s: not taken, %s", pending.at, error)
+            return False
+        if receipt is None:
+            self.log.info("%s: the server does not need it any more", pending.at)
             return False
         point("agent.after-receipt")
         status = receipt.get("status")
@@ -148,6 +147,26 @@ class Tasks:
         if status in ("refused", "dropped"):
             self._settled(pending, status)
         return bool(status == "accepted")
+
+    def _delivered(self, pending: Pending, path: Path, activity: Activity, fresh: bool) -> Json | None:
+        """The server's receipt, or None if it does not want the bytes any more. Raises Answered.
+
+        A server that restarts clears away bytes that no row names yet: it asks for them again.
+        """
+        for _ in range(TRIES):
+            if not upload(self.line, pending.at, path, pending.blob, activity, fresh):
+                return None
+            point("agent.after-upload")
+            try:
+                receipt = self._told("updates", "update", pending.envelope(self.who.name), activity)
+            except Answered as error:
+                receipt = dict(error.body)
+                if receipt.get("status") != "send":
+                    raise
+            if receipt.get("status") != "send":
+                break
+            fresh = False
+        return receipt
 
     def decline(self, at: At, reason: str, kind: str, activity: Activity) -> None:
         """Tells the server, and the owner, why there is no update."""
