@@ -108,7 +108,8 @@ def test_a_glm_is_that_of_statsmodels_on_the_pooled_rows(family: str) -> None:
     close(found.pandas.loc[order, "coef"], ref.params)
     close(found.pandas.loc[order, "se"], ref.bse)
     close(found.pandas.loc[order, "p"], ref.pvalues)
-    close(found.pandas.loc[order, ["low", "high"]], ref.conf_int())
+    ends = np.abs(found.pandas.loc[order, ["low", "high"]].to_numpy() - ref.conf_int().to_numpy())
+    assert (ends.max(1) <= 1e-8 * (ref.params.abs() + 2 * ref.bse)).all()  # of what is added: an end may lie near 0
     close(found.cov.loc[order, order], ref.cov_params())
     close(
         [found.deviance, found.null_deviance, found.pearson_chi2], [ref.deviance, ref.null_deviance, ref.pearson_chi2]

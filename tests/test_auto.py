@@ -53,6 +53,8 @@ def gains(monkeypatch: pytest.MonkeyPatch, found: Gain) -> None:
     [
         (Gain(9.0, 60.0), False, "vectorized"),
         (Gain(9.0, 60.0), True, "local"),
+        (Gain(9.0, 0.3), False, "vectorized"),  # 0.27 s are saved
+        (Gain(2.0, 0.3), False, "local"),  # 0.15 s
         (Gain(9.0, 0.1), False, "local"),
         (Gain(1.2, 60.0), False, "local"),
         (Gain(1.0, 0.0, "its learner trains one site at a time"), False, "local"),

@@ -179,7 +179,7 @@ def chosen(backend: str, exact: bool, job: Job, data: Mapping[str, Any], seed: i
 
     with build.exactly():
         found = auto.gain(job, data, seed)
-    if found.times <= GAIN or found.seconds < auto.SAVES:
+    if found.times <= GAIN or found.seconds * (1 - 1 / found.times) < auto.WORTH:
         return "auto", ""
     return (
         "vectorized",

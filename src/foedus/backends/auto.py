@@ -23,6 +23,7 @@ from foedus.run import draw
 from foedus.work import Among, Order
 
 SAVES = 1.0  # seconds that another backend has to save before it is worth its start
+WORTH = 0.2  # seconds that training together has to save: what it needs is there after its trial
 ROUNDS = 20  # of a Job whose end is decided by a rule
 TOGETHER = 8  # sites in the trial at most
 MOST_BYTES = 8 << 20  # of a model that may gain by training together
