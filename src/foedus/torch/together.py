@@ -20,6 +20,7 @@ from foedus.keys import Key, key
 from foedus.params import Array, Params, kind, places
 from foedus.progress import progress
 from foedus.torch.arrays import as_array, joined, torch_dtype
+from foedus.torch.chains import chain
 from foedus.torch.losses import totals, unreduced
 from foedus.torch.sgd import SGD, Optimizer
 from foedus.torch.stacked import Forward, stacked
@@ -59,6 +60,7 @@ class Together:
         self.machine.mode(training=True)
         self.forward: Forward = stacked(self.machine.model)
         self.each = unreduced(learner.loss)
+        self.chain = chain(self.machine.model, learner.loss)
         self.proved = False
 
     @cached_property
@@ -199,21 +201,32 @@ class Stack:
 
     def step(self, x: Tensor, y: Tensor, shares: Tensor) -> Tensor:
         """One optimizer step of each site on its own batch; the losses before it, one a site."""
-        made = self.together.forward(self.params, x)
-        found = self.together.each(made.flatten(0, 1), y.flatten(0, 1))
-        if found.dim() > 1:
-            found = found.flatten(1).mean(1)
-        losses = found.view(shares.shape).mul(shares)
-        grads = torch.autograd.grad(losses.sum(), list(self.leaves.values()), allow_unused=True)
-        for leaf, grad in zip(self.leaves.values(), grads, strict=True):
-            leaf.grad = grad
+        losses = self._slopes(x, y, shares)
         if self.corrected:
             self._correct(len(shares))
         if self.together.learner.clip is not None:
             _clip([leaf.grad for leaf in self.leaves.values() if leaf.grad is not None], self.together.learner.clip)
         assert self.optimizer is not None
         self.optimizer.step()
-        return losses.detach().sum(1)
+        return losses
+
+    def _slopes(self, x: Tensor, y: Tensor, shares: Tensor) -> Tensor:
+        """Each site's loss; its slopes are the parameters' `grad` from now on."""
+        if self.together.chain is not None:
+            with torch.no_grad():
+                losses, slopes = self.together.chain.slopes(self.params, x, y, shares)
+            for name, leaf in self.leaves.items():
+                leaf.grad = slopes.get(name)
+            return losses
+        made = self.together.forward(self.params, x)
+        found = self.together.each(made.flatten(0, 1), y.flatten(0, 1))
+        if found.dim() > 1:
+            found = found.flatten(1).mean(1)
+        each = found.view(shares.shape).mul(shares)
+        grads = torch.autograd.grad(each.sum(), list(self.leaves.values()), allow_unused=True)
+        for leaf, grad in zip(self.leaves.values(), grads, strict=True):
+            leaf.grad = grad
+        return each.detach().sum(1)
 
     def read(self, i: int, like: Params) -> Params:
         """The model of one site: a row of the stack, which is not used again."""
