@@ -53,7 +53,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"cohort": True}, "Job(cohort=True)"),
     ({"metrics": ["acuracy"]}, "there is no metric 'acuracy': did you mean 'accuracy'?"),
     ({"best": "auc"}, "Job(best='auc'): it is none of the metrics ['loss']"),
-    ({"algorithm": fedavg}, "a Job's first argument is an algorithm, for example fd.fedavg()"),
+    ({"algorithm": fedavg}, "a Job's first argument is an algorithm, for example fd.fedavg(); write fedavg()"),
     ({"algorithm": "fedavg"}, "this is 'fedavg'"),
     ({"name": "a/b"}, "Job(name='a/b'): it names a folder"),
     ({"name": ""}, "Job(name='')"),

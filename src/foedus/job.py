@@ -195,7 +195,9 @@ def _check(job: Job) -> None:
         if getattr(job, name) not in (None, "none"):
             raise NotImplementedError(f"Job({name}=...) is not built yet")
     if not isinstance(job.algorithm, Algorithm):
-        raise JobError(f"a Job's first argument is an algorithm, for example fd.fedavg(); this is {job.algorithm!r}")
+        name = getattr(job.algorithm, "__name__", "")
+        meant = f"write {name}()" if callable(job.algorithm) and name else f"this is {job.algorithm!r}"
+        raise JobError(f"a Job's first argument is an algorithm, for example fd.fedavg(); {meant}")
     if job.rounds is None and job.stop is None:
         raise JobError("a Job needs rounds=… or stop=…, or it would never end")
     for name, least in (("rounds", 1), ("min_sites", 1), ("quorum", 1), ("evaluate", 0)):
