@@ -293,6 +293,7 @@ REASONS: dict[str, tuple[Callable[[], TorchLearner], str]] = {
     "lbfgs": (lambda: small(optimizer=torch.optim.LBFGS), "the optimizer LBFGS is not known"),
     "an own loop": (lambda: TorchLearner(lambda: nn.Linear(6, 3), train=lambda *_: {}), "its own training loop"),
     "attention": (lambda: learner(attending), "batching rule for aten::_scaled_dot_product"),
+    "mixed precision": (lambda: small(mixed=True), "computes in two precisions"),
     "half precision": (lambda: small(dtype="bfloat16"), "the model is torch.bfloat16"),
 }  # fmt: skip
 

@@ -140,6 +140,20 @@ def test_models_train_in_their_own_dtype(home, name):
     assert result.history[-1]["loss"] < result.history[0]["loss"]
 
 
+def test_a_step_in_mixed_precision_is_that_of_autocast_and_keeps_float32():
+    made, plain = (learner(mixed=mixed, lr=0.5, steps=1, batch_size=20) for mixed in (True, False))
+    model, start = nn.Linear(3, 2), made.init(fd.key(0))
+    model.load_state_dict({k: torch.from_numpy(x.copy()) for k, x in start.items()})
+    x, y = (torch.from_numpy(v) for v in table())
+    order = torch.from_numpy(KEY("order").numpy().permutation(20))
+    with torch.autocast("cpu", torch.bfloat16):
+        F.cross_entropy(model(x[order]), y[order]).backward()
+    SGD(model.parameters(), lr=0.5).step()
+    found = torch.from_numpy(trained(made).params["weight"])
+    assert found.dtype == torch.float32 and torch.equal(found, model.weight)
+    assert 0 < (found - torch.from_numpy(trained(plain).params["weight"])).abs().max() < 0.01  # 8 bits, and 0.5 steps
+
+
 def test_a_half_precision_step_is_that_of_a_model_converted_by_hand():
     made = learner(dtype=torch.bfloat16, lr=0.5, steps=1, batch_size=20)
     model = nn.Linear(3, 2)

@@ -4,7 +4,7 @@ Machines, batches and losses come in; what it knows of the federation is the con
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any
@@ -48,6 +48,7 @@ class TorchLearner:
     schedule: round (from 0) -> factor of the learning rates. `clip`: the largest norm of the gradient that a step
         takes, the algorithm's correction included.
     dtype: of parameters and buffers, for example "bfloat16". Float inputs and targets take the model's dtype.
+    mixed: True computes in bfloat16 what torch.autocast does in it; parameters and steps keep the model's dtype.
     device: "auto" is a GPU where there is one. `collate` puts a dataset's examples together, as in DataLoader.
     outputs: what metrics read of that which the model returns, itself by default; `reads`: logits or probabilities.
     train: one's own loop instead, `train(model, split, ctx)`, see `Context`. It changes the model in place and returns
@@ -74,6 +75,7 @@ class TorchLearner:
         clip: float | None = None,
         drop_last: bool = False,
         dtype: Any = None,
+        mixed: bool = False,
         device: str = "auto",
         collate: Callable[..., Any] | None = None,
         outputs: Callable[[Any], Tensor] | None = None,
@@ -89,6 +91,7 @@ class TorchLearner:
         self.epochs, self.batch_size, self.steps, self.drop_last = epochs, batch_size, steps, drop_last
         self.schedule, self.clip, self.dtype, self.device = schedule, clip, build.floating(dtype), device
         self.collate, self.outputs, self.reads, self.metrics = collate, outputs, reads, list(metrics)
+        self.mixed = mixed
         _check(self)
 
     def describe(self) -> dict[str, Any]:
@@ -124,7 +127,8 @@ class TorchLearner:
         try:
             machine.load(params)
             machine.mode(training=True)
-            with named(key("torch"), machine.device, self.own is not None or not isinstance(split.train, Pairs)):
+            everything = self.own is not None or not isinstance(split.train, Pairs)
+            with named(key("torch"), machine.device, everything), self.cast():
                 fit = work(split, key, correct)
             return fit._replace(params=fit.params.ordered(params.spec))
         except BaseException:
@@ -169,8 +173,12 @@ class TorchLearner:
         """Inside the block the model is that of `params`, and only measures; `all`: Python's randomness has a name."""
         self.machine.load(params)
         self.machine.mode(training=False)
-        with named(EVALUATION, self.machine.device, all), torch.no_grad():
+        with named(EVALUATION, self.machine.device, all), torch.no_grad(), self.cast():
             yield
+
+    def cast(self) -> AbstractContextManager[Any]:
+        """In which precision the model computes inside the block."""
+        return torch.autocast(self.machine.device.type, torch.bfloat16) if self.mixed else nullcontext()
 
     def wanted(self, metrics: Sequence[Any]) -> tuple[list[measures.Metric], Callable[..., Tensor] | None]:
         """Those of the metrics that can be measured, and the losses, if one of them reads these."""
@@ -183,7 +191,7 @@ class TorchLearner:
         machine.load(params)
         machine.mode(training=True)
         machine.clear()
-        with named(key("torch"), machine.device, not isinstance(data, Pairs)):
+        with named(key("torch"), machine.device, not isinstance(data, Pairs)), self.cast():
             for batch in self.feed.batches(data, np.arange(len(data)), self.batch_size):
                 args, named_args = arguments(batch.x)
                 loss = self._loss(machine.model(*args, **named_args), batch.y)
@@ -214,7 +222,7 @@ class TorchLearner:
         model = self.machine.model
         kept = {name: tensor.clone() for name, tensor in model.named_buffers()}
         arrays = {**kept, **{name: x.clone() if name in kept else x for name, x in params.items()}}
-        with named(key, self.machine.device):
+        with named(key, self.machine.device), self.cast():
             return self._loss(torch.func.functional_call(model, arrays, *arguments(x)), y)
 
     def step(self, params: Params, batch: Any, key: Key, correct: Correct | None = None) -> tuple[Params, float]:
@@ -222,7 +230,7 @@ class TorchLearner:
         machine = self.machine
         machine.load(params)
         machine.mode(training=True)
-        with named(key, machine.device):
+        with named(key, machine.device), self.cast():
             loss = self._step(self.stepper(key, self.machine.trained), self.feed.batch(batch, 0), correct)
         machine.clear()
         return machine.read().ordered(params.spec), float(loss)

@@ -54,6 +54,8 @@ class Together:
             raise Alone("the learner has its own training loop")
         if learner.collate is not None:
             raise Alone("collate=… puts a site's examples together")
+        if learner.mixed:
+            raise Alone("mixed=True computes in two precisions")
         self.machine = learner.machine
         if self.machine.dtype not in (torch.float32, torch.float64):
             raise Alone(f"the model is {self.machine.dtype}")
