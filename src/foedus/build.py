@@ -77,14 +77,23 @@ def exactly(threads: int = 1) -> Iterator[None]:
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(threads), ExitStack() as stack:
-        act = partial(_settle, stack, threads)
-        if "torch" in sys.modules:
-            act(sys.modules["torch"])
-        else:
-            watch = _Imported("torch", act)
-            sys.meta_path.insert(0, watch)
-            stack.callback(sys.meta_path.remove, watch)
+        stack.enter_context(imported("torch", partial(_settle, stack, threads)))
         yield
+
+
+@contextmanager
+def imported(name: str, act: Callable[[Any], object]) -> Iterator[None]:
+    """Calls `act` with the module of that name: now if it is there, else when it is imported inside the block."""
+    if name in sys.modules:
+        act(sys.modules[name])
+        yield
+        return
+    watch = _Imported(name, act)
+    sys.meta_path.insert(0, watch)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(watch)
 
 
 def _settle(stack: ExitStack, threads: int, torch: Any) -> None:
@@ -98,13 +107,14 @@ def _settle(stack: ExitStack, threads: int, torch: Any) -> None:
 class _Imported(MetaPathFinder):
     """Calls `act` with the module of that name when it was imported; the other finders find it."""
 
-    def __init__(self, name: str, act: Callable[[Any], None]) -> None:
+    def __init__(self, name: str, act: Callable[[Any], object]) -> None:
         self.name, self.act = name, act
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != self.name:
             return None
-        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        later = sys.meta_path[sys.meta_path.index(self) + 1 :]  # another of these may be among them
+        others = (finder.find_spec(name, path, target) for finder in later)
         spec = next((found for found in others if found is not None), None)
         if spec is not None and spec.loader is not None:
             setattr(spec.loader, "exec_module", partial(self._exec, spec.loader.exec_module))  # noqa: B010

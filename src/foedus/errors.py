@@ -62,6 +62,14 @@ class WireError(FoedusError):
     code = 8
 
 
+class Relayed(Exception):
+    """What code of a Job's raised in another process, as text; `told` is that without what may quote data."""
+
+    def __init__(self, whole: str, told: str) -> None:
+        super().__init__(whole)
+        self.told = told
+
+
 class StoreError(FoedusError):
     """Storage that cannot be opened, read or written; the message holds the remedy."""
 

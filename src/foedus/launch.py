@@ -92,6 +92,7 @@ def run(
                 ended = _executed(job.plan(seed), runner, journal, place, script, told, watch)
                 if job.method.personal:
                     runner.saved()  # which writes what the sites keep
+                getattr(job.learner, "close", lambda: None)()
             runs.finish(journal, place, ended, time.monotonic() - began)
     return with_own(runs.result(place), job)
 

@@ -15,7 +15,7 @@ from foedus import measured, schema
 from foedus.aggregators.folding import check
 from foedus.core import Decline, Learner, Local, Personal, SiteContext, Update, Work
 from foedus.data import Site, Split, load_split
-from foedus.errors import FoedusError, JobError, Refused, SiteError
+from foedus.errors import FoedusError, JobError, Refused, Relayed, SiteError
 from foedus.keys import Key, key
 from foedus.params import Params, Spec
 
@@ -122,8 +122,10 @@ class Bench:
             data = data.sites[site] if isinstance(data, Among) else data
             self._check(site, data)
             data = load_split(data) if isinstance(data, Path) and data.suffix == ".split" else data
-            loaded = self.load(Site(site, data, key(self.seed, "load", 0, site))) if self.load else data
-            split = _as_split(loaded).with_valid(key(self.seed, "load", 0, site, "valid"))
+            here = Site(site, data, key(self.seed, "load", 0, site))
+            loaded = self.load(here) if self.load else data
+            hold = getattr(self.learner, "hold", None)  # of a learner whose data is elsewhere
+            split = hold(here, loaded) if hold else _as_split(loaded).with_valid(here.key("valid"))
         except SiteError:
             raise
         except (Exception, SystemExit) as error:
@@ -170,6 +172,8 @@ def describe(error: BaseException, text: bool = True) -> str:
 
     Without `text` its message is left out, for that may quote data; not where foedus wrote it, or names a module.
     """
+    if isinstance(error, Relayed):
+        return str(error) if text else error.told
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not f.filename.startswith(FOREIGN) and "site-packages" not in f.filename]
     where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name})" if own else ""

@@ -221,7 +221,7 @@ def cpu_seconds(group: int) -> float:
 def scrubbed(scratch: Path) -> dict[str, str]:
     """An environment without secrets, proxies or more threads than one; faults that a test asked for pass through."""
     kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LC_ALL") or k.startswith("FOEDUS_KILL")}
-    made = {"HOME": str(scratch), "PYTHONPATH": str(Path(foedus.__file__).parents[1])}
+    made = {"HOME": str(scratch), "FOEDUS_SCRATCH": str(scratch), "PYTHONPATH": str(Path(foedus.__file__).parents[1])}
     fixed = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
     return kept | made | fixed | dict.fromkeys(THREADS, "1")
 
