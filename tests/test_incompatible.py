@@ -19,6 +19,7 @@ from foedus import (
     clip,
     cyclic,
     ditto,
+    dp_sgd,
     fedasync,
     fedavg,
     fedbuff,
@@ -251,6 +252,25 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
     ("secagg", "a quorum of fewer updates than must go to the end"): (  # 13 are asked, 2 * 13 // 3 + 1 = 9
         {"privacy": secagg(), "cohort": 10, "over_select": 1.3, "quorum": 8},
         {"quorum": 9},
+    ),
+    (
+        "dp_sgd",
+        "an algorithm that reads training rows beside its steps (qffl, moon, scaffold(option=1), split_learning, …)",
+    ): (
+        {"privacy": dp_sgd(1.0, 1.1), "algorithm": scaffold(option=1)},
+        {"algorithm": scaffold()},
+    ),
+    ("dp_sgd", "an algorithm with personal models (ditto, fedper, fine_tuned, …)"): (
+        {"privacy": [dp_sgd(1.0, 1.1), "secagg"], "algorithm": ditto(0.1)},
+        {"algorithm": fedprox(0.1)},
+    ),
+    ("dp_sgd", "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical)"): (
+        {"privacy": dp_sgd(1.0, 1.1), "algorithm": cyclic(fedprox(0.1))},
+        {"algorithm": fedprox(0.1)},
+    ),
+    ("dp_sgd(epsilon=…)", "rounds=None"): (
+        {"privacy": dp_sgd(1.0, epsilon=2.0), "rounds": None, "stop": wall_time(60)},
+        {"rounds": 10},
     ),
 }
 

@@ -37,6 +37,7 @@ _WHERE = {
     "compare contribution cross_site Contribution Matrix Study": "study",
     "connect": "remote",
     "secagg": "privacy.secagg",
+    "dp_sgd": "privacy.dp_sgd",
     "attack": "audit",
     "edge": "edges",
     "progress": "progress",

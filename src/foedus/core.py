@@ -35,7 +35,20 @@ class Elsewhere(NamedTuple):  # a correction that asks for each batch's gradient
         )
 
 
-Correct = Callable[[Params, Params], Params] | Term | Elsewhere  # (grads, params) -> grads
+class Private(NamedTuple):  # DP-SGD in place of plain steps, and the correction of its noised gradients
+    clip: float  # the largest norm of an example's gradient
+    noise: float  # the noise's standard deviation over the clip
+    secret: Key  # draws samples and noise
+    after: Any = None  # a Correct of the other kinds, or None
+
+    def __call__(self, grads: Params, params: Params) -> Params:
+        raise NotImplementedError(
+            "dp_sgd clips each example's gradient: take a TorchLearner with loss=… and optimizer=…, or a NumpyLearner "
+            "with gradient=…"
+        )
+
+
+Correct = Callable[[Params, Params], Params] | Term | Elsewhere | Private  # (grads, params) -> grads
 
 
 class Update(NamedTuple):

@@ -16,6 +16,7 @@ from foedus.participation import times
 from foedus.privacy.secagg import majority
 
 READ = {"everybody", "exchange", "columns", "cut", "exact"}  # traits of algorithms to which a sum says nothing
+READS = {"loss", "term", "elsewhere", "chooses", "sums", *READ}  # of those that read training rows beside the steps
 
 
 class Row(NamedTuple):
@@ -401,6 +402,30 @@ TABLE = (
         "a quorum of fewer updates than must go to the end",
         lambda j: j.seal is not None and j.quorum is not None and j.quorum < _sealed(j, _asks(j)),
         "masks come off with ⌊2n/3⌋+1 of the n sites asked, and 3 at least: raise quorum, or lower over_select",
+    ),
+    Row(
+        "dp_sgd",
+        "an algorithm that reads training rows beside its steps (qffl, moon, scaffold(option=1), split_learning, …)",
+        lambda j: j.dp_sgd is not None and bool(READS & set(j.method.traits)),
+        "only the steps are noised: take fedavg, fedprox, fedopt, fednova, feddyn or scaffold()",
+    ),
+    Row(
+        "dp_sgd",
+        "an algorithm with personal models (ditto, fedper, fine_tuned, …)",
+        lambda j: j.dp_sgd is not None and j.method.personal is not None,
+        "sites train more than one model, and one is accounted for: take fedavg, fedprox, fedopt or scaffold()",
+    ),
+    Row(
+        "dp_sgd",
+        "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical)",
+        lambda j: j.dp_sgd is not None and (_late(j) or size(j.method.traits) > 0 or bool(_topologies(j))),
+        "one training a site and round is accounted for: use the algorithm inside it as it is, and drop late updates",
+    ),
+    Row(
+        "dp_sgd(epsilon=…)",
+        "rounds=None",
+        lambda j: j.dp_sgd is not None and j.dp_sgd.epsilon is not None and j.rounds is None,
+        "the noise is found from the number of rounds: say rounds=…, beside stop=…, or noise_multiplier=…",
     ),
 )
 

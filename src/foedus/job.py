@@ -20,12 +20,13 @@ from foedus import frames, home
 from foedus import schema as schemas
 from foedus.algorithms.rounds import needed
 from foedus.core import Algorithm, Deadline, Late, Learner, Transform
-from foedus.errors import JobError
+from foedus.errors import Incompatible, JobError
 from foedus.incompatible import check_parts
 from foedus.keys import key
 from foedus.metrics import Metric, metric
 from foedus.params import Params, digest
 from foedus.participation import Cohort, Participation, by_loss
+from foedus.privacy.dp_sgd import DpSgd, private
 from foedus.privacy.secagg import Secagg, measuring, sealed, secagg
 from foedus.run import Plan
 from foedus.stop import Stop
@@ -120,7 +121,8 @@ class Job(Options):
     @property
     def method(self) -> Algorithm:
         """The algorithm with what the Job adds to it: its compression, a seal, a choice of sites by their losses."""
-        found = transformed(self.algorithm, chain(*self.links)) if self.links else self.algorithm
+        found = private(self.algorithm, self.dp_sgd, self.learner, self.rounds) if self.dp_sgd else self.algorithm
+        found = transformed(found, chain(*self.links)) if self.links else found
         found = sealed(found, self.seal, self.least, self.quorum) if self.seal else found
         chosen = self.cohort.trains if isinstance(self.cohort, Participation) and self.cohort.by_loss else None
         return by_loss(found, chosen) if chosen else found
@@ -138,7 +140,21 @@ class Job(Options):
     @property
     def seal(self) -> Secagg | None:
         """How updates are sealed, if they are."""
-        return secagg() if self.privacy == "secagg" else self.privacy if isinstance(self.privacy, Secagg) else None
+        return next(
+            (secagg() if x == "secagg" else x for x in self.protections if x == "secagg" or isinstance(x, Secagg)), None
+        )
+
+    @property
+    def dp_sgd(self) -> DpSgd | None:
+        """How sites train by DP-SGD, if they do."""
+        return next((x for x in self.protections if isinstance(x, DpSgd)), None)
+
+    @property
+    def protections(self) -> Sequence[Any]:
+        """What `privacy=…` names, one or several."""
+        several = isinstance(self.privacy, (list, tuple)) and not hasattr(self.privacy, "_fields")
+        found = list(self.privacy) if several else [self.privacy]
+        return [x for x in found if x not in (None, "none")]
 
     def table(self) -> dict[str, Metric]:
         """name -> Metric: the loss, and the metrics of the Job or, where it names none, of its learner."""
@@ -213,11 +229,25 @@ def _check(job: Job) -> None:
     _check_cohort("cohort", job.cohort)
     _check_cohort("panel", job.panel)
     _check_compress(job.compress)
-    if job.seal is None and job.privacy not in (None, "none"):
-        raise JobError(f"Job(privacy={job.privacy!r}): it is 'none', 'secagg' or fd.secagg(…)")
+    _check_privacy(job)
     known = job.table()
     if job.best is not None and job.best.removeprefix("personal_") not in known:
         raise JobError(f"Job(best={job.best!r}): it is none of the metrics {sorted(known)}")
+
+
+def _check_privacy(job: Job) -> None:
+    strange = [x for x in job.protections if x != "secagg" and not isinstance(x, (Secagg, DpSgd))]
+    kinds = [type(x) for x in (job.seal, job.dp_sgd) if x is not None]
+    if strange or len(kinds) < len(job.protections):
+        raise JobError(
+            f"Job(privacy={job.privacy!r}): it is 'none', 'secagg', fd.secagg(…), fd.dp_sgd(…) or a list of both"
+        )
+    if job.dp_sgd is not None:
+        whose = getattr(
+            job.learner, "unfit", lambda: f"{type(job.learner).__name__}: take a TorchLearner or NumpyLearner"
+        )
+        if why := whose():
+            raise Incompatible(f"dp_sgd and this learner do not go together, for the gradients of {why}")
 
 
 def _check_cohort(name: str, cohort: Cohort) -> None:

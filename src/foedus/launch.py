@@ -86,6 +86,8 @@ def run(
             note(f"on {PANEL:,} of {len(data):,} sites, the same each time; panel=… says on how many", "evaluation")
         if job.seal:
             note(job.seal.said(job.method.traits), "privacy")
+        if job.dp_sgd:
+            note(job.dp_sgd.said(), "privacy")
         with live.followed(journal, show):
             with crew(backend, job, data, seed, workers, note, resources, address) as hands:
                 runner = simulate(hands, data, journal, seed, job.least, script, watch, place)

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 
 from foedus import metrics as measures
-from foedus.core import Correct, Elsewhere, Fit
+from foedus.core import Correct, Elsewhere, Fit, Private, Term
 from foedus.data import Split
 from foedus.errors import JobError
 from foedus.keys import Key
 from foedus.loops import Loop, alike, fitted
 from foedus.params import Array, Params
+from foedus.privacy.keystream import normals, poisson
+from foedus.progress import progress
+from foedus.transforms.clip import norm
 
 Arrays = Mapping[str, Array]
 BATCH = 4096  # examples measured at once
@@ -71,6 +74,8 @@ class NumpyLearner:
         """The model after local training from `params`, with examples, steps and the sum of step sizes."""
         if self.own is not None:
             return self._own_loop(self.own, params, split, key, correct)
+        if isinstance(correct, Private):
+            return self._private(params, *_arrays(split.train), correct)
         x, y = _arrays(split.train)
         here, steps, rng = params.copy(), 0, key("order").numpy()
         total = [np.zeros(3)]
@@ -82,11 +87,51 @@ class NumpyLearner:
                     grads = correct.of(grads, here.trainable(), there)
                 elif correct is not None:
                     grads = correct(grads, here.trainable())
-                for group, flat in grads.flats.items():
-                    here.flats[group][:] -= np.asarray(self.lr * flat, here.flats[group].dtype)
+                self._down(here, grads)
                 total.append(measures.moments(losses))
                 steps += 1
         return Fit(here, len(x), steps, self.lr * steps, {"train_loss": np.sum(total, axis=0)})
+
+    def _down(self, here: Params, grads: Params) -> None:
+        for group, flat in grads.flats.items():
+            here.flats[group][:] -= np.asarray(self.lr * flat, here.flats[group].dtype)
+
+    def unfit(self) -> str:
+        """Why its examples have no gradients of their own, with the remedy; "" where they have."""
+        return "" if self.own is None else "a training loop of one's own: give gradient=… alone"
+
+    def count(self, examples: int) -> int:
+        """How many steps a Task takes."""
+        return self.epochs * -(-examples // (self.batch_size or examples))
+
+    def _private(self, params: Params, x: Any, y: Any, how: Private) -> Fit:
+        """DP-SGD (Abadi et al. 2016, algorithm 1): `gradient` is asked for one row at a time."""
+        if isinstance(how.after, (Term, Elsewhere, Private)):
+            raise NotImplementedError("dp_sgd: this algorithm reads each batch's examples beside the noised gradient")
+        here, n, count = params.copy(), len(x), self.count(len(x))
+        size = self.batch_size or n
+        for step in range(count):
+            rows = poisson(how.secret("rows", step), n, size)
+            grads = self._noised(here, x, y, rows, how, how.secret("noise", step), min(size, n))
+            self._down(here, how.after(grads, here.trainable()) if how.after else grads)
+            progress()
+        return Fit(here, n, count, self.lr * count)
+
+    def _noised(self, here: Params, x: Any, y: Any, rows: Array, how: Private, key: Key, expected: int) -> Params:
+        """The rows' gradients, each clipped, their sum with noise, over the expected number of rows."""
+        like = here.trainable()
+        sums = {group: np.zeros(flat.shape) for group, flat in like.flats.items()}
+        for i in rows:
+            _, found = self._gradient(here, x[i : i + 1], y[i : i + 1])
+            size = norm(found)
+            if np.isfinite(size):  # a gradient that is no number counts as zero
+                for group, flat in found.flats.items():
+                    sums[group] += flat * np.float64(min(1.0, how.clip / max(size, 1e-300)))
+        drawn = normals(key, sum(total.size for total in sums.values())) if how.noise else np.zeros(0)
+        for group, total in sums.items() if how.noise else ():
+            noise, drawn = np.split(drawn, [total.size])
+            sums[group] = total + how.clip * how.noise * noise
+        return Params.of(like.spec, {g: np.asarray(t / expected, like.flats[g].dtype) for g, t in sums.items()})
 
     def _gradient(self, params: Params, x: Any, y: Any) -> tuple[Array, Params]:
         assert self.gradient is not None

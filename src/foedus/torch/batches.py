@@ -53,7 +53,7 @@ class Feed(NamedTuple):
             raise JobError(f"an example is {type(pair).__name__}: a dataset gives (input, target); see collate=…")
         *inputs, target = pair
         x = inputs[0] if len(inputs) == 1 else tuple(inputs)
-        return Batch(_each(x, self.input), _each(target, self.target), n)
+        return Batch(each(x, self.input), each(target, self.target), n)
 
     def _collated(self, examples: list[Any]) -> Any:
         return (self.collate or default_collate)(examples)
@@ -119,13 +119,14 @@ def _bytes(x: Any) -> int:
     return int(getattr(x, "nbytes", 8))
 
 
-def _each(x: Any, f: Callable[[Any], Tensor]) -> Any:
+def each(x: Any, f: Callable[[Any], Tensor]) -> Any:
+    """`f` of the tensors or arrays of a batch's inputs or targets, which may be in tuples and mappings."""
     if isinstance(x, (Tensor, np.ndarray)):
         return f(x)
     if isinstance(x, Mapping):
-        return {name: _each(part, f) for name, part in x.items()}
+        return {name: each(part, f) for name, part in x.items()}
     if isinstance(x, (tuple, list)):
-        return tuple(_each(part, f) for part in x)
+        return tuple(each(part, f) for part in x)
     return f(x)
 
 

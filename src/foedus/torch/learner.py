@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from foedus import metrics as measures
-from foedus.core import Correct, Elsewhere, Fit, Term
+from foedus.core import Correct, Elsewhere, Fit, Private, Term
 from foedus.data import Pairs, Split
 from foedus.errors import JobError, Refused
 from foedus.keys import Key, key
 from foedus.loops import Loop, fitted
 from foedus.params import Array, Params
 from foedus.progress import progress
-from foedus.torch import build
+from foedus.torch import build, private
 from foedus.torch.arrays import as_array, snapshot
 from foedus.torch.batches import Batch, Feed, arguments, measured_at_once, order
 from foedus.torch.loop import Context
@@ -235,7 +235,17 @@ class TorchLearner:
         machine.clear()
         return machine.read().ordered(params.spec), float(loss)
 
+    def unfit(self) -> str:
+        """Why its examples have no gradients of their own, with the remedy; "" where they have."""
+        if self.own is not None:
+            return "a training loop of one's own: let the learner step, with loss=… and optimizer=…"
+        if self.mixed:
+            return "mixed=True, which rounds gradients before they are clipped: leave it out"
+        return private.unfit(build.built(self.model, MODEL, self.dtype))
+
     def _steps(self, split: Split, key: Key, correct: Correct | None) -> Fit:
+        if isinstance(correct, Private):
+            return private.trained(self, split, key, correct)
         device, optimizer = self.machine.device, self.stepper(key, self.machine.trained)
         epochs, feed = self.order(len(split.train), key), self.feed
         batches = chain.from_iterable(feed.batches(split.train, rows, self.batch_size) for rows in epochs)

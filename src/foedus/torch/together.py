@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foedus.core import Correct, Elsewhere, Fit, Term
+from foedus.core import Correct, Elsewhere, Fit, Private, Term
 from foedus.data import Pairs, Split
 from foedus.errors import Alone, Refused
 from foedus.keys import Key, key
 from foedus.params import Array, Params, kind, places
 from foedus.progress import progress
+from foedus.torch import private
 from foedus.torch.arrays import as_array, joined, torch_dtype
 from foedus.torch.chains import chain
 from foedus.torch.losses import totals, unreduced
@@ -116,6 +117,9 @@ class Together:
         self.proved = True
 
     def _group(self, calls: Sequence[Call], steps: Sequence[int]) -> list[Fit | Refused]:
+        if isinstance(calls[0][3], Private):
+            stack = Stack(self, [(*call[:3], private.after(call[3])) for call in calls])
+            return list(private.together(self, stack, calls, steps))
         stack = Stack(self, calls)
         x, y = self._examples([split.train for _, split, _, _ in calls])
         plan = self._plan(calls, steps)
@@ -204,13 +208,17 @@ class Stack:
     def step(self, x: Tensor, y: Tensor, shares: Tensor) -> Tensor:
         """One optimizer step of each site on its own batch; the losses before it, one a site."""
         losses = self._slopes(x, y, shares)
+        self.go(len(shares))
+        return losses
+
+    def go(self, count: int) -> None:
+        """The optimizer's step of the first `count` sites by the parameters' `grad`, corrected."""
         if self.corrected:
-            self._correct(len(shares))
+            self._correct(count)
         if self.together.learner.clip is not None:
             _clip([leaf.grad for leaf in self.leaves.values() if leaf.grad is not None], self.together.learner.clip)
         assert self.optimizer is not None
         self.optimizer.step()
-        return losses
 
     def _slopes(self, x: Tensor, y: Tensor, shares: Tensor) -> Tensor:
         """Each site's loss; its slopes are the parameters' `grad` from now on."""

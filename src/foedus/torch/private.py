@@ -1,0 +1,168 @@
+"""DP-SGD's steps in PyTorch (Abadi et al. 2016, algorithm 1), for one site and for many at once.
+A TorchLearner, or its model for many sites, comes in; the gradient of each example is taken by torch.func.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foedus.core import Elsewhere, Fit, Private, Term
+from foedus.keys import Key
+from foedus.privacy.keystream import normals, poisson
+from foedus.progress import progress
+from foedus.torch.batches import arguments, each
+from foedus.torch.randomness import reseed
+
+MOST_BYTES, MOST_EXAMPLES = 1 << 26, 1024  # of gradients at once, one an example
+DOWN = 1 - 2.0**-20  # a clipped gradient's norm, after rounding, is not above the clip
+MIXING = (nn.modules.batchnorm._BatchNorm,)
+
+
+def unfit(model: nn.Module) -> str:
+    """Why the model's examples have no gradients of their own; "" where they have."""
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, MIXING):
+            return f"{kind} {name!r}, which mixes the examples of a batch: take nn.GroupNorm"
+        if getattr(module, "track_running_stats", False):
+            return f"{kind} {name!r}, whose running statistics are sent without noise: take nn.GroupNorm"
+    return ""
+
+
+def trained(learner: Any, split: Any, key: Key, how: Private) -> Fit:
+    """The model after a Task's steps. What is private of it is the model alone: no loss is told."""
+    machine, n, count = learner.machine, len(split.train), learner.count(len(split.train))
+    optimizer, slopes = learner.stepper(key, machine.trained), Slopes(learner, stacked=False)
+    expected = min(learner.batch_size, n)
+    for i in range(count):
+        reseed(key("step", i), machine.device)
+        sums = [torch.zeros_like(p, dtype=torch.float64) for p in machine.trained]
+        rows = poisson(how.secret("rows", i), n, learner.batch_size)
+        for batch in learner.feed.batches(split.train, rows, slopes.most):
+            here = {name: p.detach() for name, p in zip(slopes.names, machine.trained, strict=True)}
+            for total, grads in zip(sums, slopes.clipped(here, batch.x, batch.y, how.clip), strict=True):
+                total.add_(grads.sum(0))
+        for p, found in zip(machine.trained, noised(sums, how, i), strict=True):
+            p.grad = (found / expected).to(p.dtype)
+        if how.after is not None:
+            machine.correct(after(how))
+        if learner.clip is not None:
+            nn.utils.clip_grad_norm_(machine.trained, learner.clip)
+        optimizer.step()
+        progress()
+    return Fit(machine.read(), n, count, optimizer.lr * count)
+
+
+def together(many: Any, stack: Any, calls: Sequence[Any], steps: Sequence[int]) -> list[Fit]:
+    """What `trained` gives for each of the calls, the longest first; `stack` has their models."""
+    learner, slopes = many.learner, Slopes(many.learner, stacked=True)
+    parts, hows = [split.train for _, split, _, _ in calls], [call[3] for call in calls]
+    x, y = many._examples(parts)
+    firsts = np.cumsum([0, *map(len, parts)])
+    for t in range(steps[0]):
+        k = sum(count > t for count in steps)
+        stack.keep(k)
+        drawn = [
+            poisson(how.secret("rows", t), len(part), learner.batch_size)
+            for how, part in zip(hows[:k], parts, strict=False)
+        ]
+        rows = torch.from_numpy(np.concatenate([at + first for at, first in zip(drawn, firsts, strict=False)]))
+        whose = torch.repeat_interleave(torch.arange(k), torch.tensor([len(at) for at in drawn]))
+        sums = [torch.zeros_like(leaf, dtype=torch.float64) for leaf in stack.leaves.values()]
+        for part in range(0, len(rows), slopes.most):
+            at, owner = rows[part : part + slopes.most], whose[part : part + slopes.most]
+            here = {name: leaf.detach()[owner] for name, leaf in stack.leaves.items()}
+            for total, grads in zip(sums, slopes.clipped(here, x[at], y[at], hows[0].clip), strict=True):
+                total.index_add_(0, owner, grads)
+        for i, how in enumerate(hows[:k]):
+            expected = min(learner.batch_size, len(parts[i]))
+            for total, found in zip(sums, noised([total[i] for total in sums], how, t), strict=True):
+                total[i] = found / expected
+        for leaf, total in zip(stack.leaves.values(), sums, strict=True):
+            leaf.grad = total.to(leaf.dtype)
+        stack.go(k)
+        progress(k)
+    return [Fit(stack.read(i, call[0]), len(parts[i]), steps[i], stack.lr * steps[i]) for i, call in enumerate(calls)]
+
+
+class Slopes:
+    """Gradients, one an example, of a learner's loss. `stacked`: each example has a model of its own."""
+
+    def __init__(self, learner: Any, stacked: bool) -> None:
+        self.learner, self.machine, self.stacked = learner, learner.machine, stacked
+        self.names = [place.name for place in self.machine.places if place.kind == "trainable"]
+        size = sum(p.numel() * p.element_size() for p in self.machine.trained)
+        self.most = max(1, min(MOST_EXAMPLES, MOST_BYTES // size))
+        self.kept = {
+            place.name: place.tensor.detach() for place in self.machine.places if place.kind != "trainable"
+        } | {place.name: getattr(place.module, place.attribute) for place, _ in self.machine.rest}
+        self.mapped = True
+
+    def clipped(self, params: dict[str, Tensor], x: Any, y: Any, clip: float) -> list[Tensor]:
+        """For each trainable array the examples' gradients, (examples, *shape) in float64, over all arrays clipped.
+
+        An example whose gradient is not finite counts as zero.
+        """
+        found = self._gradients(params, x, y)
+        grads = [found[name].double() for name in self.names]
+        norms = torch.stack([g.reshape(len(g), -1).square().sum(1) for g in grads]).sum(0).sqrt()
+        factors = torch.where(norms > clip, clip / norms * DOWN, 1.0)
+        rows = [(-1, *[1] * (g.dim() - 1)) for g in grads]
+        good = norms.isfinite()
+        return [torch.where(good.view(row), g * factors.view(row), 0.0) for g, row in zip(grads, rows, strict=True)]
+
+    def _gradients(self, params: dict[str, Tensor], x: Any, y: Any) -> dict[str, Tensor]:
+        if self.mapped:
+            along = 0 if self.stacked else None
+            try:
+                many = torch.func.vmap(torch.func.grad(self._loss), (along, 0, 0), randomness="different")
+                found: dict[str, Tensor] = many(params, x, y)
+                return found
+            except (RuntimeError, NotImplementedError):  # whatever torch cannot map
+                self.mapped = False
+        return self._one_by_one(params, x, y)
+
+    def _one_by_one(self, params: dict[str, Tensor], x: Any, y: Any) -> dict[str, Tensor]:
+        found = []
+        for i in range(len(next(iter(leaves(y))))):
+            own = {name: p[i] for name, p in params.items()} if self.stacked else params
+            found.append(torch.func.grad(self._loss)(own, each(x, lambda a: a[i]), each(y, lambda a: a[i])))  # noqa: B023
+        return {name: torch.stack([grads[name] for grads in found]) for name in self.names}
+
+    def _loss(self, params: dict[str, Tensor], x: Any, y: Any) -> Tensor:
+        """Of one example, as a batch of one."""
+        model, one = self.machine.model, each(x, lambda a: a[None])
+        kept = {name: a.clone() for name, a in self.kept.items()}
+        made = torch.func.functional_call(model, {**kept, **params}, *arguments(one))
+        loss: Tensor = self.learner._loss(made, each(y, lambda a: a[None]))
+        return loss
+
+
+def noised(sums: Sequence[Tensor], how: Private, step: int) -> list[Tensor]:
+    """The sums with Gaussian noise of standard deviation clip times noise on each number."""
+    if not how.noise:
+        return list(sums)
+    drawn = torch.from_numpy(normals(how.secret("noise", step), sum(x.numel() for x in sums)))
+    parts = torch.split(drawn.mul_(how.clip * how.noise), [x.numel() for x in sums])
+    return [x + part.view(x.shape).to(x.device) for x, part in zip(sums, parts, strict=True)]
+
+
+def after(how: Any) -> Any:
+    """The algorithm's correction of a noised gradient. Raises NotImplementedError for one that reads examples."""
+    if isinstance(how.after, (Term, Elsewhere, Private)):
+        raise NotImplementedError("dp_sgd: this algorithm reads each batch's examples beside the noised gradient")
+    return how.after
+
+
+def leaves(x: Any) -> Iterator[Tensor]:
+    """The tensors of a batch's inputs or targets."""
+    if isinstance(x, Tensor):
+        yield x
+    else:
+        for part in x.values() if isinstance(x, dict) else x:
+            yield from leaves(part)
