@@ -155,13 +155,13 @@ def _secret(site: SiteContext, payload: Params, local: Local, rows: int) -> Key:
 
 
 def _so_far(how: DpSgd, here: Plan, round: int, rounds: int | None) -> float:
-    """An upper bound of what a site has spent that has trained in each round so far, quickly: the lower of two.
+    """An upper bound of what a site has spent that has trained in each round so far, with few calls of the accountant.
 
-    That by Rényi moments, and what all rounds of the run spend by the Job's accountant.
+    It is what the next power of two of rounds spends by Rényi moments, and never above what the whole run spends.
     """
     bound = partial(_epsilon, here.noise, here.rate, delta=how.delta)
-    now = bound(here.steps * (round + 1), accountant="rdp")
-    if rounds is None or how.accountant == "rdp":
+    now = bound(here.steps << round.bit_length(), accountant="rdp")
+    if rounds is None:
         return now
     whole = bound(here.steps * rounds, accountant=how.accountant) if how.epsilon is None else how.epsilon
     return min(now, whole)

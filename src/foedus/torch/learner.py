@@ -33,6 +33,7 @@ from foedus.torch.sgd import Optimizer, optimizer
 from foedus.torch.together import Call, Together
 
 MOST_DEPTH = 8
+MADE = ("machine", "slopes", "losses", "stacked", "side_by_side")  # at first use
 MODEL, EVALUATION = key(0, "model"), key(0, "evaluate")
 
 
@@ -100,14 +101,17 @@ class TorchLearner:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what is made at first use: the model's memory cannot move, a copy makes its own."""
-        return {
-            name: x for name, x in vars(self).items() if name not in ("machine", "losses", "stacked", "side_by_side")
-        }
+        return {name: x for name, x in vars(self).items() if name not in MADE}
 
     @cached_property
     def machine(self) -> Machine:
         """This process's model, used for one site after another."""
         return Machine(build.built(self.model, MODEL, self.dtype), build.device(self.device))
+
+    @cached_property
+    def slopes(self) -> private.Slopes:
+        """Gradients, one an example, at this process's model."""
+        return private.Slopes(self)
 
     @cached_property
     def losses(self) -> Callable[[Any, Any], Tensor] | None:
@@ -132,7 +136,8 @@ class TorchLearner:
                 fit = work(split, key, correct)
             return fit._replace(params=fit.params.ordered(params.spec))
         except BaseException:
-            vars(self).pop("machine", None)  # whatever was half done to it
+            for name in ("machine", "slopes"):  # whatever was half done to it
+                vars(self).pop(name, None)
             raise
         finally:
             machine.clear()

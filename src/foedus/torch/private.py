@@ -16,6 +16,7 @@ from foedus.keys import Key
 from foedus.privacy.keystream import normals, poisson
 from foedus.progress import progress
 from foedus.torch.batches import arguments, each
+from foedus.torch.chains import chain
 from foedus.torch.randomness import reseed
 
 MOST_BYTES, MOST_EXAMPLES = 1 << 26, 1024  # of gradients at once, one an example
@@ -37,7 +38,7 @@ def unfit(model: nn.Module) -> str:
 def trained(learner: Any, split: Any, key: Key, how: Private) -> Fit:
     """The model after a Task's steps. What is private of it is the model alone: no loss is told."""
     machine, n, count = learner.machine, len(split.train), learner.count(len(split.train))
-    optimizer, slopes = learner.stepper(key, machine.trained), Slopes(learner, stacked=False)
+    optimizer, slopes = learner.stepper(key, machine.trained), learner.slopes
     expected = min(learner.batch_size, n)
     for i in range(count):
         reseed(key("step", i), machine.device)
@@ -60,7 +61,7 @@ def trained(learner: Any, split: Any, key: Key, how: Private) -> Fit:
 
 def together(many: Any, stack: Any, calls: Sequence[Any], steps: Sequence[int]) -> list[Fit]:
     """What `trained` gives for each of the calls, the longest first; `stack` has their models."""
-    learner, slopes = many.learner, Slopes(many.learner, stacked=True)
+    learner, slopes = many.learner, many.learner.slopes
     parts, hows = [split.train for _, split, _, _ in calls], [call[3] for call in calls]
     x, y = many._examples(parts)
     firsts = np.cumsum([0, *map(len, parts)])
@@ -77,7 +78,7 @@ def together(many: Any, stack: Any, calls: Sequence[Any], steps: Sequence[int]) 
         for part in range(0, len(rows), slopes.most):
             at, owner = rows[part : part + slopes.most], whose[part : part + slopes.most]
             here = {name: leaf.detach()[owner] for name, leaf in stack.leaves.items()}
-            for total, grads in zip(sums, slopes.clipped(here, x[at], y[at], hows[0].clip), strict=True):
+            for total, grads in zip(sums, slopes.clipped(here, x[at], y[at], hows[0].clip, own=True), strict=True):
                 total.index_add_(0, owner, grads)
         for i, how in enumerate(hows[:k]):
             expected = min(learner.batch_size, len(parts[i]))
@@ -91,10 +92,11 @@ def together(many: Any, stack: Any, calls: Sequence[Any], steps: Sequence[int]) 
 
 
 class Slopes:
-    """Gradients, one an example, of a learner's loss. `stacked`: each example has a model of its own."""
+    """Gradients, one an example, of a learner's loss on each example as a batch of one."""
 
-    def __init__(self, learner: Any, stacked: bool) -> None:
-        self.learner, self.machine, self.stacked = learner, learner.machine, stacked
+    def __init__(self, learner: Any) -> None:
+        self.learner, self.machine = learner, learner.machine
+        self.chain = chain(self.machine.model, learner.loss)
         self.names = [place.name for place in self.machine.places if place.kind == "trainable"]
         size = sum(p.numel() * p.element_size() for p in self.machine.trained)
         self.most = max(1, min(MOST_EXAMPLES, MOST_BYTES // size))
@@ -103,12 +105,13 @@ class Slopes:
         } | {place.name: getattr(place.module, place.attribute) for place, _ in self.machine.rest}
         self.mapped = True
 
-    def clipped(self, params: dict[str, Tensor], x: Any, y: Any, clip: float) -> list[Tensor]:
+    def clipped(self, params: dict[str, Tensor], x: Any, y: Any, clip: float, own: bool = False) -> list[Tensor]:
         """For each trainable array the examples' gradients, (examples, *shape) in float64, over all arrays clipped.
 
-        An example whose gradient is not finite counts as zero.
+        `own`: each example has parameters of its own, along the first axis. An example whose gradient is not finite
+        counts as zero.
         """
-        found = self._gradients(params, x, y)
+        found = self.of(params, x, y, own)
         grads = [found[name].double() for name in self.names]
         norms = torch.stack([g.reshape(len(g), -1).square().sum(1) for g in grads]).sum(0).sqrt()
         factors = torch.where(norms > clip, clip / norms * DOWN, 1.0)
@@ -116,22 +119,28 @@ class Slopes:
         good = norms.isfinite()
         return [torch.where(good.view(row), g * factors.view(row), 0.0) for g, row in zip(grads, rows, strict=True)]
 
-    def _gradients(self, params: dict[str, Tensor], x: Any, y: Any) -> dict[str, Tensor]:
+    def of(self, params: dict[str, Tensor], x: Any, y: Any, own: bool) -> dict[str, Tensor]:
+        """name -> (examples, *shape)."""
+        if self.chain is not None and isinstance(x, Tensor):
+            n = len(x)
+            stack = params if own else {name: p.expand(n, *p.shape) for name, p in params.items()}
+            with torch.no_grad():
+                slopes = self.chain.slopes(stack, x[:, None], y[:, None], x.new_ones(n, 1, dtype=self.machine.dtype))[1]
+            return {name: slopes[name] if name in slopes else torch.zeros_like(p) for name, p in stack.items()}
         if self.mapped:
-            along = 0 if self.stacked else None
             try:
-                many = torch.func.vmap(torch.func.grad(self._loss), (along, 0, 0), randomness="different")
+                many = torch.func.vmap(torch.func.grad(self._loss), (0 if own else None, 0, 0), randomness="different")
                 found: dict[str, Tensor] = many(params, x, y)
                 return found
             except (RuntimeError, NotImplementedError):  # whatever torch cannot map
                 self.mapped = False
-        return self._one_by_one(params, x, y)
+        return self._one_by_one(params, x, y, own)
 
-    def _one_by_one(self, params: dict[str, Tensor], x: Any, y: Any) -> dict[str, Tensor]:
+    def _one_by_one(self, params: dict[str, Tensor], x: Any, y: Any, own: bool) -> dict[str, Tensor]:
         found = []
         for i in range(len(next(iter(leaves(y))))):
-            own = {name: p[i] for name, p in params.items()} if self.stacked else params
-            found.append(torch.func.grad(self._loss)(own, each(x, lambda a: a[i]), each(y, lambda a: a[i])))  # noqa: B023
+            here = {name: p[i] for name, p in params.items()} if own else params
+            found.append(torch.func.grad(self._loss)(here, each(x, lambda a: a[i]), each(y, lambda a: a[i])))  # noqa: B023
         return {name: torch.stack([grads[name] for grads in found]) for name in self.names}
 
     def _loss(self, params: dict[str, Tensor], x: Any, y: Any) -> Tensor:
