@@ -407,6 +407,16 @@ def test_a_work_that_reads_more_of_the_training_part_is_refused_at_the_site(work
         job(made).run(sites(1), backend="local")
 
 
+def test_more_rounds_than_the_noise_was_found_for_are_refused_at_the_site() -> None:
+    method = job(rounds=1, epsilon=9.0, accountant="rdp").method
+    learner = net(mlp)
+    bench, data = Bench(method.works, learner, None, [], 0), table(8)
+    start = learner.init(KEY)
+    bench.perform(Order("train", start, "north", 0, 0), None, data)
+    with pytest.raises(fd.FoedusError, match=r"2 rounds of a Job whose.*for 1: say rounds"):
+        bench.perform(Order("train", start, "north", 1, 0), None, data)
+
+
 def bound(learner: Any, noise: float, rows: int, trials: int, delta: float) -> float:
     """A lower bound of epsilon, at 95 %, from updates with and without one record whose gradient is the clip."""
     zero = Params({"w": np.zeros(1)})

@@ -84,9 +84,11 @@ class Remote:
     ) -> Run:
         from foedus import jobfile, schema
         from foedus.job import Job
+        from foedus.privacy.dp_sgd import check_rounds
 
         loaded = jobfile.load(job, options) if not isinstance(job, Job) else jobfile.found(job)
         chosen = loaded.job if rounds is None else loaded.job.replace(rounds=rounds)
+        check_rounds(loaded.job.dp_sgd, loaded.job.rounds, rounds)
         data = bundle.pack(loaded.path.parent, loaded.path.name, files=chosen.files)
         digest, names = bundle.digest(data), bundle.listed(data)
         say(f"sends {len(names)} file{'s' * (len(names) > 1)} of {loaded.path.parent}: {_few(names)}")

@@ -113,12 +113,20 @@ def private(algorithm: Algorithm, how: DpSgd, learner: Any, rounds: int | None) 
     return algorithm._replace(works=works, traits=(*algorithm.traits, "private"))
 
 
+def check_rounds(how: DpSgd | None, rounds: int | None, asked: int | None) -> None:
+    """Raises JobError for more rounds than the Job's, for which the noise was found."""
+    if how is not None and how.epsilon is not None and (asked or 0) > (rounds or 0):
+        raise JobError(
+            f"{asked} rounds of a Job whose dp_sgd(epsilon=…) finds its noise for {rounds}: say rounds=… in the job file"
+        )
+
+
 def _private(work: Work, how: DpSgd, learner: Any, rounds: int | None) -> Work:
     def working(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update | Decline]:
         rows, done = len(site.split.train), list[Fit]()
         if not rows:
             return local, Decline("it has no training rows")
-        here = plan(how, rows, learner.batch_size, learner.count(rows), rounds)
+        here, round = plan(how, rows, learner.batch_size, learner.count(rows), rounds), int(site.key.names[1])
         secret = _secret(site, payload, local, rows)
 
         def train(params: Params, data: Any, key: Key, correct: Correct | None) -> Fit:
@@ -126,6 +134,7 @@ def _private(work: Work, how: DpSgd, learner: Any, rounds: int | None) -> Work:
                 raise JobError(
                     "dp_sgd counts one training of the whole training part a Task, and this work has another"
                 )
+            check_rounds(how, rounds, round + 1)
             fit = site.train(params, data, key, Private(how.clip, here.noise, secret, correct))
             if fit.steps != here.steps:
                 raise JobError(f"dp_sgd: the learner took {fit.steps} steps where it had said {here.steps}")
@@ -138,7 +147,7 @@ def _private(work: Work, how: DpSgd, learner: Any, rounds: int | None) -> Work:
         closed = site._replace(train=train, evaluate=evaluate, gradient=lambda *call: _read(site))
         local, update = work(payload, local, closed)
         if isinstance(update, Update) and done and here.noise:
-            told = _so_far(how, here, int(site.key.names[1]), rounds)
+            told = _so_far(how, here, round, rounds)
             update = update._replace(metrics={**update.metrics, TOLD: moments(np.array([told]))})
         return local, update
 
@@ -161,7 +170,7 @@ def _so_far(how: DpSgd, here: Plan, round: int, rounds: int | None) -> float:
     """
     bound = partial(_epsilon, here.noise, here.rate, delta=how.delta)
     now = bound(here.steps << round.bit_length(), accountant="rdp")
-    if rounds is None:
+    if rounds is None or round >= rounds:
         return now
     whole = bound(here.steps * rounds, accountant=how.accountant) if how.epsilon is None else how.epsilon
     return min(now, whole)
