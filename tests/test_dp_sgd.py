@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -290,6 +291,16 @@ def test_under_secagg_sums_alone_are_told() -> None:
     result = job().replace(privacy=both).run(sites(), backend="local")
     assert result.per_site == {}
     assert result.metrics["train_epsilon"] == pytest.approx(spent(18, 8, 2, 2, 1.0, 1e-5))
+
+
+def test_the_report_names_the_site_that_has_spent_most(tmp_path: Any) -> None:
+    rows = {f"s{n}": table(n) for n in (10, 40)}  # the fewer rows, the likelier is each of them in a step
+    result = job(rounds=1).run(rows, backend="local")
+    most = max(row["train_epsilon"] for row in result.per_site.values())
+    assert most == result.per_site["s10"]["train_epsilon"] > result.per_site["s40"]["train_epsilon"]
+    page = result.report(tmp_path / "page.html").read_text()
+    told = re.sub(r"<[^>]+>", " ", page[page.index("train_epsilon") :])
+    assert re.search(rf"{most:.3g}\S*\s+s10", told)
 
 
 def test_epsilon_is_reached_and_not_passed() -> None:

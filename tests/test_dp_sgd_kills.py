@@ -11,7 +11,7 @@ import pytest
 from federations import finished, joined
 from toys import make_sites
 
-pytestmark = pytest.mark.kills
+pytestmark = [pytest.mark.kills, pytest.mark.long]
 JOB = Path(__file__).parent / "jobs" / "private" / "job.py"
 
 

@@ -17,6 +17,7 @@ from foedus.journal import Journal
 from foedus.metrics import Metric
 
 MOST_INTERVALS = 100  # sites: beyond, a row of the journal would be too long
+SPENT = {"train_epsilon": -1}  # what a site has spent of its privacy: the more, the worse
 PerSite = Mapping[str, Mapping[str, float | None]]
 UNREADABLE = (ArithmeticError, LookupError, TypeError, ValueError)
 
@@ -68,7 +69,8 @@ def values(sums: Mapping[str, Any], metrics: Iterable[Metric]) -> dict[str, floa
 
 def worst(per_site: PerSite, metrics: Iterable[Metric]) -> dict[str, str]:
     """name -> the site with the worst value, the first of several; undefined values are no values."""
-    signs, found = {m.name: -1 if m.better == "min" else 1 for m in metrics}, dict[str, tuple[float, str]]()
+    signs = SPENT | {m.name: -1 if m.better == "min" else 1 for m in metrics}
+    found = dict[str, tuple[float, str]]()
     for site, row in sorted(per_site.items()):
         for name, value in row.items():
             sign = signs.get(name) or signs.get(measures.plain(name))

@@ -116,9 +116,8 @@ def private(algorithm: Algorithm, how: DpSgd, learner: Any, rounds: int | None) 
 def check_rounds(how: DpSgd | None, rounds: int | None, asked: int | None) -> None:
     """Raises JobError for more rounds than the Job's, for which the noise was found."""
     if how is not None and how.epsilon is not None and (asked or 0) > (rounds or 0):
-        raise JobError(
-            f"{asked} rounds of a Job whose dp_sgd(epsilon=…) finds its noise for {rounds}: say rounds=… in the job file"
-        )
+        remedy = "say rounds=… in the job file"
+        raise JobError(f"{asked} rounds of a Job whose dp_sgd(epsilon=…) finds its noise for {rounds}: {remedy}")
 
 
 def _private(work: Work, how: DpSgd, learner: Any, rounds: int | None) -> Work:
