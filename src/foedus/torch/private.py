@@ -46,8 +46,8 @@ def trained(learner: Any, split: Any, key: Key, how: Private) -> Fit:
         rows = poisson(how.secret("rows", i), n, learner.batch_size)
         for batch in learner.feed.batches(split.train, rows, slopes.most):
             here = {name: p.detach() for name, p in zip(slopes.names, machine.trained, strict=True)}
-            for total, grads in zip(sums, slopes.clipped(here, batch.x, batch.y, how.clip), strict=True):
-                total.add_(grads.sum(0))
+            for total, found in zip(sums, slopes.sums(here, batch.x, batch.y, how.clip), strict=True):
+                total.add_(found[0])
         for p, found in zip(machine.trained, noised(sums, how, i), strict=True):
             p.grad = (found / expected).to(p.dtype)
         if how.after is not None:
@@ -77,9 +77,10 @@ def together(many: Any, stack: Any, calls: Sequence[Any], steps: Sequence[int]) 
         sums = [torch.zeros_like(leaf, dtype=torch.float64) for leaf in stack.leaves.values()]
         for part in range(0, len(rows), slopes.most):
             at, owner = rows[part : part + slopes.most], whose[part : part + slopes.most]
-            here = {name: leaf.detach()[owner] for name, leaf in stack.leaves.items()}
-            for total, grads in zip(sums, slopes.clipped(here, x[at], y[at], hows[0].clip, own=True), strict=True):
-                total.index_add_(0, owner, grads)
+            first = int(owner[0])
+            here = {name: leaf.detach()[first:] for name, leaf in stack.leaves.items()}
+            for total, found in zip(sums, slopes.sums(here, x[at], y[at], hows[0].clip, owner - first), strict=True):
+                total[first : first + len(found)] += found
         for i, how in enumerate(hows[:k]):
             expected = min(learner.batch_size, len(parts[i]))
             for total, found in zip(sums, noised([total[i] for total in sums], how, t), strict=True):
@@ -105,19 +106,28 @@ class Slopes:
         } | {place.name: getattr(place.module, place.attribute) for place, _ in self.machine.rest}
         self.mapped = True
 
-    def clipped(self, params: dict[str, Tensor], x: Any, y: Any, clip: float, own: bool = False) -> list[Tensor]:
-        """For each trainable array the examples' gradients, (examples, *shape) in float64, over all arrays clipped.
+    def sums(
+        self, params: dict[str, Tensor], x: Any, y: Any, clip: float, owners: Tensor | None = None
+    ) -> list[Tensor]:
+        """For each trainable array the sum of the examples' gradients, over all arrays clipped; one a site, in float64.
 
-        `own`: each example has parameters of its own, along the first axis. An example whose gradient is not finite
-        counts as zero.
+        `owners`: whose each example is, for the sites of `params`; None: there is one. An example whose gradient is not
+        finite counts as zero.
         """
-        found = self.of(params, x, y, own)
-        grads = [found[name].double() for name in self.names]
-        norms = torch.stack([g.reshape(len(g), -1).square().sum(1) for g in grads]).sum(0).sqrt()
+        here = params if owners is None else {name: p[owners] for name, p in params.items()}
+        found = self.of(here, x, y, own=owners is not None)
+        grads = [found[name].reshape(len(found[name]), -1) for name in self.names]
+        norms = torch.stack([torch.linalg.vector_norm(g, dim=1, dtype=torch.float64) for g in grads]).norm(dim=0)
+        if not norms.isfinite().all():
+            good = norms.isfinite()[:, None]
+            grads, norms = [torch.where(good, g, 0.0) for g in grads], norms.nan_to_num(0.0, 0.0)
         factors = torch.where(norms > clip, clip / norms * DOWN, 1.0)
-        rows = [(-1, *[1] * (g.dim() - 1)) for g in grads]
-        good = norms.isfinite()
-        return [torch.where(good.view(row), g * factors.view(row), 0.0) for g, row in zip(grads, rows, strict=True)]
+        if owners is not None:
+            factors = torch.zeros(int(owners[-1]) + 1, len(owners), dtype=factors.dtype).scatter_(
+                0, owners[None], factors[None]
+            )
+        made = [torch.mm(factors.view(-1, len(norms)).to(g.dtype), g).double() for g in grads]
+        return [m.view(-1, *found[name].shape[1:]) for m, name in zip(made, self.names, strict=True)]
 
     def of(self, params: dict[str, Tensor], x: Any, y: Any, own: bool) -> dict[str, Tensor]:
         """name -> (examples, *shape)."""
