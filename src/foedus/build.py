@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-LIBRARIES = ("torch", "sklearn", "xgboost", "jax", "lightgbm")
+LIBRARIES = ("torch", "sklearn", "xgboost", "jax", "lightgbm", "transformers", "peft", "lightning", "monai")
 
 
 def describe(threads: int = 1) -> dict[str, Any]:

@@ -91,10 +91,16 @@ EXTRAS = {
     "alembic": "server",
     "dp_accounting": "privacy",
     "fsspec": "server",
+    "lightning": "lightning",
+    "monai": "monai",
     "nacl": "linkage",
+    "nibabel": "monai",
+    "peft": "transformers",
+    "pydicom": "monai",
     "ray": "ray",
     "sqlalchemy": "server",
     "torch": "torch",
+    "transformers": "transformers",
 }
 
 
