@@ -181,6 +181,17 @@ def test_models_and_optimizers_of_every_kind(model: Any, optimizer: Any) -> None
     assert learner.slopes.mapped == ("branch" not in vars(learner.machine.model) or not learner.machine.model.branch)
 
 
+def test_half_precision_is_clipped_and_noised_in_float32() -> None:
+    learner, split = (
+        line(2, 2, dtype="bfloat16"),
+        fd.Split(train=(np.float32([[3, 4], [0, 1]]), np.float32([-0.5, -0.25]))),
+    )
+    start = Params({name: np.zeros(x.shape, x.dtype) for name, x in learner.init(KEY).items()})
+    fit = learner.train(start, split, KEY, Private(1.0, 0.0, SECRET))
+    found = fit.params["weight"].astype(np.float32).ravel()
+    assert np.abs(found - [-0.3, -0.65]).max() <= 0.65 * 2**-8  # the model's own rounding
+
+
 def _same(found: Params, expected: dict[str, Any]) -> None:
     for name, x in expected.items():
         assert np.allclose(found[name], x, rtol=1e-4, atol=1e-5), name

@@ -42,14 +42,14 @@ def trained(learner: Any, split: Any, key: Key, how: Private) -> Fit:
     expected = min(learner.batch_size, n)
     for i in range(count):
         reseed(key("step", i), machine.device)
-        sums = [torch.zeros_like(p, dtype=torch.float64) for p in machine.trained]
+        sums = [torch.zeros(p.shape, dtype=torch.float64) for p in machine.trained]
         rows = poisson(how.secret("rows", i), n, learner.batch_size)
         for batch in learner.feed.batches(split.train, rows, slopes.most):
             here = {name: p.detach() for name, p in zip(slopes.names, machine.trained, strict=True)}
             for total, found in zip(sums, slopes.sums(here, batch.x, batch.y, how.clip), strict=True):
                 total.add_(found[0])
         for p, found in zip(machine.trained, noised(sums, how, i), strict=True):
-            p.grad = (found / expected).to(p.dtype)
+            p.grad = (found / expected).to(p.device, p.dtype)
         if how.after is not None:
             machine.correct(after(how))
         if learner.clip is not None:
@@ -74,7 +74,7 @@ def together(many: Any, stack: Any, calls: Sequence[Any], steps: Sequence[int]) 
         ]
         rows = torch.from_numpy(np.concatenate([at + first for at, first in zip(drawn, firsts, strict=False)]))
         whose = torch.repeat_interleave(torch.arange(k), torch.tensor([len(at) for at in drawn]))
-        sums = [torch.zeros_like(leaf, dtype=torch.float64) for leaf in stack.leaves.values()]
+        sums = [torch.zeros(leaf.shape, dtype=torch.float64) for leaf in stack.leaves.values()]
         for part in range(0, len(rows), slopes.most):
             at, owner = rows[part : part + slopes.most], whose[part : part + slopes.most]
             first = int(owner[0])
@@ -86,7 +86,7 @@ def together(many: Any, stack: Any, calls: Sequence[Any], steps: Sequence[int]) 
             for total, found in zip(sums, noised([total[i] for total in sums], how, t), strict=True):
                 total[i] = found / expected
         for leaf, total in zip(stack.leaves.values(), sums, strict=True):
-            leaf.grad = total.to(leaf.dtype)
+            leaf.grad = total.to(leaf.device, leaf.dtype)
         stack.go(k)
         progress(k)
     return [Fit(stack.read(i, call[0]), len(parts[i]), steps[i], stack.lr * steps[i]) for i, call in enumerate(calls)]
@@ -100,7 +100,7 @@ class Slopes:
         self.chain = chain(self.machine.model, learner.loss)
         self.names = [place.name for place in self.machine.places if place.kind == "trainable"]
         size = sum(p.numel() * p.element_size() for p in self.machine.trained)
-        self.most = max(1, min(MOST_EXAMPLES, MOST_BYTES // size))
+        self.most = max(1, min(MOST_EXAMPLES, MOST_BYTES // max(1, size)))
         self.kept = {
             place.name: place.tensor.detach() for place in self.machine.places if place.kind != "trainable"
         } | {place.name: getattr(place.module, place.attribute) for place, _ in self.machine.rest}
@@ -109,24 +109,24 @@ class Slopes:
     def sums(
         self, params: dict[str, Tensor], x: Any, y: Any, clip: float, owners: Tensor | None = None
     ) -> list[Tensor]:
-        """For each trainable array the sum of the examples' gradients, over all arrays clipped; one a site, in float64.
+        """For each trainable array the sum of the examples' gradients, over all arrays clipped.
 
-        `owners`: whose each example is, for the sites of `params`; None: there is one. An example whose gradient is not
-        finite counts as zero.
+        One a site, float64, on the CPU. `owners`: whose each example is, for the sites of `params`; None: there is one.
+        An example whose gradient is not finite counts as zero.
         """
         here = params if owners is None else {name: p[owners] for name, p in params.items()}
         found = self.of(here, x, y, own=owners is not None)
-        grads = [found[name].reshape(len(found[name]), -1) for name in self.names]
-        norms = torch.stack([torch.linalg.vector_norm(g, dim=1, dtype=torch.float64) for g in grads]).norm(dim=0)
+        grads = [_wide(found[name]).reshape(len(found[name]), -1) for name in self.names]
+        wide = torch.float32 if self.machine.device.type == "mps" else torch.float64
+        norms = torch.stack([torch.linalg.vector_norm(g, dim=1, dtype=wide) for g in grads]).norm(dim=0)
         if not norms.isfinite().all():
             good = norms.isfinite()[:, None]
             grads, norms = [torch.where(good, g, 0.0) for g in grads], norms.nan_to_num(0.0, 0.0)
         factors = torch.where(norms > clip, clip / norms * DOWN, 1.0)
         if owners is not None:
-            factors = torch.zeros(int(owners[-1]) + 1, len(owners), dtype=factors.dtype).scatter_(
-                0, owners[None], factors[None]
-            )
-        made = [torch.mm(factors.view(-1, len(norms)).to(g.dtype), g).double() for g in grads]
+            at, each_own = owners.to(factors.device)[None], factors.new_zeros(int(owners[-1]) + 1, len(owners))
+            factors = each_own.scatter_(0, at, factors[None])
+        made = [torch.mm(factors.view(-1, len(norms)).to(g.dtype), g).cpu().double() for g in grads]
         return [m.view(-1, *found[name].shape[1:]) for m, name in zip(made, self.names, strict=True)]
 
     def of(self, params: dict[str, Tensor], x: Any, y: Any, own: bool) -> dict[str, Tensor]:
@@ -162,13 +162,18 @@ class Slopes:
         return loss
 
 
+def _wide(x: Tensor) -> Tensor:
+    """Half precision as float32: a sum that is rounded more coarsely would tell more than the clip allows."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def noised(sums: Sequence[Tensor], how: Private, step: int) -> list[Tensor]:
     """The sums with Gaussian noise of standard deviation clip times noise on each number."""
     if not how.noise:
         return list(sums)
     drawn = torch.from_numpy(normals(how.secret("noise", step), sum(x.numel() for x in sums)))
     parts = torch.split(drawn.mul_(how.clip * how.noise), [x.numel() for x in sums])
-    return [x + part.view(x.shape).to(x.device) for x, part in zip(sums, parts, strict=True)]
+    return [x + part.view(x.shape) for x, part in zip(sums, parts, strict=True)]
 
 
 def after(how: Any) -> Any:
