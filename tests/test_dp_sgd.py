@@ -27,6 +27,7 @@ from foedus.numpy import NumpyLearner
 from foedus.params import Params
 from foedus.privacy.dp_sgd import spent
 from foedus.privacy.keystream import normals, poisson, words
+from foedus.study import references
 from foedus.torch import TorchLearner
 from foedus.work import Bench, Order
 
@@ -302,6 +303,11 @@ def test_under_secagg_sums_alone_are_told() -> None:
     result = job().replace(privacy=both).run(sites(), backend="local")
     assert result.per_site == {}
     assert result.metrics["train_epsilon"] == pytest.approx(spent(18, 8, 2, 2, 1.0, 1e-5))
+
+
+def test_a_comparison_trains_its_references_in_the_clear() -> None:
+    for reference in (references.by_itself(job()), references.together(job())):
+        assert reference.privacy is None and "train_loss" in reference.run(sites(2), backend="local").metrics
 
 
 def test_the_report_names_the_site_that_has_spent_most(tmp_path: Any) -> None:
