@@ -1,7 +1,8 @@
 """Record-level privacy: DP-SGD as a Job asks for it (Abadi et al. 2016), and what it spends at a site.
 The contract and accounting may come in; the steps are the learner's own.
 
-A site's number of training rows is no secret here: sampling rate, steps and weight are made of it.
+A site's number of training rows is no secret here: sampling rate, steps and weight are made of it. Neighbours have as
+many rows, and one has nothing in the place of a record.
 """
 
 from __future__ import annotations
