@@ -26,6 +26,18 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "repeat")
 settings.load_profile(PROFILE)
 
 
+HEAVY = (
+    "test_transformers.py",
+    "test_lightning.py",
+    "test_monai.py",
+)  # long tests of libraries that take seconds to import
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves files alone whose very import is long, where long tests are not asked for."""
+    return True if collection_path.name in HEAVY and "not long" in (config.option.markexpr or "") else None
+
+
 def pytest_report_header() -> str:
     """Says how hypothesis draws its examples."""
     return f"hypothesis: {PROFILE} (repeat: the same examples every time; HYPOTHESIS_PROFILE=explore: new ones)"

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+HEAVY = re.compile(r"^(import|from) (lightning|monai|peft|transformers|foedus\.(lightning|monai|transformers))\b", re.M)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks():
     for page in PAGES:
         for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)):
-            yield pytest.param(block, id=f"{page.name}-{number}")
+            marks = [pytest.mark.long] if HEAVY.search(block) else []  # seconds of imports
+            yield pytest.param(block, id=f"{page.name}-{number}", marks=marks)
 
 
 @pytest.mark.parametrize("block", list(blocks()))

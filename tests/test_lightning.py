@@ -14,6 +14,8 @@ from foedus.errors import JobError
 from foedus.lightning import LightningLearner
 from foedus.torch import TorchLearner
 
+pytestmark = pytest.mark.long
+
 
 class Module(lightning.LightningModule):
     def __init__(self, lr=0.1):

@@ -19,6 +19,8 @@ from foedus.monai import MonaiLearner, dice, hausdorff, statistics, unet, volume
 from foedus.monai.learner import spacing_of
 from foedus.monai.reading import read
 
+pytestmark = pytest.mark.long
+
 
 def ball(seed, size=(16, 16, 8), bright=2.0):
     """A bright ball in noise, and where it is."""

@@ -188,9 +188,7 @@ def test_rnd_correct_is_what_an_own_loop_of_a_torch_learner_does(tmp_path):
     script = fd.Script(FOLDER / "net.py", ["prox"], model=zeros)
     beside = job.replace(learner=script).run({"north": 0}, backend="local")
     assert beside.digest == inside.digest
-    plain = job.replace(learner=fd.Script(FOLDER / "net.py", model=zeros), algorithm=fd.fedavg()).run(
-        {"north": 0}, backend="local"
-    )
+    plain = job.replace(algorithm=fd.fedavg()).run({"north": (np.zeros((45, 1)), np.zeros(45))}, backend="local")
     assert plain.digest != inside.digest  # the term is felt
 
 

@@ -17,6 +17,8 @@ from foedus import runs
 from foedus.errors import JobError
 from foedus.transformers import BASE, TransformersLearner, _quiet
 
+pytestmark = pytest.mark.long
+
 GPT2 = GPT2Config(vocab_size=17, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
                   attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, initializer_range=0.3)  # fmt: skip
 LORA = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)

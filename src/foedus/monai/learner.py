@@ -56,9 +56,6 @@ class MonaiLearner(TorchLearner):
     window: the size that the model sees at once; measuring moves it over the whole image with `overlap` (Gaussian
         weights). None: the whole image at once.
     loss: Dice and cross-entropy of logits by default. The rest is as in TorchLearner.
-
-    >>> from functools import partial
-    >>> learner = MonaiLearner(unet(2, channels=(4, 8)), optimizer=partial(torch.optim.Adam, lr=1e-3), window=(16, 16))
     """
 
     def __init__(
