@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import foedus as fd
+from federations import until
 from foedus import jobfile, launch, runs
 from foedus.core import Algorithm, Update
 from foedus.errors import JobError, Relayed, SiteError
@@ -232,6 +233,37 @@ def test_two_ranks_of_torchrun_are_one_site(tmp_path):
     result = job.run({"north": 0, "south": 1}, backend="local")
     assert all(site["status"] == "counted" for site in _outcomes(result))
     assert result.params["weight"].any() and np.allclose(result.params["weight"].sum(0), 0, atol=1e-6)  # from zeros
+
+
+@pytest.mark.kills
+@pytest.mark.long
+@pytest.mark.parametrize("rounds", [2, 1], ids=["in a round", "between rounds"])
+def test_a_script_whose_job_is_killed_ends_and_leaves_no_files(sites, tmp_path, rounds):
+    """The Job is a process that is killed while its script trains (it hangs in the second round), or waits for one."""
+    code = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\n"
+        "from foedus import jobfile\n"
+        "from foedus.work import Order\n"
+        f"job = jobfile.load({str(JOB)!r}, {{'fault': 'hang'}}).job\n"
+        "bench = job.bench(0)\n"
+        f"for n in range({rounds}):\n"
+        f"    bench.perform(Order('train', job.first(0), 'north', n, 0), None, Path({str(sites['north'])!r}))\n"
+        "print('waits', flush=True)\n"
+        "input()\n"
+    )
+    env = environment() | {"FOEDUS_SCRATCH": str(tmp_path)}
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as job:
+        begun = sites["north"] / "calls"
+        until(lambda: begun.exists() and len(begun.read_text().splitlines()) == rounds)
+        if rounds == 1:
+            assert job.stdout is not None and job.stdout.readline() == b"waits\n"
+        job.kill()
+    script = calls(sites["north"])[-1][1]
+    until(lambda: not Path(f"/proc/{script}").exists())
+    assert not list(tmp_path.glob("foedus-script-*"))
 
 
 def _outcomes(result):

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import select
+import shutil
 import socket
 import sys
 import threading
@@ -186,7 +187,8 @@ class Talk:
             try:
                 message = self.pipe.receive()[0]
             except WireError:
-                message = {"do": "end"}  # the Job is gone
+                message = {"do": "end"}  # the Job is gone, and nobody else clears this away
+                shutil.rmtree(self.folder, ignore_errors=True)
             self.busy = message["do"] != "end"
         message = self.ranks.heard(message)
         return None if message["do"] == "end" else dict(message)
@@ -222,7 +224,9 @@ class Talk:
         poll.register(self.pipe.end, select.POLLHUP)
         while not any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll()):
             time.sleep(TELL_EVERY)
-        if not self.busy:
+        if self.busy:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        else:
             time.sleep(GRACE)
         os._exit(1)
 
