@@ -14,7 +14,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 import foedus as fd
-from foedus.errors import FoedusError, JobError
+from foedus.errors import FoedusError, Incompatible, JobError
 from foedus.monai import MonaiLearner, dice, hausdorff, statistics, unet, volumes
 from foedus.monai.learner import spacing_of
 from foedus.monai.reading import read
@@ -208,6 +208,8 @@ def test_volumes_of_files_train_a_u_net_in_three_dimensions(tmp_path):
 
 
 def test_what_is_no_network_or_window_is_said():
+    with pytest.raises(Incompatible, match="clipping them does not clip the case: leave out augment"):
+        fd.Job(fd.fedavg(), learner(), rounds=1, privacy=fd.dp_sgd(1.0, noise_multiplier=1.0))
     with pytest.raises(JobError, match="2 or 3 dimensions"):
         unet(4)
     with pytest.raises(JobError, match="overlap=1"):

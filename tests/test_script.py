@@ -210,6 +210,22 @@ def test_sums_of_a_script_are_read_in_three_forms():
         summed({"loss": np.array([np.nan, 3.0])}, metrics, "logits")
 
 
+def test_wrapped_models_are_seen_through_and_sharded_ones_refused():
+    import torch
+
+    class OptimizedModule(torch.nn.Module):  # as torch.compile gives, which would compile here
+        def __init__(self, inner):
+            super().__init__()
+            self._orig_mod = inner
+
+    model = torch.nn.Linear(2, 1)
+    found = held(OptimizedModule(model), only=lambda name: name == "weight")
+    found.write(fd.Params({"weight": np.array([[3.0, 4.0]], np.float32)}))
+    assert model.weight.tolist() == [[3, 4]] and found.read()["weight"].tolist() == [[3, 4]]
+    with pytest.raises(JobError, match="each rank has a piece of this model"):
+        held(type("FSDPLinear", (torch.nn.Linear,), {})(2, 1))
+
+
 def test_what_is_no_model_and_no_script_is_said(tmp_path):
     with pytest.raises(JobError, match="give a torch module, a mapping of arrays"):
         held(3)

@@ -85,6 +85,14 @@ class MonaiLearner(TorchLearner):
             split = Split(Augmented(split.train, self.augment, key("augment")))
         return super().train(params, split, key, correct)
 
+    def unfit(self) -> str:
+        """Why its examples have no gradients of their own, with the remedy; "" where they have."""
+        if self.augment is not None:
+            return (
+                "crops, of which a case has several, so that clipping them does not clip the case: leave out augment=…"
+            )
+        return super().unfit()
+
     def together(self, calls: Sequence[Any]) -> list[Any]:
         raise Alone(APART)
 

@@ -24,8 +24,12 @@ class Held(Protocol):
 def held(model: Any, only: Callable[[str], bool] | None = None) -> Held:
     """The arrays of a model, of those names that `only` takes. Raises JobError for what is no model."""
     for wrapper in ("module", "_orig_mod"):  # DistributedDataParallel, torch.compile
-        if type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"):
+        if type(model).__name__ in ("DistributedDataParallel", "OptimizedModule"):
             model = getattr(model, wrapper, model)
+    if type(model).__name__.startswith(("FullyShardedDataParallel", "FSDP")):
+        raise JobError(
+            "each rank has a piece of this model: give fd.rounds (read, write), two functions that gather it"
+        )
     if hasattr(model, "state_dict") and hasattr(model, "named_modules"):
         return Module(model, only)
     if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
