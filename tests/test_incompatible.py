@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.naive_bayes import GaussianNB
 from torch import nn
 
 from foedus import (
@@ -44,9 +46,11 @@ from foedus import (
     secagg,
     sign_flip,
     split_learning,
+    summed,
     target,
     top_k,
     transformed,
+    union,
     vertical,
 )
 from foedus.analytics import describe
@@ -56,11 +60,14 @@ from foedus.job import Job
 from foedus.layers import LayeredLearner, dense
 from foedus.numpy import NumpyLearner
 from foedus.participation import power_of_choice, stratified, uniform, weighted
+from foedus.sklearn import SklearnLearner
 from foedus.stop import any_of, wall_time
 from foedus.torch import TorchLearner
 from tiny import gradient, learner
 
 LAYERED = LayeredLearner([dense(2), dense(1)], 2, "squared")
+BAYES = SklearnLearner(GaussianNB(), features=2, classes=[0, 1])
+FOREST = SklearnLearner(RandomForestClassifier(2, max_leaf_nodes=4), features=2, classes=[0, 1])
 BASE: dict[str, Any] = {"algorithm": fedavg(), "learner": learner(), "rounds": 2}
 
 CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one, other): (a clash, its remedy)
@@ -145,6 +152,26 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
     ("power_of_choice", "late='keep'"): (
         {"algorithm": fedbuff(2), "cohort": power_of_choice(5, 3)},
         {"cohort": weighted(3, {})},
+    ),
+    ("a learner whose models are sums (naive Bayes, KMeans, PCA, Ridge)", "an algorithm other than summed"): (
+        {"learner": BAYES},
+        {"algorithm": summed()},
+    ),
+    ("summed", "a learner whose models are no sums"): (
+        {"algorithm": summed(), "learner": FOREST},
+        {"algorithm": union(FOREST)},
+    ),
+    ("a learner of trees (a forest, LightGBM)", "an algorithm other than union"): (
+        {"learner": FOREST},
+        {"algorithm": cyclic(union(FOREST))},
+    ),
+    ("summed or union", "a topology that averages (gossip, hierarchical), or cyclic sums"): (
+        {"algorithm": cyclic(summed()), "learner": BAYES},
+        {"algorithm": summed()},
+    ),
+    ("union", "compress"): (
+        {"algorithm": union(FOREST), "learner": FOREST, "compress": top_k(0.1)},
+        {"compress": None},
     ),
     ("an exact analysis (foedus.analytics)", "compress, cohort, quorum or late='keep'"): (
         {"algorithm": describe.make(), "learner": None, "compress": clip(1.0)},
@@ -232,7 +259,7 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
     ),
     (
         "secagg",
-        "an algorithm that reads what each site sends (afl, split_learning, vertical, link, analytics)",
+        "an algorithm that reads what each site sends (afl, union, split_learning, vertical, link, analytics)",
     ): (
         {"privacy": "secagg", "algorithm": describe.make(), "learner": None},
         {"algorithm": fednova()},

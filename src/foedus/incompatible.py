@@ -15,7 +15,8 @@ from foedus.metrics import plain
 from foedus.participation import times
 from foedus.privacy.secagg import majority
 
-READ = {"everybody", "exchange", "columns", "cut", "exact"}  # traits of algorithms to which a sum says nothing
+READ = {"everybody", "exchange", "columns", "cut", "exact", "union"}  # traits of algorithms to which a sum says nothing
+
 READS = {"loss", "term", "elsewhere", "chooses", "sums", *READ}  # of those that read training rows beside the steps
 
 
@@ -66,6 +67,11 @@ def _watched(job: Any, personal: bool) -> list[str]:
 def _last(job: Any, word: str) -> int:
     """N of the trait `word N`; 0 where there is none."""
     return max((int(t.split()[1]) for t in job.method.traits if t.startswith(f"{word} ")), default=0)
+
+
+def _by(job: Any) -> str:
+    """What the learner's models are combined by, where it says so."""
+    return getattr(job.learner, "by", "")
 
 
 def _measure(job: Any) -> float:
@@ -344,6 +350,39 @@ TABLE = (
         "a visit has one update, and nothing to compare it with: leave out aggregator=…, or use hierarchical",
     ),
     Row(
+        "a learner whose models are sums (naive Bayes, KMeans, PCA, Ridge)",
+        "an algorithm other than summed",
+        lambda j: _by(j) == "sums" and not _has(j, "sums"),
+        "sums are added up, not averaged: write fd.summed()",
+    ),
+    Row(
+        "summed",
+        "a learner whose models are no sums",
+        lambda j: _has(j, "sums") and _by(j) in ("mean", "union"),
+        "models of steps are averaged and trees are joined: write fd.fedavg(), or fd.union(learner)",
+    ),
+    Row(
+        "a learner of trees (a forest, LightGBM)",
+        "an algorithm other than union",
+        lambda j: _by(j) == "union" and not _has(j, "union"),
+        "trees have no mean: write fd.union(learner), or fd.cyclic(fd.union(learner))",
+    ),
+    Row(
+        "summed or union",
+        "a topology that averages (gossip, hierarchical), or cyclic sums",
+        lambda j: (
+            (_has(j, "sums") and bool(_topologies(j)))
+            or (_has(j, "union") and bool(_topologies(j) & {"gossip", "edges"}))
+        ),
+        "what is added up or joined is no mean: use the algorithm inside it as it is",
+    ),
+    Row(
+        "union",
+        "compress",
+        lambda j: _has(j, "union") and bool(j.links),
+        "numbers of trees have to arrive as they are: leave compress out, and say max_leaf_nodes or num_leaves",
+    ),
+    Row(
         "an exact analysis (foedus.analytics)",
         "compress, cohort, quorum or late='keep'",
         lambda j: _has(j, "exact") and bool(j.compress or j.cohort or j.quorum or j.late == "keep"),
@@ -375,7 +414,7 @@ TABLE = (
     ),
     Row(
         "secagg",
-        "an algorithm that reads what each site sends (afl, split_learning, vertical, link, analytics)",
+        "an algorithm that reads what each site sends (afl, union, split_learning, vertical, link, analytics)",
         lambda j: j.seal is not None and bool(READ & set(j.method.traits)),
         "only sums leave under a seal: take fedavg, fedopt, scaffold, fednova, or an algorithm that averages updates",
     ),

@@ -69,11 +69,11 @@ def traits_of(needs: Sequence[str], task: Mapping[str, Any]) -> tuple[str, ...]:
 
     It may need `mean` (its equations hold for means alone), `fresh` (no late updates), `everybody` (each round asks all
     sites), `loss` (a learner that knows one), `term` (one that adds a term to it), `elsewhere` (one that gives
-    gradients at two models), `after N` (so many rounds before those of `fine_tuned`). Its Tasks may be `gather` or
-    `late`, and `least N`, where their aggregator needs N updates; `buffer N`, where N updates close them, and `ages`,
-    where old updates weigh less. What wraps it may add `sparse`, `colludes`, `chooses` and `clip C`. Algorithms
-    without `rounds` may say `exchange` (what they send is no update), `columns` (sites hold columns) and `cut` (a
-    network in pieces).
+    gradients at two models), `sums` or `union` (a learner whose models are that), `after N` (so many rounds before
+    those of `fine_tuned`). Its Tasks may be `gather` or `late`, and `least N`, where their aggregator needs N updates;
+    `buffer N`, where N updates close them, and `ages`, where old updates weigh less. What wraps it may add `sparse`,
+    `colludes`, `chooses` and `clip C`. Algorithms without `rounds` may say `exchange` (what they send is no update),
+    `columns` (sites hold columns) and `cut` (a network in pieces).
     """
     rule = task.get("aggregator")
     gather = ["gather", f"least {rule.least}"] if isinstance(rule, Gather) else []
