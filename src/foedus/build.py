@@ -19,17 +19,22 @@ from typing import Any
 
 import numpy as np
 
+KERNELS = (  # of the environment: which of a library's kernels compute, and so the bits
+    *("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "NPY_DISABLE_CPU_FEATURES"),
+    *("NPY_ENABLE_CPU_FEATURES", "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA"),
+)
 LIBRARIES = ("torch", "sklearn", "xgboost", "jax", "lightgbm", "transformers", "peft", "lightning", "monai")
 
 
 def describe(threads: int = 1) -> dict[str, Any]:
-    """Versions, CPU capability level, threads per worker and flags, with a short `hash` of them all."""
+    """Versions, CPU level, the kernels of numpy's BLAS, threads per worker and flags, with a short `hash` of them."""
     found: dict[str, Any] = {
         "foedus": installed("foedus"),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "machine": platform.machine(),
         "cpu": _cpu(),
+        "blas": _blas(),
         "threads": threads,
     }
     found |= {name: installed(name) for name in LIBRARIES if name in sys.modules}
@@ -57,6 +62,18 @@ def _cpu() -> str:
 
     levels = ("AVX512_SPR", "AVX512_ICL", "AVX512_SKX", "AVX512F", "AVX2", "AVX", "SSE42", "SVE", "NEON")
     return next((level for level in levels if features.get(level)), "baseline")
+
+
+def _blas() -> str:
+    """The kernels that OpenBLAS (or another library of its kind) chose, "" where it does not say."""
+    from threadpoolctl import threadpool_info
+
+    found = {str(x.get("architecture") or "") for x in threadpool_info() if x["user_api"] == "blas" and _numpys(x)}
+    return ", ".join(sorted(found))
+
+
+def _numpys(library: dict[str, Any]) -> bool:
+    return "numpy" in str(library["filepath"])
 
 
 def _torch() -> dict[str, Any]:

@@ -86,7 +86,7 @@ Measured = Callable[[Any, str], Any]
 
 
 def rounds(
-    model: Any,
+    model: Any = None,
     *more: Any,
     evaluate: Measured | None = None,
     examples: Mapping[str, int] | int | None = None,
@@ -106,7 +106,7 @@ def rounds(
     if more or named:
         from foedus.algorithms.rounds import rounds as of_algorithm
 
-        made: Algorithm = of_algorithm(model, *more, **named)
+        made: Algorithm = of_algorithm(*([] if model is None else [model]), *more, **named)
         return made
     counts = {"train": examples} if isinstance(examples, int) else dict(examples or {})
     ranks = Ranks()

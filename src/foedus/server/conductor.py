@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import foedus
+from foedus import build
 from foedus.aggregators.folding import CHECKING
 from foedus.errors import FoedusError, Refused, WireError
 from foedus.faults import point
@@ -509,7 +510,9 @@ def file_digest(path: Path) -> str | None:
 def scrubbed(scratch: Path) -> dict[str, str]:
     """An environment without secrets, proxies or threads; faults that a test asked for pass through."""
     kept = {
-        k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LC_ALL", "TMPDIR") or k.startswith("FOEDUS_KILL")
+        k: v
+        for k, v in os.environ.items()
+        if k in ("PATH", "LANG", "LC_ALL", "TMPDIR", *build.KERNELS) or k.startswith("FOEDUS_KILL")
     }
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     code = str(Path(foedus.__file__).parents[1])

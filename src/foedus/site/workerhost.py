@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any, TypeVar, final
 
 import foedus
+from foedus import build
 from foedus.errors import FoedusError, WireError
 from foedus.site.orders import Activity, Blob
 from foedus.wire.bundle import digest, unpack
@@ -220,7 +221,8 @@ def cpu_seconds(group: int) -> float:
 
 def scrubbed(scratch: Path) -> dict[str, str]:
     """An environment without secrets, proxies or more threads than one; faults that a test asked for pass through."""
-    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LC_ALL") or k.startswith("FOEDUS_KILL")}
+    names = ("PATH", "LANG", "LC_ALL", *build.KERNELS)  # the last ones choose how numbers are computed
+    kept = {k: v for k, v in os.environ.items() if k in names or k.startswith("FOEDUS_KILL")}
     made = {"HOME": str(scratch), "FOEDUS_SCRATCH": str(scratch), "PYTHONPATH": str(Path(foedus.__file__).parents[1])}
     fixed = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
     return kept | made | fixed | dict.fromkeys(THREADS, "1")
