@@ -20,7 +20,7 @@ from setup import Show
 
 ROOT = Path(__file__).resolve().parents[1]
 PAST = ROOT / ".venv" / "test-seconds.json"
-LIMIT = 1800.0  # seconds; a stage that hangs is ended and red
+LIMIT, LONG_LIMIT = 1800.0, 7200.0  # seconds; a stage that hangs is ended and red
 LABELS = {
     "lint": "lint",
     "core": "core",
@@ -107,14 +107,14 @@ def lint(show: Show) -> Ran:
     return Ran(len(CHECKS) - len(bad), len(bad), "\n".join(bad))
 
 
-def watched(command: Sequence[str], show: Show) -> tuple[int, str]:
-    """Exit code and output of a command; its whole process group is killed on Ctrl-C and after LIMIT."""
+def watched(command: Sequence[str], show: Show, limit: float = LIMIT) -> tuple[int, str]:
+    """Exit code and output of a command; its whole process group is killed on Ctrl-C and after `limit` seconds."""
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
         try:
-            end = time.monotonic() + LIMIT
+            end = time.monotonic() + limit
             while process.poll() is None and time.monotonic() < end:
                 if show.live:
                     show.beat()
@@ -134,9 +134,9 @@ def tests(stage: str, files: Mapping[str, int], long: bool, show: Show) -> Ran:
     count = sum(files.values())
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "junit.xml")
-        workers = WORKERS.get(stage, []) if count >= FEW else []
+        workers, limit = WORKERS.get(stage, []) if count >= FEW else [], LONG_LIMIT if long else LIMIT
         ask = ["-q", "--no-header", "--tb=short", f"--junitxml={report}", "-m", choice(stage, long)]
-        code, output = watched([sys.executable, "-m", "pytest", *ask, *workers, *files], show)
+        code, output = watched([sys.executable, "-m", "pytest", *ask, *workers, *files], show, limit)
         passed, skipped = read_report(report) if report.exists() else (0, [])
     failed = max(count - passed, 1 if code else 0)
     said = output[max(output.find("\n====="), 0) :]  # without the dots
