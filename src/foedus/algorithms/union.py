@@ -27,7 +27,9 @@ def union(learner: Any, **task: Any) -> Algorithm:
         return local, Update(fit.params, fit.examples, fit.metrics)
 
     def step(state: State, total: Total, context: RoundContext) -> State:
-        return learner.joined(state, [piece for _, piece in sorted(total.apart.items())])
+        weights = {outcome.site: outcome.weight for outcome in total.outcomes}
+        pieces = [(weights[site], piece) for site, piece in sorted(total.apart.items())]
+        return learner.joined(state, [piece for _, piece in pieces], [w / total.weight for w, _ in pieces])
 
     made = rounds(
         lambda state: state,

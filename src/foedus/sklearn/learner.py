@@ -18,9 +18,7 @@ from foedus.params import Array, Params, Spec, digest
 from foedus.progress import progress
 from foedus.sklearn import bayes, clusters, forest, moments, steps
 from foedus.sklearn.kinds import Asked, Kind
-from foedus.sklearn.rows import read
-
-LEAST = float(np.finfo(np.float64).eps)  # a probability, where its logarithm is taken
+from foedus.tabular import Table, classes_of, names_of, read, surprise
 
 
 class SklearnLearner:
@@ -50,7 +48,7 @@ class SklearnLearner:
     ) -> None:
         self.kind = _kind(estimator)
         known = _classes(estimator, self.kind, classes)
-        self.asked = Asked(estimator, _names(features), known, epochs)
+        self.asked = Asked(estimator, names_of("SklearnLearner", features), known, epochs)
         self.metrics = list(metrics)
         if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
             raise JobError(f"SklearnLearner(epochs={epochs!r}): it must be a whole number of at least 1")
@@ -64,6 +62,10 @@ class SklearnLearner:
     def by(self) -> str:
         """What the sites' models are combined by: "mean", "sums" or "union"."""
         return self.kind.by
+
+    @property
+    def _table(self) -> Table:
+        return Table(self.asked.names, self.kind.target, self.asked.classes, self.kind.gaps)
 
     def describe(self) -> dict[str, Any]:
         """The settings, for the Job's description."""
@@ -83,7 +85,7 @@ class SklearnLearner:
                 f"this algorithm corrects gradients, and {self.asked.name} shows none: take fd.fedavg or one of the "
                 "server's optimizers (fd.fedadam, …), or a TorchLearner, JaxLearner or NumpyLearner"
             )
-        x, y = read(self.asked, self.kind, split.train)
+        x, y = read(self._table, split.train)
         made, steps = self.kind.train(self.asked, params, x, y, key)
         progress()
         seen = self._sums(made, x, y, ["loss"]) if self.by == "mean" else {}
@@ -91,7 +93,7 @@ class SklearnLearner:
 
     def evaluate(self, params: Params, data: Any, metrics: Sequence[Any]) -> dict[str, Array]:
         """name -> sums over `data` for these metrics; no loss where the estimator has no probabilities."""
-        return self._sums(params, *read(self.asked, self.kind, data), metrics)
+        return self._sums(params, *read(self._table, data), metrics)
 
     def estimator(self, result: Any) -> Any:
         """A fitted estimator of a Result, of its params, or of arrays read from a file. Raises FoedusError."""
@@ -112,8 +114,8 @@ class SklearnLearner:
         """The trees that a site returned. Raises FoedusError for what are none."""
         return forest.checked(self.asked, piece)
 
-    def joined(self, model: Params, pieces: Sequence[Params]) -> Params:
-        """The model with these trees added."""
+    def joined(self, model: Params, pieces: Sequence[Params], shares: Sequence[float]) -> Params:
+        """The model with these trees added; all of them count alike, whatever their sites' shares of examples."""
         return forest.joined(model, pieces)
 
     def _sums(self, params: Params, x: Array, y: Array, metrics: Sequence[Any]) -> dict[str, Array]:
@@ -133,7 +135,7 @@ def _measured(made: Any, kind: Kind, x: Array, y: Array) -> tuple[Array, Array |
     if hasattr(made, "decision_function"):
         return _decided(made, made.decision_function(x), y)
     shares = np.clip(made.predict_proba(x), 0, 1)
-    return shares, -np.log(np.maximum(shares[np.arange(len(y)), y], LEAST)), "probabilities"
+    return shares, surprise(shares, y), "probabilities"
 
 
 def _decided(made: Any, margins: Array, y: Array) -> tuple[Array, Array | None, measures.Reads]:
@@ -170,26 +172,13 @@ def _kind(estimator: Any) -> Kind:
     return steps.kind(estimator)
 
 
-def _names(features: int | Sequence[str]) -> tuple[str, ...]:
-    if isinstance(features, int) and not isinstance(features, bool) and features > 0:
-        return tuple(map(str, range(features)))
-    if isinstance(features, (list, tuple)) and features and all(isinstance(name, str) for name in features):
-        return tuple(features)
-    raise JobError(f"SklearnLearner(features={features!r}): give a count of at least 1, or the columns' names")
-
-
 def _classes(estimator: Any, kind: Kind, classes: Sequence[Any] | None) -> Array | None:
     name = type(estimator).__name__
     if not is_classifier(estimator):
         if classes is not None:
             raise JobError(f"{name} is no classifier: leave out classes=…")
         return None
-    known = np.asarray([] if classes is None else classes)
-    if known.ndim != 1 or len(np.unique(known)) < 2 or known.dtype.kind not in "biufSU":
-        raise JobError(
-            f"{name} needs classes=[…], at least two: all labels that any site may have, for one may lack some"
-        )
-    return np.unique(known)
+    return classes_of(name, classes)
 
 
 def _plain(x: Any) -> Any:
