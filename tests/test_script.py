@@ -14,7 +14,7 @@ import foedus as fd
 from federations import until
 from foedus import jobfile, launch, runs
 from foedus.core import Algorithm, Update
-from foedus.errors import JobError, Relayed, SiteError
+from foedus.errors import FoedusError, JobError, Relayed, SiteError
 from foedus.loopback import environment
 from foedus.metrics import metric
 from foedus.script.learner import summed
@@ -70,6 +70,18 @@ def test_a_script_in_a_job_is_fedavg_of_its_steps_in_one_process_a_site(sites, t
         assert len({process for _, process, _ in found}) == 1
         with pytest.raises(ProcessLookupError):  # it ended with the run
             os.kill(found[0][1], 0)
+
+
+def test_the_processes_end_with_a_run_that_fails(sites, tmp_path):
+    def stop(row):
+        raise FoedusError("stopped by the test")
+
+    job = jobfile.load(JOB, {"rounds": "3"}).job
+    with pytest.raises(FoedusError, match="stopped by the test"):
+        launch.run(job, sites, folder=tmp_path / "run", backend="local", told=stop)
+    for place in sites.values():
+        with pytest.raises(ProcessLookupError):
+            os.kill(calls(place)[0][1], 0)
 
 
 @pytest.mark.long

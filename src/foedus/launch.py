@@ -8,7 +8,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,12 +89,12 @@ def run(
         if job.dp_sgd:
             note(job.dp_sgd.said(), "privacy")
         with live.followed(journal, show):
-            with crew(backend, job, data, seed, workers, note, resources, address) as hands:
+            with crew(backend, job, data, seed, workers, note, resources, address) as hands, ExitStack() as ending:
+                ending.callback(getattr(job.learner, "close", lambda: None))
                 runner = simulate(hands, data, journal, seed, job.least, script, watch, place)
                 ended = _executed(job.plan(seed), runner, journal, place, script, told, watch)
                 if job.method.personal:
                     runner.saved()  # which writes what the sites keep
-                getattr(job.learner, "close", lambda: None)()
             runs.finish(journal, place, ended, time.monotonic() - began)
     return with_own(runs.result(place), job)
 

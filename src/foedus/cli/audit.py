@@ -4,11 +4,11 @@ The audit comes in when the verb is called."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from foedus.cli.given import JsonOption, SiteOption, as_paths, data_of, pairs
+from foedus.cli.given import JsonOption, SiteOption, as_paths, counted_or_named, pairs
 from foedus.cli.show import note, out, quiet
 
 EXAMPLES = """Examples:
@@ -51,9 +51,7 @@ def attack(
     from foedus import audit, jobfile
     from foedus.errors import FoedusError
 
-    if sites is not None and site:
-        raise typer.BadParameter("--sites counts sites, --site names them: give one of the two")
-    given: Any = data_of(site) if sites is None else sites
+    given = counted_or_named(sites, site)
     with quiet():
         loaded = jobfile.load(job, pairs(options, "KEY=VALUE"))
         found = audit.attack(

@@ -51,6 +51,13 @@ def data_of(texts: list[str] | None) -> dict[str, str] | None:
     return sites or None
 
 
+def counted_or_named(count: int | None, texts: list[str] | None) -> Any:
+    """What --sites counts, or what --site names; None where neither is given."""
+    if count is not None and texts:
+        raise typer.BadParameter("--sites counts sites, --site names them: give one of the two")
+    return data_of(texts) if count is None else count
+
+
 def plain_sites(sites: Any) -> Any:
     """Sites as a journal can keep them: a count, or absolute paths; None for what it cannot."""
     if isinstance(sites, Mapping) and all(isinstance(v, (str, Path)) for v in sites.values()):

@@ -15,7 +15,7 @@ from foedus.cli.given import (
     SiteOption,
     amounts,
     as_paths,
-    data_of,
+    counted_or_named,
     pairs,
     plain_sites,
 )
@@ -58,9 +58,7 @@ def run(
     from foedus import jobfile, launch
     from foedus import runs as kept
 
-    if sites is not None and site:
-        raise typer.BadParameter("--sites counts sites, --site names them: give one of the two")
-    given = data_of(site) if sites is None else sites
+    given = counted_or_named(sites, site)
     with quiet():
         loaded = jobfile.load(job, pairs(options, "KEY=VALUE"))
         named = loaded.sites if given is None else given
