@@ -153,7 +153,7 @@ def measured(name: str, rounds: int, repeats: int, ways: list[str], folder: Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scenarios", nargs="*", default=[*SCENARIOS], choices=[*SCENARIOS, []])
+    parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []])
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", default=",".join(WAYS))
@@ -161,7 +161,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         report = {
             s: measured(s, options.rounds, options.repeats, options.only.split(","), Path(name))
-            for s in options.scenarios
+            for s in options.scenarios or SCENARIOS
         }
     print(json.dumps({"rounds": options.rounds, "repeats": options.repeats, **report}, indent=2))
 
