@@ -177,7 +177,7 @@ def measured(name: str, rounds: int, repeats: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scenarios", nargs="*", default=["A", "D"], choices=[*SCENARIOS, []])
+    parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
@@ -185,7 +185,7 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as home:
         os.environ["FOEDUS_HOME"] = home
-        report = {name: measured(name, options.rounds, options.repeats) for name in options.scenarios}
+        report = {name: measured(name, options.rounds, options.repeats) for name in options.scenarios or ["A", "D"]}
     print(json.dumps({"rounds": options.rounds, "repeats": options.repeats, **report}, indent=2))
 
 
