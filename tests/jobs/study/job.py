@@ -1,6 +1,7 @@
 """A model of one number, w, that each round of training raises by `lr`: all that a study says of it is known by hand.
-With `noise` each seed is a little different; `slow` is a time that a test needs to strike."""
+With `noise` each seed is a little different; `slow` (or $SLOW) is a time that a test needs to strike."""
 
+import os
 import time
 
 import numpy as np
@@ -19,7 +20,7 @@ def sites(tested=10):
 
 
 def fit(lr, noise, slow, params, split, ctx):
-    time.sleep(slow)
+    time.sleep(slow or float(os.environ.get("SLOW", "0")))
     params["w"] += lr * (1 + noise * ctx.generator.standard_normal())
 
 
