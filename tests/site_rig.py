@@ -88,9 +88,9 @@ def load(site):
     return fd.Split(train=(np.ones((20, 3)), np.zeros(20)))
 
 
-def job(mode="plain"):
+def job(mode="plain", privacy="none"):
     algorithm = fd.Algorithm(lambda p: p, None, {"train": work})
-    return fd.Job(algorithm, Learner(mode), load, rounds=1, evaluate=0)
+    return fd.Job(algorithm, Learner(mode), load, rounds=1, evaluate=0, privacy=privacy)
 '''
 SMALL = Params({"w": np.zeros(4, np.float32)})
 

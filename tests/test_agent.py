@@ -297,9 +297,15 @@ def test_a_job_without_the_privacy_that_the_policy_demands_is_declined_by_name(r
     assert rig.lines("trained.txt") == []
 
 
+@pytest.mark.long
+def test_a_run_whose_privacy_is_not_the_one_that_was_signed_is_declined(rig: Rig) -> None:
+    rig.submit(privacy="secagg")
+    assert why(rig) == "the submitter signed privacy 'secagg', and the Job has 'none': submit it anew"
+
+
 def test_a_task_without_a_seal_of_a_run_whose_submitter_signed_one_is_declined(rig: Rig) -> None:
     rig.rule('privacy = "secagg"')
-    rig.submit(privacy="secagg")
+    rig.submit(privacy="secagg", options={"privacy": "secagg"})
     rig.server.until(lambda: rig.server.ready.get(rig.run))
     task = rig.task()
     said = rig.server.until(lambda: rig.server.declines.get(task))["reason"]

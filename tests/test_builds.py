@@ -41,7 +41,7 @@ def gradient(p, x, y):
 
 learner = NumpyLearner({"w": np.zeros(3, np.float32)}, gradient, lambda p, x: x[:, 0], train=fit)
 algorithm = rounds(lambda state: state, delta(), lambda state, total, _: state + exact() * total.params)
-job = fd.Job(algorithm, learner, load, rounds=1, evaluate=0)
+job = fd.Job(algorithm, learner, load, rounds=1, evaluate=0, privacy="none")
 """
 FOEDUS = [sys.executable, "-m", "foedus"]
 OTHER = """

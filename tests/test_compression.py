@@ -437,7 +437,7 @@ def job(how="None"):
     rng = np.random.default_rng(0)
     model = {"a": rng.normal(size=(4, 5000)).astype(np.float32) / 100, "b": rng.normal(size=5000).astype(np.float32)}
     learner = NumpyLearner(model, gradient, lambda p, x: x @ p["a"] @ p["b"], lr=1e-5, batch_size=None)
-    return fd.Job(fd.fedavg(), learner, load, rounds=2, evaluate=0, compress=eval(how))
+    return fd.Job(fd.fedavg(), learner, load, rounds=2, evaluate=0, compress=eval(how), privacy="none")
 """
 WHOLE = 4 * 25_000
 HOW = {  # bytes an update, worked out by hand, without the head of its file

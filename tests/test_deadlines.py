@@ -37,7 +37,8 @@ def gradient(p, x, y):
 
 def job(stall=600.0, total=0.0, rounds=1):
     learner = NumpyLearner({"w": np.zeros(3, np.float32)}, gradient, lambda p, x: x[:, 0], train=fit)
-    return fd.Job(fd.fedavg(), learner, load, rounds=rounds, evaluate=0, deadline=fd.Deadline(stall, total or None))
+    rules = {"evaluate": 0, "deadline": fd.Deadline(stall, total or None), "privacy": "none"}
+    return fd.Job(fd.fedavg(), learner, load, rounds=rounds, **rules)
 """
 ONES = packed(w=np.ones(3, np.float32))
 

@@ -57,7 +57,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"algorithm": "fedavg"}, "this is 'fedavg'"),
     ({"name": "a/b"}, "Job(name='a/b'): it names a folder"),
     ({"name": ""}, "Job(name='')"),
-    ({"privacy": "secag"}, "Job(privacy='secag'): it is 'none', 'secagg', fd.secagg(…), fd.dp_sgd(…) or a list"),
+    ({"privacy": "secag"}, "Job(privacy='secag'): it is 'none', 'secagg', 'hospital', fd.secagg(…), fd.dp"),
 ]
 
 

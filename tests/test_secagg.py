@@ -255,4 +255,7 @@ def test_a_wrong_word_is_refused(words: dict[str, Any], why: str) -> None:
 def test_a_run_says_its_bound_aloud(tmp_path: Path) -> None:
     said: list[str] = []
     launch.run(job(privacy="secagg"), SITES, backend="local", folder=tmp_path / "run", say=said.append)
-    assert said[0].startswith("privacy: secagg: an update's numbers lie within 8 (the default of bound=…)")
+    assert said[0].startswith(
+        "privacy: secagg: secure aggregation: the server sees sums of updates, weights and metrics"
+    )
+    assert said[1].startswith("privacy: secagg: an update's numbers lie within 8 (the default of bound=…)")

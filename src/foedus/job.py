@@ -26,8 +26,9 @@ from foedus.keys import key
 from foedus.metrics import Metric, metric
 from foedus.params import Params, digest
 from foedus.participation import Cohort, Participation, by_loss
+from foedus.privacy import presets
 from foedus.privacy.dp_sgd import DpSgd, private
-from foedus.privacy.secagg import Secagg, measuring, sealed, secagg
+from foedus.privacy.secagg import Secagg, measuring, sealed
 from foedus.run import Plan
 from foedus.stop import Stop
 from foedus.transforms import chain, transformed
@@ -89,6 +90,10 @@ class Job(Options):
         """The same Job with these arguments changed."""
         return dataclasses.replace(self, **changes)
 
+    def given(self, **changes: Any) -> Job:
+        """The same Job with those of these arguments that are not None: what a command line says in their place."""
+        return self.replace(**{name: value for name, value in changes.items() if value is not None})
+
     def run(
         self,
         sites: Any = None,
@@ -140,9 +145,7 @@ class Job(Options):
     @property
     def seal(self) -> Secagg | None:
         """How updates are sealed, if they are."""
-        return next(
-            (secagg() if x == "secagg" else x for x in self.protections if x == "secagg" or isinstance(x, Secagg)), None
-        )
+        return next((x for x in self.protections if isinstance(x, Secagg)), None)
 
     @property
     def dp_sgd(self) -> DpSgd | None:
@@ -151,10 +154,8 @@ class Job(Options):
 
     @property
     def protections(self) -> Sequence[Any]:
-        """What `privacy=…` names, one or several."""
-        several = isinstance(self.privacy, (list, tuple)) and not hasattr(self.privacy, "_fields")
-        found = list(self.privacy) if several else [self.privacy]
-        return [x for x in found if x not in (None, "none")]
+        """What `privacy=…` names, one or several; a word as what it stands for."""
+        return presets.parts(self.privacy)
 
     def table(self) -> dict[str, Metric]:
         """name -> Metric: the loss, and the metrics of the Job or, where it names none, of its learner."""
@@ -197,7 +198,8 @@ class Job(Options):
 
     def describe(self) -> dict[str, Any]:
         """The resolved Job as plain data: what is printed, journaled and compared on resume."""
-        found = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
+        shown = {"privacy": presets.plain(self.privacy)}
+        found = [(field, shown.get(field.name, getattr(self, field.name))) for field in dataclasses.fields(self)]
         return {f.name: described(x) for f, x in found if not (type(x) is type(f.default) and x == f.default)}
 
     @property
@@ -236,11 +238,12 @@ def _check(job: Job) -> None:
 
 
 def _check_privacy(job: Job) -> None:
-    strange = [x for x in job.protections if x != "secagg" and not isinstance(x, (Secagg, DpSgd))]
+    strange = [x for x in job.protections if not isinstance(x, (Secagg, DpSgd))]
     kinds = [type(x) for x in (job.seal, job.dp_sgd) if x is not None]
     if strange or len(kinds) < len(job.protections):
         raise JobError(
-            f"Job(privacy={job.privacy!r}): it is 'none', 'secagg', fd.secagg(…), fd.dp_sgd(…) or a list of both"
+            f"Job(privacy={job.privacy!r}): it is 'none', 'secagg', 'hospital', fd.secagg(…), fd.dp_sgd(…) or a list "
+            "of both"
         )
     if job.dp_sgd is not None:
         whose = getattr(

@@ -23,6 +23,7 @@ from foedus.job import Job, described
 from foedus.journal import Journal
 from foedus.params import Params
 from foedus.pool import Pool
+from foedus.privacy import presets
 from foedus.result import Result
 from foedus.retrain import Before
 from foedus.run import MOST_MEASURED, PANEL, Checkpoints, Ended, Plan, execute
@@ -84,10 +85,8 @@ def run(
             note(why, what="backend")
         if job.learner and job.evaluate and job.panel is None and len(data) > MOST_MEASURED:
             note(f"on {PANEL:,} of {len(data):,} sites, the same each time; panel=… says on how many", "evaluation")
-        if job.seal:
-            note(job.seal.said(job.method.traits), "privacy")
-        if job.dp_sgd:
-            note(job.dp_sgd.said(), "privacy")
+        for line in presets.said(job.privacy, job.method.traits):
+            note(line, "privacy") if job.protections else say(f"privacy: {line}")
         with live.followed(journal, show):
             with crew(backend, job, data, seed, workers, note, resources, address) as hands, ExitStack() as ending:
                 ending.callback(getattr(job.learner, "close", lambda: None))

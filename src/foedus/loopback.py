@@ -178,13 +178,14 @@ def run(
     if not file:
         raise JobError("the backend 'network' sends code as files: put the Job into job.py and run that file")
     folder.mkdir(parents=True, exist_ok=True)
-    runs.sources(folder, file, source.get("options"), source.get("rounds"), source.get("sites"))
+    privacy = source.get("privacy") or ("none" if job.privacy is None else None)  # all of it is on this machine
+    runs.sources(folder, file, source.get("options"), source.get("rounds"), source.get("sites"), privacy)
     with federation(folder / "federation") as made:
         made.start_server()
         for name, held in data.items():
             _take_part(made, name, held, list(job.datasets) or ["data"])
         made.await_sites(data)
-        return _started(made.remote(), file, source, seed).wait(told, folder, say, show)
+        return _started(made.remote(), file, source, seed, privacy).wait(told, folder, say, show)
 
 
 def _take_part(made: Federation, name: str, held: Any, datasets: Sequence[str]) -> None:
@@ -194,14 +195,14 @@ def _take_part(made: Federation, name: str, held: Any, datasets: Sequence[str]) 
         made.join(name, dict.fromkeys(datasets, bound(made.home / "data" / name, name, held)))
 
 
-def _started(remote: Remote, file: str, source: Mapping[str, Any], seed: int) -> Run:
+def _started(remote: Remote, file: str, source: Mapping[str, Any], seed: int, privacy: str | None) -> Run:
     """The one run of this federation, begun or going on."""
     for known in remote.runs():
         run = remote.run(known["run"])
         if known["state"] in ("stopped", "failed"):
             run.steer("resume")
         return run
-    return remote.submit(file, source.get("options"), seed=seed, rounds=source.get("rounds"))
+    return remote.submit(file, source.get("options"), seed=seed, rounds=source.get("rounds"), privacy=privacy)
 
 
 def bound(place: Path, name: str, held: Any) -> Path:

@@ -65,13 +65,15 @@ class Remote:
         *,
         seed: int = 0,
         rounds: int | None = None,
+        privacy: str | None = None,
         say: Callable[[str], object] = lambda text: None,
     ) -> Run:
         """Starts a run of a job file (or of a Job that was built in one); see `Run.wait` for its Result.
 
-        `say` hears which files are sent.
+        `privacy`: "none", "secagg" or "hospital", in place of the Job's own; JobError where neither says any. `say`
+        hears what that means in full, and which files are sent.
         """
-        return self._submitted(job, options, seed, rounds, say=say)
+        return self._submitted(job, options, seed, rounds, privacy, say=say)
 
     def _submitted(
         self,
@@ -79,16 +81,22 @@ class Remote:
         options: Mapping[str, str] | None = None,
         seed: int = 0,
         rounds: int | None = None,
+        privacy: str | None = None,
         check: bool = False,
         say: Callable[[str], object] = lambda text: None,
     ) -> Run:
         from foedus import jobfile, schema
         from foedus.job import Job
+        from foedus.privacy import presets
         from foedus.privacy.dp_sgd import check_rounds
 
         loaded = jobfile.load(job, options) if not isinstance(job, Job) else jobfile.found(job)
-        chosen = loaded.job if rounds is None else loaded.job.replace(rounds=rounds)
-        check_rounds(loaded.job.dp_sgd, loaded.job.rounds, rounds)
+        chosen = loaded.job.given(rounds=rounds, privacy=privacy)
+        if chosen.privacy is None:
+            raise JobError(presets.UNSTATED)
+        check_rounds(chosen.dp_sgd, loaded.job.rounds, rounds)
+        for line in presets.said(chosen.privacy, chosen.method.traits):
+            say(f"privacy: {line}")
         data = bundle.pack(loaded.path.parent, loaded.path.name, files=chosen.files)
         digest, names = bundle.digest(data), bundle.listed(data)
         say(f"sends {len(names)} file{'s' * (len(names) > 1)} of {loaded.path.parent}: {_few(names)}")
@@ -104,7 +112,8 @@ class Remote:
             "min_sites": self._least(chosen),
             "rounds": chosen.rounds,
             "override_rounds": rounds,
-            "privacy": "secagg" if chosen.seal and chosen.seal.masks else "none",
+            "override_privacy": privacy,
+            "privacy": presets.stated(chosen.protections),
             "check": check,
             "at": int(time.time() * 1e6),
         }
@@ -124,6 +133,7 @@ class Remote:
         job: Job | str | Path,
         options: Mapping[str, str] | None = None,
         patience: float = 30.0,
+        privacy: str | None = None,
         say: Callable[[str], object] = lambda text: None,
     ) -> list[Json]:
         """One row a site: reachable, dataset, schema, rows, packages, approval, and `why` it is not ready.
@@ -131,7 +141,8 @@ class Remote:
         The sites load their data as for a run; nothing is trained. A site that says nothing for `patience` seconds is
         not waited for.
         """
-        run, until = self._submitted(job, options, check=True, say=say), time.monotonic() + patience
+        run = self._submitted(job, options, privacy=privacy, check=True, say=say)
+        until = time.monotonic() + patience
         try:
             while True:
                 sites, answers = self.sites(), run.status()["answers"]
@@ -302,7 +313,8 @@ class Run:
             self._fetch_code(place / "bundle", bodies["submitted"])
             if not (folder / runs.SOURCE).exists():  # it does where the run was started from its own folder
                 told = bodies["submitted"]
-                runs.sources(place, f"bundle/{told['entry']}", told["options"], told["override_rounds"])
+                over = told["override_rounds"], None, told.get("override_privacy")
+                runs.sources(place, f"bundle/{told['entry']}", told["options"], *over)
         return runs.result(folder)
 
     def _all_rows(self) -> list[list[Any]]:

@@ -164,10 +164,12 @@ def about(folder: Path) -> Mapping[str, Any]:
     return {**found, "source": json.loads(source.read_bytes())} if source.exists() else found
 
 
-def sources(folder: Path, file: Path | str, options: Any, rounds: int | None, sites: Any = None) -> None:
+def sources(
+    folder: Path, file: Path | str, options: Any, rounds: int | None, sites: Any = None, privacy: str | None = None
+) -> None:
     """Notes of which job file a run at a server is, relative to `folder` where it was fetched with it."""
-    facts = {"file": str(file), "options": options, "rounds": rounds, "sites": sites, "workers": None}
-    write_atomic(folder / SOURCE, json.dumps(facts, default=str).encode())
+    facts = {"file": str(file), "options": options, "rounds": rounds, "privacy": privacy, "sites": sites}
+    write_atomic(folder / SOURCE, json.dumps(facts | {"workers": None}, default=str).encode())
 
 
 def listed(given: Any = None) -> list[dict[str, Any]]:

@@ -17,6 +17,11 @@ SiteOption = Annotated[
     list[str] | None, typer.Option("--site", metavar="NAME=PATH", help="A site and its data; repeat it.")
 ]
 
+PrivacyOption = Annotated[
+    str | None,
+    typer.Option("--privacy", metavar="none|secagg|hospital", help="In place of the Job's own; see docs/privacy.md."),
+]
+
 ResourceOption = Annotated[
     list[str] | None,
     typer.Option("--resource", metavar="NAME=AMOUNT", help="What a site's work takes of a Ray cluster; repeat it."),

@@ -269,7 +269,7 @@ def as_started(folder: Path) -> tuple[Mapping[str, Any], Job, Any]:
     if not source.get("file"):
         raise kept.not_from_a_file(folder)
     loaded = jobfile.load(folder / source["file"], source["options"])
-    chosen = loaded.job if source["rounds"] is None else loaded.job.replace(rounds=source["rounds"])
+    chosen = loaded.job.given(rounds=source["rounds"], privacy=source.get("privacy"))
     fetched = _fetched(folder)  # from the server: what the job file offers is not what was used
     sites = as_paths(loaded.sites if source["sites"] is None and not fetched else source["sites"])
     without = source.get("without")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from foedus.cli.given import HomeOption, JsonOption, pairs, token_of
+from foedus.cli.given import HomeOption, JsonOption, PrivacyOption, pairs, token_of
 from foedus.cli.kept import tell
 from foedus.cli.show import columns, next_step, note, out
 
@@ -38,7 +38,7 @@ def login(
 
     name = enrolled(folder(home), token_of(token))
     key = folder(home) / "submitter"
-    said = [f"logged in as {name!r}; the key is in {key}", "`foedus submit job.py` runs a job on the federation"]
+    said = [f"logged in as {name!r}; the key is in {key}", "`foedus submit job.py --privacy secagg` runs a job there"]
     out({"submitter": name}, json, said)
 
 
@@ -47,20 +47,24 @@ def submit(
     options: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the job.")] = None,
     seed: Annotated[int, typer.Option(help="Names all randomness of the run.")] = 0,
     rounds: Annotated[int | None, typer.Option(help="Rounds, in place of the Job's.")] = None,
+    privacy: PrivacyOption = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until the run is over.")] = True,
     check: Annotated[bool, typer.Option("--check", help="Ask the sites whether they could; train nothing.")] = False,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Run a job on the real federation; it goes on if this command ends."""
+    """Run a job on the real federation; it goes on if this command ends.
+
+    How private updates are has to be said, in the Job or by --privacy: none, secagg or hospital.
+    """
     from foedus.remote import connect
 
     remote = connect(home=home)
     if check:
-        rows = remote.check(job, pairs(options, "KEY=VALUE"), say=note)
+        rows = remote.check(job, pairs(options, "KEY=VALUE"), privacy=privacy, say=note)
         out({"sites": rows}, json, table(rows))
         raise typer.Exit(0 if rows and all(row["ready"] for row in rows) else 4)
-    run = remote.submit(job, pairs(options, "KEY=VALUE"), seed=seed, rounds=rounds, say=note)
+    run = remote.submit(job, pairs(options, "KEY=VALUE"), seed=seed, rounds=rounds, privacy=privacy, say=note)
     note(f"run {run.id} is at the server, and goes on if this command ends: `foedus watch {run.id}`")
     if not wait:
         out({"run": run.id}, json, [])

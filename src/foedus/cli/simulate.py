@@ -11,6 +11,7 @@ import typer
 from foedus.cli.given import (
     HomeOption,
     JsonOption,
+    PrivacyOption,
     ResourceOption,
     SiteOption,
     amounts,
@@ -50,6 +51,7 @@ def run(
     site: SiteOption = None,
     seed: Annotated[int, typer.Option(help="Names all randomness of the run.")] = 0,
     rounds: Annotated[int | None, typer.Option(help="Rounds, in place of the Job's.")] = None,
+    privacy: PrivacyOption = None,
     exact: Annotated[bool, typer.Option("--exact", help="Forbid backends whose bits only come close.")] = False,
     home: HomeOption = None,
     json: JsonOption = False,
@@ -66,12 +68,13 @@ def run(
             "file": str(loaded.path),
             "options": loaded.options,
             "rounds": rounds,
+            "privacy": privacy,
             "sites": plain_sites(named),
             "workers": workers,
             "resources": amounts(resource),
             "address": address,
         }
-        chosen = loaded.job if rounds is None else loaded.job.replace(rounds=rounds)
+        chosen = loaded.job.given(rounds=rounds, privacy=privacy)
         folder = kept.new_folder(chosen.name or loaded.path.parent.name, home)
         note(f"run {folder.name} on backend {launch.resolve(backend, exact)}")
         next_step(f"`foedus resume {folder.name}` goes on where it stands")

@@ -36,7 +36,12 @@ class DpSgd(NamedTuple):
     delta: float
     accountant: Accountant = "pld"
 
-    def said(self) -> str:
+    @property
+    def word(self) -> str:
+        """What a submission signs; without noise nothing is protected."""
+        return "" if self.noise_multiplier == 0 else "dp_sgd"
+
+    def said(self, traits: Sequence[str] = ()) -> str:
         """What is told of it when a run begins."""
         goal = (
             f"epsilon {self.epsilon:g}" if self.epsilon is not None else f"noise multiplier {self.noise_multiplier:g}"

@@ -41,6 +41,11 @@ class Secagg(NamedTuple):
         clips = [float(trait.removeprefix(TRAIT)) for trait in traits if trait.startswith(TRAIT)]
         return self.bound or (min(clips) * ROOM if clips else BOUND)
 
+    @property
+    def word(self) -> str:
+        """What a submission signs; without masks nothing is protected."""
+        return "secagg" if self.masks else ""
+
     def said(self, traits: Sequence[str]) -> str:
         """What is told of it when a run begins."""
         source = "bound=…" if self.bound else "its clip" if self.largest(traits) != BOUND else "the default of bound=…"

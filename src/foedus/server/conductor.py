@@ -124,6 +124,7 @@ class Conductor:
                 "options": body["options"],
                 "seed": body["seed"],
                 "rounds": body.get("override_rounds"),
+                "privacy": body.get("override_privacy"),
                 "source": {"file": None},
             }
         )

@@ -53,7 +53,7 @@ def run(pipe: Pipe, order: Mapping[str, Any]) -> dict[str, Any]:
     """What the run ended with; its models are in the scratch folder."""
     scratch = params.scratch = Path(order["scratch"])
     job = jobfile.load(Path(order["bundle"]) / order["entry"], order["options"]).job
-    job = job if order.get("rounds") is None else job.replace(rounds=order["rounds"])
+    job = job.given(rounds=order.get("rounds"), privacy=order.get("privacy"))
     journal = Journal(PipeLog(pipe))
     journal.add(
         "open",

@@ -81,6 +81,7 @@ class Offer(NamedTuple):
     requires: tuple[str, ...]
     public: str
     privacy: str = "none"
+    override_privacy: str = ""  # the word in place of the Job's own
 
 
 class Ending(NamedTuple):
@@ -131,6 +132,7 @@ def read_offer(envelope: Any, server: str) -> Offer:
             _run(body["run"]), str(signed.get("name") or ""), _blob(signed["bundle"]), _text(signed["entry"]),
             dict(signed.get("options") or {}), _integer(signed["seed"]), _texts(signed.get("datasets")),
             _texts(signed.get("requires")), public, _text(signed.get("privacy") or "none"),
+            _text(signed.get("override_privacy") or ""),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"run {body.get('run')!r} is described wrongly ({type(error).__name__} {error})") from error

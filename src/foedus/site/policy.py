@@ -46,7 +46,7 @@ class Policy(NamedTuple):
 
     def private(self, privacy: str) -> str:
         """Whether a Job of this privacy may train here."""
-        if self.privacy in ("none", privacy):
+        if self.privacy in ("none", *privacy.split("+")):
             return ""
         remedy = {"secagg": "submit it with privacy='secagg'", "dp": "this version of foedus has not built that yet"}
         return (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foedus.errors import Denied, FoedusError
+from foedus.privacy import presets
 from foedus.site import bindings, policy
 from foedus.site.place import Place
 from foedus.site.runs import CODES, ENDED, OWN, RUNS
@@ -48,6 +49,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     made += [f"data {name}: {body['path']}" for name, body in found["data"].items()] or ["no data is bound"]
     for r in found["runs"]:
         made += [f"run {r['run']} of {r['submitter']}: {r['why'] or 'ready'}", f"  its code: {r['source']}"]
+        made += [f"  its privacy: {line}" for line in r["says"]]
     made += [f"at work: {w['task']}, progress {w['progress']}" for w in found.get("working", ())]
     return made + ([f"{len(found['pending'])} updates wait to be settled"] if found["pending"] else [])
 
@@ -106,7 +108,10 @@ def code_lines(found: Mapping[str, Any], yes: bool) -> list[str]:
 
 def _run(place: Place, run: str, body: Mapping[str, Any]) -> Json:
     shown, bundle = {name: body["offer"][name] for name in ("name", "datasets", "options")}, body["offer"]["bundle"][0]
+    privacy = body["offer"].get("privacy", "none")
     return shown | {
+        "privacy": privacy,
+        "says": body.get("says") or [presets.told(privacy, presets.guards(privacy, "secagg"))],
         "run": run,
         "bundle": bundle,
         "source": str(_source(place, bundle)),

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, final
 
 from foedus.errors import FoedusError
 from foedus.files import STRETCH, write_atomic
+from foedus.privacy.presets import guards
 from foedus.site import bindings, policy
 from foedus.site.orders import Activity, At, Blob, Ending, Offer, Order, Verdict
 from foedus.site.orders import verdicts as read_verdicts
@@ -58,6 +59,7 @@ class SiteRun:
         self.shelf.sweep()
         self.tasks = Tasks(context.who, self.shelf, self.folder / "payloads", context.log, context.roll.publics)
         self.offer, self.prepared = self._remembered()
+        self.says = [*(context.place.store.get(RUNS, run) or {}).get("says", ())]  # the Job's privacy in full
         self.answered: Json = {}
         self.worker: WorkerHost | None = None
         self.queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -189,7 +191,7 @@ class SiteRun:
             raise NotReady("this site was not told of the run; it asks the server for it")
         if (order.bundle, order.seed) != (self.offer.bundle.digest, self.offer.seed):
             raise NotReady("the Task's bundle or seed is not the one that the submitter signed")
-        if self.offer.privacy == "secagg" and order.seal is None and not counts_rows(order):
+        if guards(self.offer.privacy, "secagg") and order.seal is None and not counts_rows(order):
             raise NotReady("the submitter signed privacy 'secagg', and the Task has no seal: nothing leaves this site")
         rules = policy.load(self.context.place.folder / "policy.toml")
         bound = self._bound()
@@ -237,8 +239,22 @@ class SiteRun:
         if lacking:
             raise NotReady(f"packages are missing: {report['packages']}")
         report |= self._host(rules).ready(Activity(At(self.run, -1, -1, 0), self.leaving), LOADING)
+        self._agrees(report)
         if why := rules.examples(report.get("rows", {}).get("train", 0)):
             raise NotReady(why)
+
+    def _agrees(self, report: Json) -> None:
+        """Tells the owner what the Job's privacy is. Raises NotReady where it is not the one that was signed."""
+        assert self.offer is not None
+        found = report.get("privacy") or {}
+        self.says = [str(line) for line in found.get("said", ())]
+        if found.get("stated") != self.offer.privacy:
+            raise NotReady(
+                f"the submitter signed privacy {self.offer.privacy!r}, and the Job has {found.get('stated')!r}: "
+                "submit it anew"
+            )
+        for line in self.says:
+            self.context.log.info("run %s: privacy: %s", self.run, line)
 
     def _fetch_bundle(self, offer: Offer) -> None:
         """The bundle's bytes, and its source for the owner to read, which outlives the run; nothing of it is run."""
@@ -268,7 +284,7 @@ class SiteRun:
         bound = self._bound()
         loading = {"entry": offer.entry, "options": offer.options, "seed": offer.seed, "site": place.name,
                    "data": [list(binding) for binding in bound], "many": len(bound) > 1,
-                   "network": rules.network, "limits": rules.limits,
+                   "network": rules.network, "limits": rules.limits, "privacy": offer.override_privacy,
                    "error_texts": rules.error_texts, "secret": derived(place.key(), self.run)}  # fmt: skip
         if self.worker is None or self.worker.loading != loading:
             self._retire()
@@ -297,7 +313,7 @@ class SiteRun:
         except FoedusError:
             submitter = "?"
         bound = [] if why else [binding.name for binding in self._bound()]
-        body = {"offer": self.offer._asdict(), "why": why, "submitter": submitter, "bound": bound}
+        body = {"offer": self.offer._asdict(), "why": why, "submitter": submitter, "bound": bound, "says": self.says}
         self.context.place.store.put(RUNS, self.run, body)
 
     def _kept(self) -> set[str]:

@@ -22,8 +22,10 @@ from foedus.core import Decline, Metrics, Update
 from foedus.errors import FoedusError, Refused, SiteError, WireError
 from foedus.faults import point
 from foedus.files import write_all
+from foedus.job import Job
 from foedus.keys import Key
 from foedus.params import Params
+from foedus.privacy import presets
 from foedus.site.limits import hinted, limit
 from foedus.site.orders import spec_of
 from foedus.wire.offline import go_offline
@@ -91,6 +93,7 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
     stage = f"importing {order['entry']}"
     try:
         job = jobfile.load(Path(order["bundle"]) / order["entry"], order["options"]).job
+        job = job.given(privacy=order.get("privacy") or None)
         described = build.describe()  # with the libraries that the Job brings, as the run worker describes itself
         stage = "adapting its data"
         named = {name: adapted(name, path, adapter) for name, path, adapter in order["data"]}
@@ -99,6 +102,7 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
         bench = job.bench(order["seed"])
         bench.secret = Key((order["secret"],))
         report = describe_split(bench.split(order["site"], data)) | {"schema": "fits" if job.schema else None}
+        report |= {"privacy": protection(job)}
     except SiteError as error:
         return None, _raised(error, error.stage, order["error_texts"])
     except (FoedusError, NotImplementedError) as error:
@@ -121,6 +125,11 @@ def adapted(name: str, path: str, adapter: str) -> Any:
     if not callable(getattr(module, "adapt", None)):
         raise FoedusError(f"{adapter} has no function adapt: write def adapt(path, name): return data")
     return module.adapt(Path(path), name)
+
+
+def protection(job: Job) -> Json:
+    """The Job's privacy, as a submission signs it and in full."""
+    return {"stated": presets.stated(job.protections), "said": presets.said(job.privacy or "none", job.method.traits)}
 
 
 def describe_split(split: Any) -> Json:

@@ -41,7 +41,8 @@ def simple(job: Job, algorithm: Any, **changes: Any) -> Job:
     """The Job with another algorithm, for which all sites are asked and waited for in each round, in the clear."""
     _rounds(job.replace(**({"rounds": changes["rounds"]} if "rounds" in changes else {})))
     free = {"cohort": None, "quorum": None, "over_select": 1.0, "late": "drop", "min_sites": 1, "compress": None}
-    return job.replace(algorithm=algorithm, privacy=None, **free, **changes)
+    said = None if job.privacy is None else "none"
+    return job.replace(algorithm=algorithm, privacy=said, **free, **changes)
 
 
 def _rounds(job: Job) -> int:

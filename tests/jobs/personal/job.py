@@ -21,4 +21,5 @@ def job(method="fedper", evaluate=1, cohort=0):
     algorithm = fd.fedper(personal=["b"]) if method == "fedper" else getattr(fd, method)()
     model = {"w": np.zeros(4, np.float32), "b": np.float32(0)}
     learner = NumpyLearner(model, gradient, lr=0.25)
-    return fd.Job(algorithm, learner, load, rounds=3, evaluate=int(evaluate), cohort=int(cohort) or None)
+    rules = {"rounds": 3, "evaluate": int(evaluate), "cohort": int(cohort) or None, "privacy": "none"}
+    return fd.Job(algorithm, learner, load, **rules)

@@ -31,7 +31,7 @@ def job(algorithm=None, lr=1.0, rounds=4, noise=0.0, slow=0.0, best="rmse"):
     learner = NumpyLearner(
         {"w": np.zeros(1)}, train=train, predict=lambda p, x: x @ np.zeros(1) + p["w"], metrics=["rmse"]
     )
-    return fd.Job(algorithm or fd.fedavg(), learner, rounds=rounds, best=best or None)
+    return fd.Job(algorithm or fd.fedavg(), learner, rounds=rounds, best=best or None, privacy="none")
 
 
 def half(lr=1.0, noise=0.0, slow=0.0):

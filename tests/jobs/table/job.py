@@ -17,4 +17,4 @@ def gradient(p, x, y):
 
 
 learner = NumpyLearner({"w": np.zeros(4)}, gradient, lambda p, x: x @ p["w"], lr=0.01)
-job = fd.Job(fd.fedavg(), learner, load, rounds=2, datasets=["rows"], schema="rows.toml")
+job = fd.Job(fd.fedavg(), learner, load, rounds=2, datasets=["rows"], schema="rows.toml", privacy="none")

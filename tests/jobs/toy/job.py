@@ -125,5 +125,5 @@ def job(
         over_select=over,
         best=best or None,
         evaluate=evaluate,
-        privacy=fd.secagg(wmax=wmax or None, masks=bool(masks)) if privacy else None,
+        privacy=fd.secagg(wmax=wmax or None, masks=bool(masks)) if privacy else "none",
     )

@@ -77,4 +77,4 @@ def job(port=0):
         return np.zeros(len(x)), {"w": p["w"]}
 
     learner = NumpyLearner({"w": np.zeros(1)}, gradient, lambda p, x: x @ p["w"], lr=0.1)
-    return fd.Job(fd.fedavg(), learner, load, rounds=1, evaluate=0)
+    return fd.Job(fd.fedavg(), learner, load, rounds=1, evaluate=0, privacy="none")
