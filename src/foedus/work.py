@@ -7,7 +7,7 @@ import sysconfig
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,9 +81,13 @@ class Bench:
         """What the order's work may touch. Raises SiteError where the data cannot be had."""
         split = self.split(order.site, data)
         here = key(self.seed, order.round, order.task, order.site)
-        train, evaluate, gradient = (self._able(name) for name in ("train", "evaluate", "mean_gradient"))
         secret = self.secret or key(self.seed, "secret", 0, order.site)
+        train, evaluate, gradient = self._abilities
         return SiteContext(order.site, split, train, here, evaluate, gradient, self.metrics, secret)
+
+    @cached_property
+    def _abilities(self) -> tuple[Callable[..., Any], ...]:
+        return tuple(self._able(name) for name in ("train", "evaluate", "mean_gradient"))
 
     def _able(self, name: str) -> Callable[..., Any]:
         """The learner's function of that name, or one that says what is missing."""
