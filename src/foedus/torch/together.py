@@ -126,8 +126,9 @@ class Together:
         losses = torch.zeros(plan.counts.shape)
         for t, k in enumerate(plan.active):
             stack.keep(k)
-            rows = torch.from_numpy(plan.rows[t, :k])
-            losses[t, :k] = stack.step(x[rows], y[rows], plan.shares[t, :k])
+            wide = int(plan.counts[t, :k].max())  # no site has more examples left than these
+            rows = torch.from_numpy(plan.rows[t, :k, :wide])
+            losses[t, :k] = stack.step(x[rows], y[rows], plan.shares[t, :k, :wide])
             progress(k)
         told = losses.double().T.tolist(), plan.counts.T.tolist()
         return [self._fit(stack, i, call, steps[i], told[0][i], told[1][i]) for i, call in enumerate(calls)]
