@@ -88,15 +88,9 @@ class Remote:
         from foedus import jobfile, schema
         from foedus.job import Job
         from foedus.privacy import presets
-        from foedus.privacy.dp_sgd import check_rounds
 
         loaded = jobfile.load(job, options) if not isinstance(job, Job) else jobfile.found(job)
-        chosen = loaded.job.given(rounds=rounds, privacy=privacy)
-        if chosen.privacy is None:
-            raise JobError(presets.UNSTATED)
-        check_rounds(chosen.dp_sgd, loaded.job.rounds, rounds)
-        for line in presets.said(chosen.privacy, chosen.method.traits):
-            say(f"privacy: {line}")
+        chosen = stated(loaded.job, rounds, privacy, say)
         data = bundle.pack(loaded.path.parent, loaded.path.name, files=chosen.files)
         digest, names = bundle.digest(data), bundle.listed(data)
         say(f"sends {len(names)} file{'s' * (len(names) > 1)} of {loaded.path.parent}: {_few(names)}")
@@ -182,6 +176,20 @@ class Remote:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def stated(job: Job, rounds: int | None, privacy: str | None, say: Callable[[str], object]) -> Job:
+    """The Job as it is submitted, once its privacy was said in full. Raises JobError for one that has none."""
+    from foedus.privacy import presets
+    from foedus.privacy.dp_sgd import check_rounds
+
+    chosen = job.given(rounds=rounds, privacy=privacy)
+    if chosen.privacy is None:
+        raise JobError(presets.UNSTATED)
+    check_rounds(chosen.dp_sgd, job.rounds, rounds)
+    for line in presets.said(chosen.privacy, chosen.method.traits):
+        say(f"privacy: {line}")
+    return chosen
 
 
 def _few(names: list[str]) -> str:

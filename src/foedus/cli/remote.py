@@ -9,12 +9,23 @@ from typing import Annotated, Any
 
 import typer
 
-from foedus.cli.given import HomeOption, JsonOption, PrivacyOption, pairs, token_of
+from foedus.cli import leaving
+from foedus.cli.given import (
+    HomeOption,
+    JsonOption,
+    PrivacyOption,
+    SiteOption,
+    as_paths,
+    data_of,
+    pairs,
+    token_of,
+)
 from foedus.cli.kept import tell
-from foedus.cli.show import columns, next_step, note, out
+from foedus.cli.show import columns, next_step, note, out, quiet
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id at the server, or a unique prefix.")]
 PAUSED = 5
+DRY_RUN = "Show what a site would send, on the data of --site or of the job file's `sites`; nothing is sent."
 
 
 def add_to(app: typer.Typer) -> None:
@@ -50,6 +61,9 @@ def submit(
     privacy: PrivacyOption = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until the run is over.")] = True,
     check: Annotated[bool, typer.Option("--check", help="Ask the sites whether they could; train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
+    site: SiteOption = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="With --dry-run: for the bytes; else dry-run.")] = None,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -59,6 +73,13 @@ def submit(
     """
     from foedus.remote import connect
 
+    if dry_run:
+        _dry_run(
+            job, pairs(options, "KEY=VALUE"), seed, rounds, privacy, data_of(site), folder or Path("dry-run"), json
+        )
+        return
+    if site or folder:
+        raise typer.BadParameter("--site and --out are of --dry-run: at real sites the data is theirs")
     remote = connect(home=home)
     if check:
         rows = remote.check(job, pairs(options, "KEY=VALUE"), privacy=privacy, say=note)
@@ -71,6 +92,29 @@ def submit(
         return
     next_step(watching(run.id))
     tell(run.wait(say=note, progress=True), json)
+
+
+def _dry_run(
+    job: Path,
+    options: dict[str, str],
+    seed: int,
+    rounds: int | None,
+    privacy: str | None,
+    given: Any,
+    folder: Path,
+    json: bool,
+) -> None:
+    """What one site of the data that is here would send; nothing is asked of a server."""
+    from foedus import jobfile, launch, preview
+    from foedus.remote import stated
+
+    with quiet():
+        loaded = jobfile.load(job, options)
+        chosen = stated(loaded.job, rounds, privacy, note)
+        sites = launch.bind(as_paths(loaded.sites if given is None else given))
+        found = preview.dry_run(chosen, sites, folder, seed)
+    note(f"of the data that is here, as site {found['site']!r}: at a real site values differ, the rest does not")
+    out(found, json, leaving.lines(found))
 
 
 def watch(run: RunArgument, home: HomeOption = None, json: JsonOption = False) -> None:

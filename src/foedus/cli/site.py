@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foedus.cli import leaving
 from foedus.cli.given import HomeOption, JsonOption, pairs, token_of
 from foedus.cli.show import columns, note, out
 from foedus.errors import FoedusError
@@ -28,7 +29,7 @@ LEAVING = 15.0
 
 def add_to(app: typer.Typer) -> None:
     verbs = typer.Typer(name="site", no_args_is_help=True, help="Take part in a federation with this machine's data.")
-    for verb in (join, start, status, sent, pause, leave, approve, refuse):
+    for verb in (join, start, status, preview, sent, pause, leave, approve, refuse):
         verbs.command()(verb)
     verbs.command(name="return")(return_)
     verbs.command()(export)
@@ -100,6 +101,29 @@ def sent(
     place = _place(home, name)
     found = report.sent(place, run)
     out({"site": place.name, "sent": found}, json, _sent_lines(found))
+
+
+def preview(
+    code: CodeArgument,
+    rounds: Annotated[int, typer.Option(help="So many rounds; later ones as if all sites were like this one.")] = 1,
+    folder: Annotated[Path | None, typer.Option("--out", help="For the bytes, in place of preview-RUN-SITE.")] = None,
+    home: HomeOption = None,
+    name: NameOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show exactly what a run would send from this site, on its own data; nothing leaves.
+
+    Its code runs as the run itself would, in a process without key; without a network until it is approved.
+    """
+    from foedus.site import preview as previews
+
+    place = _place(home, name)
+    found = previews.preview(place, code, folder, rounds)
+    if not found["approved"]:
+        note("this code is not approved here: it ran on your data because you asked, without a network")
+    for line in found["privacy"]["said"]:
+        note(f"privacy: {line}")
+    out(found, json, leaving.lines(found))
 
 
 def export(

@@ -143,6 +143,12 @@ def seal(task: Task, how: Secagg, ring: Fixed, least: int = 1, quorum: int | Non
     return task._replace(aggregator=rule, seal=Seal(needed, how.masks, *ours), least=fewest)
 
 
+def ring_of(largest: float, wmax: float, sites: int) -> Sum:
+    """The arithmetic of a sealed Task that so many sites are asked for."""
+    found: Sum = bound(mean(arithmetic=fixed(largest, wmax)), sites)
+    return found
+
+
 def measuring(how: Secagg, least: int = 1) -> Callable[[Task], Task]:
     """What seals a Task that only measures: it has no arrays, and its weights have all the room that there is."""
     return lambda task: seal(task, how, fixed(1.0, 2.0**64), least)

@@ -138,6 +138,12 @@ def read_offer(envelope: Any, server: str) -> Offer:
         raise WireError(f"run {body.get('run')!r} is described wrongly ({type(error).__name__} {error})") from error
 
 
+def kept_offer(body: Mapping[str, Any]) -> Offer:
+    """An offer as this site noted it."""
+    lists = {name: tuple(body[name]) for name in ("datasets", "requires")}
+    return Offer(**{**body, **lists, "bundle": Blob(*body["bundle"])})
+
+
 def read_ending(body: Mapping[str, Any]) -> Ending:
     """The end of a run. Raises WireError."""
     try:

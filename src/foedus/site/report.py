@@ -90,7 +90,7 @@ def find_code(place: Place, text: str) -> Json:
     (code,) = found
     source = _source(place, code)
     files = sorted(str(p.relative_to(source)) for p in source.rglob("*") if p.is_file() and p.name != MANIFEST)
-    told = codes.get(code, {"run": "", "name": "", "submitter": ""})
+    told = {key: codes.get(code, {}).get(key, "") for key in ("run", "name", "submitter")}
     return {"bundle": code, **told, "files": files, "source": str(source) if files else ""}
 
 

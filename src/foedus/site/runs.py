@@ -16,7 +16,7 @@ from foedus.errors import FoedusError
 from foedus.files import STRETCH, write_atomic
 from foedus.privacy.presets import guards
 from foedus.site import bindings, policy
-from foedus.site.orders import Activity, At, Blob, Ending, Offer, Order, Verdict
+from foedus.site.orders import Activity, At, Blob, Ending, Offer, Order, Verdict, kept_offer
 from foedus.site.orders import verdicts as read_verdicts
 from foedus.site.place import Place
 from foedus.site.shelf import Shelf
@@ -268,7 +268,8 @@ class SiteRun:
         source.parent.mkdir(exist_ok=True)
         if unpack(archive.read_bytes(), source).entry != offer.entry:
             raise NotReady("the bundle's entry is not the one that the submitter signed")
-        told = {"run": self.run, "name": offer.name, "submitter": self.context.roll.submitter(offer.public)}
+        told: Json = {"run": self.run, "name": offer.name, "submitter": self.context.roll.submitter(offer.public)}
+        told |= {"offer": offer._asdict()}  # with which its owner may see what it would send, when the run is over too
         place.store.put(CODES, offer.bundle.digest, told)
 
     def _bound(self) -> list[bindings.Binding]:
@@ -301,10 +302,7 @@ class SiteRun:
     def _remembered(self) -> tuple[Offer | None, bool]:
         """The offer, and whether this site answered that it is ready."""
         body = self.context.place.store.get(RUNS, self.run)
-        if body is None:
-            return None, False
-        lists = {name: tuple(body["offer"][name]) for name in ("datasets", "requires")}
-        return Offer(**body["offer"] | lists | {"bundle": Blob(*body["offer"]["bundle"])}), not body["why"]
+        return (None, False) if body is None else (kept_offer(body["offer"]), not body["why"])
 
     def _remember(self, why: str) -> None:
         assert self.offer is not None

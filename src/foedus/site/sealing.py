@@ -13,8 +13,6 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from foedus import frames
-from foedus.aggregators import fixed, mean
-from foedus.aggregators.folding import bound
 from foedus.core import Metrics, Sum
 from foedus.errors import WireError
 from foedus.faults import point
@@ -22,6 +20,7 @@ from foedus.files import write_atomic
 from foedus.params import DTYPES, Params
 from foedus.privacy import masking
 from foedus.privacy.masking import figures
+from foedus.privacy.secagg import ring_of
 from foedus.site.orders import Activity, At, Blob, Seal
 from foedus.store import Store
 from foedus.wire.link import Link, Member, Stopped
@@ -147,8 +146,7 @@ def terms(about: About, layout: figures.Layout) -> masking.Terms:
 
 def rule_of(seal: Seal) -> Sum:
     """The arithmetic of a sealed Task."""
-    found: Sum = bound(mean(arithmetic=fixed(seal.bound, seal.wmax)), len(seal.roster))
-    return found
+    return ring_of(seal.bound, seal.wmax, len(seal.roster))
 
 
 def encoded(about: About, update: Path, metrics: Metrics, layout: figures.Layout) -> Any:

@@ -193,7 +193,7 @@ class Tasks:
             "update": str(self.shelf.update(stem)), "new_local": str(self.shelf.local(stem)),
         }  # fmt: skip
         point("agent.before-work")
-        done = _done(self._worked(worker, message, activity, order.stall))
+        done = done_of(self._worked(worker, message, activity, order.stall))
         point("agent.after-work")
         pending = self._checked(order, done, policy, str(worker.report.get("build", {}).get("hash", "")))
         self.shelf.keep(pending)
@@ -236,22 +236,27 @@ class Tasks:
 
     def _checked(self, order: Order, done: Done, policy: Policy, build: str) -> Pending:
         """The update as it will be signed, if it is what the Task announced and the policy lets it out."""
-        path = self.shelf.update(order.at.file)
-        try:
-            blob = checked(path, done.weight, order, self.who.name)
-        except FoedusError as error:
-            raise Declined(str(error), "refused") from error
-        if why := policy.update(blob.size, done.metrics):
-            raise Declined(f"{self.who.name!r}: {why}")
         stem, seal = order.at.file, None
+        blob = let_out(order, done, self.shelf.update(stem), policy, self.who.name)
         if order.seal is not None:
-            if not (order.seal.wmax >= done.weight and self.who.name in order.seal.roster):
-                raise Declined(f"weight {done.weight:g} is above wmax={order.seal.wmax:g}; raise wmax", "refused")
             facts = {"bundle": order.bundle, "seed": order.seed, "work": order.work, "payload": order.payload.digest}
             seal = {"facts": facts | {"returns": [list(leaf) for leaf in order.returns]}, "seal": list(order.seal)}
-        elif counts_rows(order) and done.metrics:
-            raise Declined("the count of rows came with metrics", "refused")
         return Pending(order.at, order.work, stem, blob, done.weight.hex(), done.metrics, done.stateful, build, seal)
+
+
+def let_out(order: Order, done: Done, path: Path, policy: Policy, site: str) -> Blob:
+    """Digest and size of an update's file that is what the Task announced and may leave the site. Raises Declined."""
+    try:
+        blob = checked(path, done.weight, order, site)
+    except FoedusError as error:
+        raise Declined(str(error), "refused") from error
+    if why := policy.update(blob.size, done.metrics):
+        raise Declined(f"{site!r}: {why}")
+    if order.seal is not None and not (order.seal.wmax >= done.weight and site in order.seal.roster):
+        raise Declined(f"weight {done.weight:g} is above wmax={order.seal.wmax:g}; raise wmax", "refused")
+    if order.seal is None and counts_rows(order) and done.metrics:
+        raise Declined("the count of rows came with metrics", "refused")
+    return blob
 
 
 def about_of(pending: Pending) -> About:
@@ -281,7 +286,7 @@ def checked(path: Path, weight: float, order: Order, site: str) -> Blob:
         return Blob(hashlib.sha256(data).hexdigest(), len(data))
 
 
-def _done(answer: Mapping[str, Any]) -> Done:
+def done_of(answer: Mapping[str, Any]) -> Done:
     """What a worker answered to a Task. Raises Declined where it is no update."""
     if "declined" in answer:
         raise Declined(str(answer["declined"]))

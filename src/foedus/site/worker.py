@@ -25,6 +25,7 @@ from foedus.files import write_all
 from foedus.job import Job
 from foedus.keys import Key
 from foedus.params import Params
+from foedus.preview.rehearsal import Leaving, named, rehearsed
 from foedus.privacy import presets
 from foedus.site.limits import hinted, limit
 from foedus.site.orders import spec_of
@@ -40,6 +41,7 @@ Json = dict[str, Any]
 class Loaded(NamedTuple):
     """The Job's code and the site's data, ready for Tasks."""
 
+    job: Job
     bench: Bench
     site: str
     data: Any
@@ -69,7 +71,7 @@ def main(fd: int) -> None:
 def serve(pipe: Pipe, loaded: Loaded) -> None:
     while True:
         message = pipe.receive()[0]
-        answer = own_model(message, loaded) if message["do"] == "own" else work(message, loaded)
+        answer = ASKED.get(message["do"], work)(message, loaded)
         point("worker.before-reply")
         pipe.send(answer)
 
@@ -110,7 +112,7 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
     except (Exception, SystemExit) as error:
         return None, _raised(error, stage, order["error_texts"] or stage.startswith("importing"))
     point("worker.after-load")
-    return Loaded(bench, order["site"], data, order["error_texts"]), {"ready": True, **report, "build": described}
+    return Loaded(job, bench, order["site"], data, order["error_texts"]), {"ready": True, **report, "build": described}
 
 
 def adapted(name: str, path: str, adapter: str) -> Any:
@@ -173,6 +175,29 @@ def own_model(message: Mapping[str, Any], loaded: Loaded) -> Json:
         return _raised(error, "its own model", loaded.texts)
 
 
+def previewed(message: Mapping[str, Any], loaded: Loaded) -> Json:
+    """Writes what this site would send in the first rounds, and what is said beside each update."""
+    try:
+        asked = loaded.bench.seed, message["roster"], loaded.site, loaded.data, message["rounds"]
+        left, why = rehearsed(loaded.job, loaded.bench, *asked)
+        return {"previewed": [_previewed(one, Path(message["folder"])) for one in left], "why": why}
+    except SiteError as error:
+        return _raised(error, error.stage, loaded.texts)
+    except (Exception, SystemExit) as error:
+        return _raised(error, "preview", loaded.texts)
+
+
+def _previewed(left: Leaving, folder: Path) -> Json:
+    """An update's file, and of its Task what its agent would hear from the server."""
+    name = named(left.order.round, left.order.task, left.order.work)
+    _write(folder / name, frames.pack(left.update.params))
+    task, seal = left.task, left.task.seal
+    at = {"round": left.order.round, "task": left.order.task, "work": left.order.work, "name": name}
+    ring = [seal.threshold, seal.bound.hex(), seal.wmax.hex()] if seal is not None and seal.masks else None
+    said = {"weight": float(left.update.weight), "metrics": packed(left.update.metrics), "stateful": left.stateful}
+    return at | {"sites": len(task.sites), "returns": [list(x) for x in task.returns or ()], "seal": ring, "done": said}
+
+
 def _raised(error: BaseException, stage: str, texts: bool) -> Json:
     """What the submitter is told of an error. Its text may quote the data, so that stays in this worker's log."""
     cause = error.__cause__ if isinstance(error, SiteError) else error
@@ -213,6 +238,9 @@ def packed(metrics: Metrics) -> Json:
         name: {"dtype": x.dtype.name, "shape": list(x.shape), "data": base64.b64encode(x.tobytes()).decode()}
         for name, x in arrays.items()
     }
+
+
+ASKED = {"work": work, "own": own_model, "preview": previewed}
 
 
 def _end_with_agent(fd: int) -> None:

@@ -65,6 +65,13 @@ def pack(folder: str | os.PathLike[str], entry: str, files: Sequence[str] = (), 
     return _zipped({MANIFEST: manifest} | contents)
 
 
+def repacked(folder: str | os.PathLike[str]) -> bytes:
+    """The bundle of which `unpack` wrote this folder, if nothing in it was changed: compare its `digest`."""
+    root = Path(folder)
+    names = sorted(root / name for name in _manifest({MANIFEST: (root / MANIFEST).read_bytes()}, sure=False).files)
+    return _zipped({path.relative_to(root).as_posix(): path.read_bytes() for path in [root / MANIFEST, *names]})
+
+
 def listed(bundle: bytes) -> list[str]:
     """The names of a bundle's files, without its manifest."""
     return sorted(inspect(bundle).files)
@@ -184,10 +191,10 @@ def _check_infos(infos: Sequence[zipfile.ZipInfo]) -> None:
         raise WireError("bundle: it is compressed or encrypted, which foedus never does; nothing was unpacked")
 
 
-def _manifest(contents: dict[str, bytes]) -> Manifest:
+def _manifest(contents: dict[str, bytes], sure: bool = True) -> Manifest:
     found = read(Manifest, parse(contents.get(MANIFEST, b"null")))
     if not FORMAT - 1 <= found.format <= FORMAT:
         raise WireError(f"bundle: it has format {found.format}, this foedus reads {FORMAT}: upgrade foedus")
-    if found.files.keys() != contents.keys() - {MANIFEST} or found.entry not in found.files:
+    if sure and (found.files.keys() != contents.keys() - {MANIFEST} or found.entry not in found.files):
         raise WireError("bundle: its files are not those of its manifest; fetch it again")
     return found
