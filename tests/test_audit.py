@@ -318,6 +318,15 @@ def test_a_claim_that_the_audit_refutes_fails_loudly() -> None:
     assert stands.refuted == [] and "The claimed ε = 50 stands" in stands.verdict
 
 
+@pytest.mark.long
+def test_dp_sgd_is_held_against_what_the_site_itself_says_it_has_spent() -> None:
+    found = fd.attack(job(rounds=2), SITES, against="dp_sgd=1,hospital", shadows=0, canaries=16)
+    claims = {f.defence: f.values["claimed"] for f in found.findings if f.attack == "canaries"}
+    assert claims == {"dp_sgd=1": 1.0, "hospital": 8.0} and found.refuted == []
+    other = fd.attack(job(rounds=2), SITES, against="dp_sgd=1", shadows=0, canaries=16, delta=1e-6)
+    assert "No ε is claimed" in other.verdict  # the account is at 1e-5
+
+
 def test_canaries_may_be_sites() -> None:
     found = fd.attack(job(), SITES, against="none", neighbours="site", shadows=0, canaries=40)
     (audited,) = [f for f in found.findings if f.attack == "canaries"]
@@ -340,9 +349,10 @@ def test_a_job_of_ones_own_loop_is_attacked_as_far_as_that_goes() -> None:
     ("given", "why"),
     [
         (dict(site="nowhere"), "there is no site 'nowhere': the sites are east, north, south, west"),
-        (dict(against="none,tinfoil"), "there is no defence 'tinfoil' .* choose from none, job, bf16, clip"),
+        (dict(against="none,tinfoil"), "there is no defence 'tinfoil' .* choose from none, job, hospital, bf16, clip"),
         (dict(against="clip"), "defence 'clip': write clip=NUMBER"),
         (dict(against="int8=x"), "leave the number out"),
+        (dict(against="dp_sgd"), "defence 'dp_sgd': write dp_sgd=NUMBER"),
         (dict(against=" , "), "names no defence"),
         (dict(against="secagg+secagg"), "one privacy"),
         (dict(records=0), "records=0: it must be a whole number of at least 1"),

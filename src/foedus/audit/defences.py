@@ -11,11 +11,13 @@ from foedus import transforms
 from foedus.core import Transform
 from foedus.errors import FoedusError, Incompatible, JobError
 from foedus.job import Job
+from foedus.privacy import presets
+from foedus.privacy.dp_sgd import dp_sgd
 from foedus.privacy.secagg import LEAST, secagg
 
 PLAIN, OWN = "none", "job"
 MAKERS = {name: getattr(transforms, name) for name in transforms.__all__ if name not in ("chain", "transformed")}
-MAKERS["secagg"] = secagg
+MAKERS |= {"secagg": secagg, "dp_sgd": lambda epsilon: dp_sgd(clip=1.0, epsilon=epsilon)}
 
 
 def chosen(job: Job, against: str | Sequence[str] | Mapping[str, Job] | None, sites: int) -> dict[str, Job]:
@@ -34,7 +36,9 @@ def chosen(job: Job, against: str | Sequence[str] | Mapping[str, Job] | None, si
 
 
 def defended(job: Job, word: str) -> Job:
-    """The Job with that defence alone: `none`, `job` (as it stands), or `clip=1.0+int8`, each a part with its number.
+    """The Job with that defence alone: `none`, `job` (as it stands), `hospital`, or parts as `clip=1.0+int8`.
+
+    `dp_sgd=8` finds the noise for an ε of 8 at a clip of 1, over the Job's rounds.
 
     Raises JobError for an unknown one, Incompatible for one that does not go with the Job.
     """
@@ -43,17 +47,17 @@ def defended(job: Job, word: str) -> Job:
     bare = _learning(job.replace(compress=None, privacy=None))
     if word == PLAIN:
         return bare
-    parts = [_part(part, word) for part in word.split("+")]
+    parts = [x for text in word.split("+") for x in (presets.HOSPITAL if text == "hospital" else [_part(text, word)])]
     links = [part for part in parts if isinstance(part, Transform)]
     privacies = [part for part in parts if not isinstance(part, Transform)]
-    if len(privacies) > 1:
-        raise JobError(f"defence {word!r}: a Job has one privacy; name one of these")
-    return bare.replace(compress=links or None, privacy=privacies[0] if privacies else None)
+    if len({type(x) for x in privacies}) < len(privacies):
+        raise JobError(f"defence {word!r}: a Job has one privacy of a kind; name it once")
+    return bare.replace(compress=links or None, privacy=privacies or None)
 
 
 def known() -> str:
     """The words, for people."""
-    return ", ".join([PLAIN, OWN, *sorted(MAKERS)])
+    return ", ".join([PLAIN, OWN, "hospital", *sorted(MAKERS)])
 
 
 def _part(text: str, word: str) -> Any:

@@ -21,6 +21,7 @@ from foedus.job import Job
 from foedus.keys import Key
 from foedus.params import Array, Params
 from foedus.pool import Pool
+from foedus.privacy.dp_sgd import TOLD
 
 Neighbours = Literal["record", "site"]
 RELEASED = "the released model"
@@ -69,7 +70,10 @@ def membership(scene: Scene, run: Watched, shadows: int) -> list[Finding]:
 def canaries(
     scene: Scene, count: int, neighbours: Neighbours, delta: float, claimed: float | None, doubt: float = coins.DOUBT
 ) -> Finding:
-    """The audit of ε in one run; `claimed`: the ε that is said to hold, for these neighbours."""
+    """The audit of ε in one run; `claimed`: the ε that is said to hold, for these neighbours.
+
+    None: what the site's own account says, where it trains by DP-SGD.
+    """
     drawn, inside = coins.made(count, scene.known, np.concatenate([scene.inside.y, scene.known.y]), scene.key("audit"))
     pool, splits = _planted(scene, drawn, inside, neighbours)
     run = watched(scene.job, pool, scene.site, scene.seed, scene.rounds, splits)
@@ -80,7 +84,14 @@ def canaries(
     values = {
         "epsilon": bound.epsilon, "right": bound.right, "guesses": bound.guesses, "canaries": count, "delta": delta,
     }  # fmt: skip
-    return _judged(scene, bound, values, neighbours, claimed)
+    said = _accounted(scene.job, run, delta) if claimed is None and neighbours == "record" else claimed
+    return _judged(scene, bound, values, neighbours, said)
+
+
+def _accounted(job: Job, run: Watched, delta: float) -> float | None:
+    """The epsilon that the site says it has spent at `delta`, or at less."""
+    told = [left.update.metrics[TOLD] for left in run.updates if TOLD in left.update.metrics]
+    return max(float(x[0] / x[1]) for x in told) if told and job.dp_sgd and job.dp_sgd.delta <= delta else None
 
 
 def _scores(scene: Scene, run: Watched, drawn: Pairs, neighbours: Neighbours) -> dict[str, Array]:
