@@ -2,8 +2,8 @@
 Prints JSON: python benchmarks/audit.py [RECORDS …]. One row a defence; RECORDS: how many the site trains on (1 and 20).
 
 `psnr`: of the best of the gradient attacks on what the server sees of this one site, in dB, beside that of the best
-record of others (`baseline`); `recovered`: records 3 dB above it. `labels`: share of labels read right. `auc`: membership
-by the final loss, on the released model. `epsilon`: the audited lower bound by 200 canaries, beside `claimed`.
+record of others (`baseline`); `recovered`: records 3 dB above it. `labels`: share of labels read right. `auc`:
+membership by the final loss, on the released model. `epsilon`: the bound by 200 canaries; `claimed`: by the site.
 """
 
 from __future__ import annotations
