@@ -85,21 +85,23 @@ class Many:
             note(f"{type(job.learner).__name__} trains one site at a time")
 
     def fold(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local], into: Folding) -> list[Done]:
-        made = self.work(orders, locals)
-        return [
-            one if one.update is None else folded(one, order, into) for one, order in zip(made, orders, strict=True)
-        ]
+        return self.work(orders, locals, lambda one, order: one if one.update is None else folded(one, order, into))
 
     def each(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local]) -> list[Done]:
         return self.work(orders, locals)
 
-    def work(self, orders: Sequence[Order], locals: Mapping[str, Local]) -> list[Done]:
-        """A Done with its update for each of the orders, which are of one Task."""
+    def work(
+        self,
+        orders: Sequence[Order],
+        locals: Mapping[str, Local],
+        then: Callable[[Done, Order], Done] = lambda one, order: one,
+    ) -> list[Done]:
+        """What `then`, at once, makes of the Done with its update of each of the orders, which are of one Task."""
         turns = [Turn(order, locals.get(order.site)) for order in orders]
         while waiting := [turn for turn in turns if turn.done is None]:
             for turn in waiting:
                 try:
-                    turn.done = done(turn.order, partial(self._turn, turn))
+                    turn.done = then(done(turn.order, partial(self._turn, turn)), turn.order)
                 except Asked as asked:
                     turn.asked = asked
                 else:
