@@ -307,7 +307,7 @@ def test_under_secagg_sums_alone_are_told() -> None:
 
 def test_a_comparison_trains_its_references_in_the_clear() -> None:
     for reference in (references.by_itself(job()), references.together(job())):
-        assert reference.privacy is None and "train_loss" in reference.run(sites(2), backend="local").metrics
+        assert reference.protections == [] and "train_loss" in reference.run(sites(2), backend="local").metrics
 
 
 def test_the_report_names_the_site_that_has_spent_most(tmp_path: Any) -> None:

@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 
 import foedus as fd
-from federations import kinds, started, until
-from foedus import launch, remote, runs
+from federations import finished, kinds, started, until
+from foedus import jobfile, launch, remote, runs
+from foedus.cli.kept import as_started
 from foedus.errors import JobError
 from foedus.loopback import environment
 from foedus.privacy import presets
 from server_rig import Rig
 from tiny import SITES, job
-from toys import JOB
+from toys import JOB, make_sites
 
 RECORDS = fd.dp_sgd(1.0, epsilon=8.0, delta=1e-5)
+PRIVATE = JOB.parents[1] / "private" / "job.py"
 NOTHING_SAID = JOB.read_text().replace('if privacy else "none"', "if privacy else None")
 
 
@@ -89,6 +91,16 @@ def test_a_job_that_says_nothing_says_nothing_in_a_simulation(tmp_path: Path) ->
     said: list[str] = []
     launch.run(job(rounds=1), SITES, backend="local", folder=tmp_path / "run", say=said.append)
     assert said == []
+
+
+def test_a_run_goes_on_under_the_privacy_that_its_command_line_gave_it(tmp_path: Path) -> None:
+    (file := tmp_path / "job.py").write_text(NOTHING_SAID)
+    chosen = jobfile.load(file, {"rounds": "1"}).job.given(privacy="secagg")
+    sites = make_sites(tmp_path / "data", ["east", "north", "south"])
+    source = {"file": str(file), "options": {"rounds": 1}, "rounds": None, "privacy": "secagg", "sites": None}
+    launch.run(chosen, sites, backend="local", folder=tmp_path / "run", source=source)
+    about, again, _ = as_started(tmp_path / "run")
+    assert again.digest == about["job"] == chosen.digest and again.seal == fd.secagg()
 
 
 @pytest.fixture
@@ -175,3 +187,20 @@ def test_a_site_shows_the_privacy_of_a_run_and_refuses_one_that_is_not_its_jobs(
         assert [(r["privacy"], r["says"]) for r in shown] == [("none", [f"none: {presets.MEANS['none']}"])]
         assert f"its privacy: none: {presets.MEANS['none']}" in made.site("north", "status")
         run.steer("stop")
+
+
+@pytest.mark.long
+@pytest.mark.processes
+def test_hospital_is_dp_sgd_under_masks_at_real_sites(tmp_path: Path) -> None:
+    """A Job that has other noise is given the preset: eight at most is spent, and the server has sums alone."""
+    with started(tmp_path, ["east", "north", "south"]) as (made, _):
+        run = made.remote().submit(PRIVATE, {"rounds": "2"}, privacy="hospital")
+        result = finished(run)
+        (signed,) = kinds(run, "submitted")
+        log = (made.site_home("north") / "sites" / "north" / "agent.log").read_text()
+    assert (signed["privacy"], signed["override_privacy"]) == ("dp_sgd+secagg", "hospital")
+    assert 7 < result.metrics["train_epsilon"] <= 8 and result.per_site == {}
+    assert {(r["weight"], r["metrics"]) for r in runs.journal(result.folder).all("accepted") if r["task"]} == {
+        ("0x0.0p+0", "")
+    }
+    assert f"run {run.id}: privacy: hospital: {presets.MEANS['hospital']}" in log

@@ -145,7 +145,7 @@ def test_what_is_not_finite_is_shown_as_such(tmp_path: Path) -> None:
 
 
 # ---- real processes -----------------------------------------------------------------------------------------------
-JOB = '''
+JOB = """
 # Least squares on the rows of a site: {how}
 import numpy as np
 import foedus as fd
@@ -164,7 +164,7 @@ def gradient(p, x, y):
 
 learner = NumpyLearner({{"w": np.zeros(4, np.float32)}}, gradient, lambda p, x: x @ p["w"], lr=0.05, batch_size=10)
 job = fd.Job(fd.fedavg(), learner, load, rounds=1, min_sites=3, **dict({how}))
-'''
+"""
 REAL = {
     "plain": 'privacy="none"',
     "clip-int8": 'privacy="none", compress=[fd.clip(0.5), fd.int8()]',

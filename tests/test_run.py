@@ -150,7 +150,7 @@ def test_sums_of_other_shapes_spoil_that_metric_alone_and_are_told() -> None:
         size = 3 if site.name == "south" else 2
         return local, update._replace(metrics={**update.metrics, "own": np.ones(size)})
 
-    ended, journal = played(job(working(work), rounds=1), SITES)
+    ended, journal = played(job(working(work)._replace(traits=("tells own",)), rounds=1), SITES)
     usual = played(job(rounds=1), SITES)[0]
     assert digest(ended.params) == digest(usual.params)
     assert ended.history[0]["train_loss"] == usual.history[0]["train_loss"]

@@ -229,5 +229,5 @@ def test_a_work_without_arrays_may_be_wrapped() -> None:
     def count(payload: Params, local: Any, site: Any) -> Any:
         return local, Update(Params({}), 1.0, {"n": np.int64(len(site.split.train))})
 
-    made = Algorithm(lambda params: params, round, {"count": count})
+    made = Algorithm(lambda params: params, round, {"count": count}, traits=("tells n",))
     played(job(transformed(made, chain(clip(1.0))), rounds=1, learner=learner()), SITES)

@@ -18,7 +18,7 @@ import numpy as np
 
 from foedus import frames, home
 from foedus import schema as schemas
-from foedus.algorithms.rounds import needed
+from foedus.algorithms.rounds import needed, tells
 from foedus.core import Algorithm, Deadline, Late, Learner, Transform
 from foedus.errors import Incompatible, JobError
 from foedus.incompatible import check_parts
@@ -163,11 +163,16 @@ class Job(Options):
         found = [metric("loss"), *map(metric, named)]
         return {m.name: m for m in found}
 
+    def declared(self) -> list[str]:
+        """The names under which sums may leave a site: of its metrics, and what its algorithm tells beside them."""
+        return sorted({*self.table(), *tells(self.algorithm.traits)})
+
     def bench(self, seed: int, learner: Learner | None = None) -> Bench:
         """What performs this Job's works at one place; `learner`: in the place of the Job's own."""
         contract = Contract(self.datasets, schemas.read(self.schema))
         method, metrics = self.method, list(self.table().values())
-        return Bench(method.works, learner or self.learner, self.data, metrics, seed, contract, method.personal)
+        here = learner or self.learner
+        return Bench(method.works, here, self.data, metrics, seed, contract, method.personal, tells(method.traits))
 
     def plan(self, seed: int) -> Plan:
         """What the round loop needs."""

@@ -116,6 +116,12 @@ def check(sums: Mapping[str, Any], metrics: Iterable[Metric], site: str, stage: 
         raise Refused(site, stage, why, "return the sums that the metric declares") from error
 
 
+def undeclared(shapes: Mapping[str, Sequence[int]], names: Collection[str]) -> list[str]:
+    """Those of a site's sums that are of none of the declared metrics, and no average that a training reports."""
+    averages = {name for name, shape in shapes.items() if name.startswith("train_") and tuple(shape) == (3,)}
+    return sorted(n for n in shapes if n not in averages and n not in names and measures.plain(n) not in names)
+
+
 def _read(sums: Mapping[str, Any], metrics: Collection[Metric], site: str, journal: Journal) -> dict[str, float | None]:
     try:
         return values(sums, metrics)

@@ -106,6 +106,7 @@ class Remote:
             "min_sites": self._least(chosen),
             "rounds": chosen.rounds,
             "override_rounds": rounds,
+            "metrics": chosen.declared() if chosen.learner else None,
             "override_privacy": privacy,
             "privacy": presets.stated(chosen.protections),
             "check": check,

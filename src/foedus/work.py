@@ -11,12 +11,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from foedus import measured, schema
 from foedus.aggregators.folding import check
 from foedus.core import Decline, Learner, Local, Personal, SiteContext, Update, Work
 from foedus.data import Site, Split, load_split
 from foedus.errors import FoedusError, JobError, Refused, Relayed, SiteError
 from foedus.keys import Key, key
+from foedus.metrics import plain
 from foedus.params import Params, Spec
 
 FOREIGN = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen")  # code that is not the user's
@@ -63,11 +66,13 @@ class Bench:
         seed: int,
         contract: Contract = NOTHING_ASKED,
         personal: Personal | None = None,
+        tells: Sequence[str] = (),
     ) -> None:
         self.works = {EVALUATE: evaluation(learner, metrics, personal), **works} if learner else dict(works)
         self.learner, self.load, self.metrics, self.seed = learner, load, metrics, seed
         self.contract, self.personal = contract, personal
         self.splits: OrderedDict[str, Split] = OrderedDict()
+        self.declared = {*(m.name for m in metrics), *tells}  # names of sums that works may return
         self.secret: Key | None = None  # of a real site; a simulation has nobody to hide it from
 
     def perform(self, order: Order, local: Local, data: Any) -> tuple[Local, Update | Decline]:
@@ -111,11 +116,22 @@ class Bench:
             raise SiteError(order.site, order.work, describe(error)) from error
         if isinstance(update, Update):
             update = check(update, order.payload.spec if order.returns is None else order.returns, order.site)
+            self._declared(update, order)
             measured.check(update.metrics, self.metrics, order.site, order.work)
         elif not isinstance(update, Decline):
             why = f"it returned {type(update).__name__}"
             raise Refused(order.site, order.work, why, "return fd.Update or fd.Decline")
         return local, update
+
+    def _declared(self, update: Update, order: Order) -> None:
+        """Raises Refused for sums that the Job does not declare; an analysis, without a learner, has its own."""
+        if not self.learner or self.declared.issuperset(update.metrics):
+            return
+        shapes = {name: np.shape(x) for name, x in update.metrics.items()}
+        if odd := measured.undeclared(shapes, self.declared):
+            why = f"it returns {odd[0]!r}, which is none of the metrics that the Job declares"
+            raise Refused(order.site, order.work, why, "name it in metrics=…, or in the algorithm's traits")
+        self.declared.update(name for name in shapes if plain(name) in self.declared)
 
     def split(self, site: str, data: Any) -> Split:
         """The site's data as the Job's `load` gives it, with a validation part."""

@@ -73,12 +73,17 @@ def traits_of(needs: Sequence[str], task: Mapping[str, Any]) -> tuple[str, ...]:
     those of `fine_tuned`). Its Tasks may be `gather` or `late`, and `least N`, where their aggregator needs N updates;
     `buffer N`, where N updates close them, and `ages`, where old updates weigh less. What wraps it may add `sparse`,
     `colludes`, `chooses` and `clip C`. Algorithms without `rounds` may say `exchange` (what they send is no update),
-    `columns` (sites hold columns) and `cut` (a network in pieces).
+    `columns` (sites hold columns) and `cut` (a network in pieces). Any may say `tells NAME`, see `tells`.
     """
     rule = task.get("aggregator")
     gather = ["gather", f"least {rule.least}"] if isinstance(rule, Gather) else []
     late = ["late"] if task.get("late") == "keep" else []
     return (*needs, *gather, *late)
+
+
+def tells(traits: Sequence[str]) -> list[str]:
+    """The names of sums that an algorithm's works return beside the Job's metrics, by its traits `tells NAME`."""
+    return [trait.removeprefix("tells ") for trait in traits if trait.startswith("tells ")]
 
 
 def needed(traits: Sequence[str]) -> int:

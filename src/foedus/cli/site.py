@@ -256,7 +256,8 @@ def _sent_lines(found: list[dict[str, Any]]) -> list[str]:
          f"{b['bytes']:,}", f"{b['weight']:g}", ", ".join(b["metrics"]) or "-", b["status"]]
         for b in found
     ]  # fmt: skip
-    total = f"{len(found)} updates, {sum(b['bytes'] for b in found):,} bytes in all"
+    numbers = sum(b.get("numbers", 0) for b in found)
+    total = f"{len(found)} updates, {sum(b['bytes'] for b in found):,} bytes and {numbers:,} numbers of metrics in all"
     return [*columns(head, rows), total] if rows else ["no update was computed to leave this site"]
 
 

@@ -82,6 +82,7 @@ class Offer(NamedTuple):
     public: str
     privacy: str = "none"
     override_privacy: str = ""  # the word in place of the Job's own
+    metrics: tuple[str, ...] | None = None  # that may leave, under prefixes, too; None: an analysis, or an older foedus
 
 
 class Ending(NamedTuple):
@@ -133,6 +134,7 @@ def read_offer(envelope: Any, server: str) -> Offer:
             dict(signed.get("options") or {}), _integer(signed["seed"]), _texts(signed.get("datasets")),
             _texts(signed.get("requires")), public, _text(signed.get("privacy") or "none"),
             _text(signed.get("override_privacy") or ""),
+            None if signed.get("metrics") is None else _texts(signed["metrics"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"run {body.get('run')!r} is described wrongly ({type(error).__name__} {error})") from error
@@ -140,7 +142,7 @@ def read_offer(envelope: Any, server: str) -> Offer:
 
 def kept_offer(body: Mapping[str, Any]) -> Offer:
     """An offer as this site noted it."""
-    lists = {name: tuple(body[name]) for name in ("datasets", "requires")}
+    lists = {name: tuple(body[name]) for name in ("datasets", "requires", "metrics") if body.get(name) is not None}
     return Offer(**{**body, **lists, "bundle": Blob(*body["bundle"])})
 
 

@@ -30,6 +30,7 @@ class Policy(NamedTuple):
     datasets: Names = None
     metrics: Names = None
     least_examples: int = 1
+    least_measured: int = 1
     most_update_bytes: int = 8 << 30
     hours: Hours = None
     network: bool = False
@@ -64,6 +65,12 @@ class Policy(NamedTuple):
         if count >= self.least_examples:
             return ""
         return f"{count} training examples, and the site's policy wants {self.least_examples} (`least_examples`)"
+
+    def few(self, metric: str, rows: Mapping[str, int]) -> bool:
+        """Whether a metric is of too few examples to leave in the clear; `rows`: part of the data -> how many."""
+        parts = {"test_": "test", "personal_test_": "test", "train_": "train"}
+        part = next((part for prefix, part in parts.items() if metric.startswith(prefix)), "valid")
+        return rows.get(part, rows.get("train", 0)) < self.least_measured
 
     def update(self, size: int, metrics: Collection[str]) -> str:
         """Whether an update of that size with these metrics may leave the site."""
@@ -151,6 +158,10 @@ metrics = "all"
 # A Job sees only data with at least so many training examples. A model fitted to a few people can tell of them: where
 # examples are people, 20 or more is wise.
 least_examples = 1
+
+# Metrics of a part of the data (train, valid, test) with fewer examples leave only summed over sites, under secure
+# aggregation; from other updates they are left out.
+least_measured = 1
 
 # No update above this size leaves.
 most_update_bytes = {most}

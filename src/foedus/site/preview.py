@@ -18,7 +18,7 @@ from foedus.site.orders import Activity, At, Blob, Offer, Order, Seal, kept_offe
 from foedus.site.place import Place
 from foedus.site.runs import CODES, LOADING, RUNS
 from foedus.site.sealing import array
-from foedus.site.tasks import Declined, done_of, let_out
+from foedus.site.tasks import Declined, done_of, let_out, of_enough
 from foedus.site.trust import APPROVED, REFUSED, SHOWN, TRUSTED, Roll
 from foedus.site.workerhost import ARCHIVE, WorkerHost
 from foedus.wire import bundle
@@ -50,7 +50,8 @@ def preview(place: Place, text: str, out: Path | None = None, rounds: int = 1) -
             host.kill()
         if "previewed" not in answer:
             raise FoedusError(f"{answer.get('stage')}: {answer.get('raised')}")
-        rows = [_row(place, run, offer, rules, row, Path(scratch), folder) for row in answer["previewed"]]
+        here = place, run, offer, rules, told.get("rows", {}), Path(scratch), folder
+        rows = [_row(row, *here) for row in answer["previewed"]]
     about: Json = {"run": run, "site": place.name, "bundle": offer.bundle.digest, "roster": roster, "updates": rows}
     made = about | {"approved": approved(place, rules, offer), "privacy": told["privacy"], "why": str(answer["why"])}
     write_atomic(folder / "preview.json", json.dumps(made, indent=1).encode())
@@ -98,7 +99,14 @@ def loading(place: Place, run: str, offer: Offer, rules: policy.Policy) -> Json:
 
 
 def _row(
-    place: Place, run: str, offer: Offer, rules: policy.Policy, row: Mapping[str, Any], scratch: Path, out: Path
+    row: Mapping[str, Any],
+    place: Place,
+    run: str,
+    offer: Offer,
+    rules: policy.Policy,
+    rows: Mapping[str, int],
+    scratch: Path,
+    out: Path,
 ) -> Json:
     """An update as its agent would send it, and if it would not, `refused` says why."""
     seal, done = row["seal"], done_of(row)
@@ -108,11 +116,12 @@ def _row(
         offer.bundle.digest, offer.seed, None, {}, "",
         seal and Seal(roster, int(seal[0]), number(seal[1]), number(seal[2])),
     )  # fmt: skip
+    done, _ = of_enough(order, done, rules, rows)
     path = out / f"{Path(str(row['name'])).name}.safetensors"
     shutil.copyfile(scratch / Path(str(row["name"])).name, path)
     metrics, at = {name: array(x) for name, x in done.metrics.items()}, (order.at.round, order.at.task, order.work)
     try:
-        let_out(order, done, path, rules, place.name)
+        let_out(order, done, path, rules, place.name, offer.metrics)
     except Declined as error:
         return shown.row(*at, path, done.weight, metrics, done.stateful) | {"refused": str(error)}
     sealed = None

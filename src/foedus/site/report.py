@@ -50,6 +50,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     for r in found["runs"]:
         made += [f"run {r['run']} of {r['submitter']}: {r['why'] or 'ready'}", f"  its code: {r['source']}"]
         made += [f"  its privacy: {line}" for line in r["says"]]
+        made += [f"  its metrics: {', '.join(r['metrics'])}"] if r["metrics"] is not None else []
     made += [f"at work: {w['task']}, progress {w['progress']}" for w in found.get("working", ())]
     return made + ([f"{len(found['pending'])} updates wait to be settled"] if found["pending"] else [])
 
@@ -111,6 +112,7 @@ def _run(place: Place, run: str, body: Mapping[str, Any]) -> Json:
     privacy = body["offer"].get("privacy", "none")
     return shown | {
         "privacy": privacy,
+        "metrics": body["offer"].get("metrics"),
         "says": body.get("says") or [presets.told(privacy, presets.guards(privacy, "secagg"))],
         "run": run,
         "bundle": bundle,

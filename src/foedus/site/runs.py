@@ -169,7 +169,8 @@ class SiteRun:
             return
         self.context.log.info("%s: %s", order.at, order.work)
         try:
-            self.tasks.do(order, worker, rules, activity)
+            assert self.offer is not None
+            self.tasks.do(order, worker, rules, activity, self.offer.metrics)
         except Stopped:
             raise
         except Exception as error:

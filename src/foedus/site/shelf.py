@@ -3,6 +3,7 @@ The store and files come in; the order of writes here is what a crash cannot hur
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -34,11 +35,20 @@ class Pending(NamedTuple):
     def read(cls, body: Json) -> Pending:
         return cls(**{**body, "at": At(*body["at"]), "blob": Blob(*body["blob"])})
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers its metrics are."""
+        return sum(math.prod(x["shape"]) for x in self.metrics.values())
+
     def told(self) -> Json:
-        """What the site's own record says of it: no arrays, and of each metric only the name."""
+        """What the site's own record says of it: no arrays; of metrics the names, and how many numbers they are."""
         facts = {"run": self.at.run, "round": self.at.round, "task": self.at.task, "attempt": self.at.attempt}
         sizes = {"bytes": self.blob.size, "digest": self.blob.digest, "weight": float.fromhex(self.weight)}
-        return facts | sizes | {"work": self.work, "metrics": sorted(self.metrics), "status": "pending"}
+        return (
+            facts
+            | sizes
+            | {"work": self.work, "metrics": sorted(self.metrics), "numbers": self.numbers, "status": "pending"}
+        )
 
     def envelope(self, site: str) -> Json:
         """The body of its signed envelope."""

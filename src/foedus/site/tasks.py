@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
@@ -18,6 +18,7 @@ from foedus.core import Update
 from foedus.errors import FoedusError, Refused
 from foedus.faults import point
 from foedus.files import delete
+from foedus.measured import undeclared
 from foedus.params import DTYPES, Params
 from foedus.privacy.secagg import ROWS, TOLD
 from foedus.site.orders import Activity, At, Blob, Order, Seal, Verdict
@@ -32,6 +33,7 @@ from foedus.wire.signing import sign_envelope
 RECEIPT = 180.0  # seconds that the server may take to check an update
 MOST_METRICS = 4 << 20
 Json = dict[str, Any]
+Declared = Collection[str] | None  # None: whatever the Job's code says
 
 
 class Declined(FoedusError):
@@ -67,8 +69,13 @@ class Tasks:
         self.sealer = Sealer(who, shelf.store, self.line, publics, log)
         self.checked: set[str] = set()  # payloads whose bytes this process has hashed
 
-    def do(self, order: Order, worker: WorkerHost, policy: Policy, activity: Activity) -> None:
-        """Computes the Task's update, unless an earlier attempt did, and sends it; or declines. Raises Stopped."""
+    def do(
+        self, order: Order, worker: WorkerHost, policy: Policy, activity: Activity, declared: Declared = None
+    ) -> None:
+        """Computes the Task's update, unless an earlier attempt did, and sends it; or declines. Raises Stopped.
+
+        `declared`: the metrics that the submission names.
+        """
         for text, verdict in order.verdicts.items():
             self.settle(text, verdict, activity)
         if self.shelf.find(order.at) is not None:
@@ -76,7 +83,7 @@ class Tasks:
         try:
             if order.seal is not None and self.sealer.released(order.at):
                 raise Declined("a share of this Task has left this site: its update is not masked a second time")
-            pending = self.shelf.adopt(order.at) or self._computed(order, worker, policy, activity)
+            pending = self.shelf.adopt(order.at) or self._computed(order, worker, policy, activity, declared)
         except Declined as error:
             self.decline(order.at, str(error), error.kind, activity)
             return
@@ -182,7 +189,9 @@ class Tasks:
         asked = {"envelope": envelope}
         return self.line.patient(lambda: self.line.call("POST", f"/v1/{path}", asked, timeout=RECEIPT), activity.gone)
 
-    def _computed(self, order: Order, worker: WorkerHost, policy: Policy, activity: Activity) -> Pending:
+    def _computed(
+        self, order: Order, worker: WorkerHost, policy: Policy, activity: Activity, declared: Declared
+    ) -> Pending:
         """The update, durable. Raises Declined."""
         local = self._base(order)
         payload = self._payload(order, activity)
@@ -195,7 +204,11 @@ class Tasks:
         point("agent.before-work")
         done = done_of(self._worked(worker, message, activity, order.stall))
         point("agent.after-work")
-        pending = self._checked(order, done, policy, str(worker.report.get("build", {}).get("hash", "")))
+        done, few = of_enough(order, done, policy, worker.report.get("rows", {}))
+        if few:
+            self.log.info("%s: of fewer than %d examples, so it stays here: %s", order.at, policy.least_measured, few)
+        build = str(worker.report.get("build", {}).get("hash", ""))
+        pending = self._checked(order, done, policy, build, declared)
         self.shelf.keep(pending)
         return pending
 
@@ -234,18 +247,28 @@ class Tasks:
         except (Died, Spent, Stalled, Raised) as error:
             raise Declined(str(error)) from error
 
-    def _checked(self, order: Order, done: Done, policy: Policy, build: str) -> Pending:
+    def _checked(self, order: Order, done: Done, policy: Policy, build: str, declared: Declared) -> Pending:
         """The update as it will be signed, if it is what the Task announced and the policy lets it out."""
         stem, seal = order.at.file, None
-        blob = let_out(order, done, self.shelf.update(stem), policy, self.who.name)
+        blob = let_out(order, done, self.shelf.update(stem), policy, self.who.name, declared)
         if order.seal is not None:
             facts = {"bundle": order.bundle, "seed": order.seed, "work": order.work, "payload": order.payload.digest}
             seal = {"facts": facts | {"returns": [list(leaf) for leaf in order.returns]}, "seal": list(order.seal)}
         return Pending(order.at, order.work, stem, blob, done.weight.hex(), done.metrics, done.stateful, build, seal)
 
 
-def let_out(order: Order, done: Done, path: Path, policy: Policy, site: str) -> Blob:
+def of_enough(order: Order, done: Done, policy: Policy, rows: Mapping[str, int]) -> tuple[Done, list[str]]:
+    """What was done, without metrics of too few examples, and the names of these; a seal lets them out, summed."""
+    few = [name for name in done.metrics if policy.few(name, rows)] if order.seal is None else []
+    kept = {name: x for name, x in done.metrics.items() if name not in few}
+    return done._replace(metrics=kept), sorted(few)
+
+
+def let_out(order: Order, done: Done, path: Path, policy: Policy, site: str, declared: Declared = None) -> Blob:
     """Digest and size of an update's file that is what the Task announced and may leave the site. Raises Declined."""
+    shapes = {name: x["shape"] for name, x in done.metrics.items()}
+    if declared is not None and (odd := undeclared(shapes, declared)):
+        raise Declined(f"it returns {odd[0]!r}, which is none of the metrics that the submission names", "refused")
     try:
         blob = checked(path, done.weight, order, site)
     except FoedusError as error:
