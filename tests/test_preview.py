@@ -20,6 +20,7 @@ from federations import finished, foedus, kinds, until
 from foedus import frames
 from foedus.audit.leaving import watched
 from foedus.core import Decline
+from foedus.errors import JobError
 from foedus.loopback import Federation
 from foedus.params import Params
 from foedus.pool import Pool
@@ -123,7 +124,18 @@ def test_a_rehearsal_says_why_nothing_leaves() -> None:
         assert rehearsed(made, made.bench(0), 0, SITES, "north", Among(SITES))[1].startswith(f"round 1, train: {why}")
     made = job(cohort=lambda context: ["south"], evaluate=0)
     left, why = rehearsed(made, made.bench(0), 0, SITES, "north", Among(SITES), 2)
-    assert (left, why) == ([], "'north' is not asked in the first 2 rounds")
+    assert (left, why) == ([], "'north' is in no cohort of the first 2 rounds: take more, --rounds")
+    made = job(cohort=lambda context: ["south"])
+    left, why = rehearsed(made, made.bench(0), 0, SITES, "north", Among(SITES), 1)
+    assert [one.order.work for one in left] == ["evaluate"] and why.startswith("'north' is in no cohort of the first 1")
+
+
+def test_a_dry_run_is_of_a_site_that_is_asked_unless_it_is_named(tmp_path: Path) -> None:
+    made = job(cohort=lambda context: ["south"], evaluate=0)
+    assert dry_run(made, SITES, tmp_path)["site"] == "south"
+    assert dry_run(made, SITES, tmp_path, target="west")["why"].startswith("'west' is in no cohort")
+    with pytest.raises(JobError, match="there is no data of site 'east' here: the sites are north, south, west"):
+        dry_run(made, SITES, tmp_path, target="east")
 
 
 def test_a_roster_of_too_few_is_filled_up_and_later_rounds_follow(tmp_path: Path) -> None:

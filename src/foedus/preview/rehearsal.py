@@ -19,8 +19,9 @@ from foedus.files import write_atomic
 from foedus.job import Job
 from foedus.journal import Journal, Memory
 from foedus.preview import shown
-from foedus.run import Checkpoints, execute
-from foedus.work import Among, Bench, Order
+from foedus.privacy.secagg import ROWS
+from foedus.run import Checkpoints, draw, execute
+from foedus.work import EVALUATE, Among, Bench, Order
 
 Json = dict[str, Any]
 
@@ -53,7 +54,8 @@ def rehearsed(
         execute(plan, runner, journal, Checkpoints(None))
     except (Ended, Paused) as error:
         return crew.left, str(error)
-    return crew.left, "" if crew.left else f"{target!r} is not asked in the first {rounds} rounds"
+    trains = any(left.order.work not in (ROWS, EVALUATE) for left in crew.left)
+    return crew.left, "" if trains else f"{target!r} is in no cohort of the first {rounds} rounds: take more, --rounds"
 
 
 def filled(names: Collection[str], least: int) -> list[str]:
@@ -65,9 +67,13 @@ def filled(names: Collection[str], least: int) -> list[str]:
 def dry_run(
     job: Job, sites: Mapping[str, Any], out: Path, seed: int = 0, target: str | None = None, rounds: int = 1
 ) -> Json:
-    """What one of these sites would send, written into the folder `out`; its data is here. Raises JobError."""
+    """What one of these sites would send, written into the folder `out`; its data is here. Raises JobError.
+
+    Without a `target` it is the first one of the first cohort.
+    """
     names = sorted(sites)
-    site = target or names[0]
+    site = target or next(iter(draw(job.plan(seed), 0, filled(names, job.least))), names[0])
+    site = site if target or site in names else names[0]
     if site not in names:
         raise JobError(f"there is no data of site {site!r} here: the sites are {', '.join(names[:20])}")
     with build.exactly():
