@@ -17,10 +17,14 @@ import pytest
 import foedus as fd
 from audit_jobs import learner as network
 from federations import finished, foedus, kinds, until
-from foedus import frames
+from foedus import build, frames, jobfile
 from foedus.audit.leaving import watched
+from foedus.backends.local import Here
+from foedus.backends.locals import Locals
+from foedus.backends.simulation import Done, Simulation
 from foedus.core import Decline
 from foedus.errors import JobError
+from foedus.journal import Journal, Memory
 from foedus.loopback import Federation
 from foedus.params import Params
 from foedus.pool import Pool
@@ -29,8 +33,10 @@ from foedus.privacy import masking
 from foedus.privacy.masking import figures
 from foedus.privacy.secagg import ring_of
 from foedus.result import Result
-from foedus.work import Among
+from foedus.run import Checkpoints, execute
+from foedus.work import Among, Bench, Order
 from tiny import SITES, job, played, working
+from toys import JOB as TOY
 from toys import make_sites
 
 VARIANTS = {
@@ -154,6 +160,39 @@ def test_a_roster_of_too_few_is_filled_up_and_later_rounds_follow(tmp_path: Path
 def test_what_is_not_finite_is_shown_as_such(tmp_path: Path) -> None:
     (path := tmp_path / "update").write_bytes(frames.pack(Params({"w": np.array([1.0, np.nan])})).bytes())
     assert row(0, 0, "train", path, 1.0, {}, False)["norm"] is None
+
+
+class Noting(Here):
+    """A Crew that keeps the bytes of the first update of each work and site."""
+
+    def __init__(self, bench: Bench, data: Any) -> None:
+        super().__init__(bench, data)
+        self.seen: dict[tuple[str, str], bytes] = {}
+
+    def _made(self, order: Order, local: Any) -> Done:
+        made = super()._made(order, local)
+        if made.update is not None:
+            self.seen.setdefault((order.work, order.site), frames.pack(made.update.params).bytes())
+        return made
+
+
+@pytest.mark.long
+def test_every_algorithm_is_rehearsed_and_its_first_update_is_that_of_a_run(tmp_path: Path) -> None:
+    """But where another site comes first, and gives it a model (`cyclic` in an order that is drawn) or its place."""
+    made = jobfile.load(TOY.parents[1] / "every" / "job.py", {"rounds": "1"}).job
+    sites = make_sites(tmp_path, ["north", "south", "west"])
+    crew, journal = Noting(made.bench(1), sites), Journal(Memory())
+    with build.exactly():
+        runner = Simulation(crew, sorted(sites), journal, 1, made.least, locals=Locals(None))
+        execute(made.plan(1), runner, journal, Checkpoints(None))
+        left, why = rehearsed(made, made.bench(1), 1, sites, "north", Among(sites))
+    found: dict[str, bytes] = {}
+    for one in left:
+        found.setdefault(one.order.work, frames.pack(one.update.params).bytes())
+    theirs = {work: data for (work, site), data in crew.seen.items() if site == "north"}
+    firsts = {work.partition(".")[0]: work for work in reversed(theirs)}
+    assert why == "" and theirs.keys() - found.keys() <= {"power-of-choice.train"} and len(firsts) > 60
+    assert {name for name, work in firsts.items() if found[work] != theirs[work]} == {"cyclic-shuffled"}
 
 
 # ---- real processes -----------------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ def _update(update: Json) -> list[str]:
     made += [f"  metric {name}: {_metric(x)}" for name, x in update["metrics"].items()] or ["  no metrics"]
     if sealed:
         made.append(
-            f"  sealed: {sealed['bytes']:,} bytes of words for {sealed['sites']} sites (numbers within "
-            f"{sealed['bound']:g}, weight at most {sealed['wmax']:g}): {sealed['file']}, before the masks are added"
+            f"  sealed for {sealed['sites']} sites: {sealed['bytes']:,} bytes leave, words plus masks (numbers within "
+            f"{sealed['bound']:g}, weight at most {sealed['wmax']:g}); without masks: {sealed['file']}"
         )
     return [*made, ""]
 
