@@ -142,10 +142,12 @@ def test_run_with_backend_network_is_one_command(tmp_path):
         str(tmp_path / "home"),
         *given,
     ]
-    told = [
-        json.loads(subprocess.run([*command, "--backend", backend], capture_output=True, check=True).stdout)
+    done = [
+        subprocess.run([*command, "--backend", backend], capture_output=True, check=True)
         for backend in ("network", "local")
     ]
+    told = [json.loads(one.stdout) for one in done]
+    assert all(b"privacy: none: no protection: the server can read each site's update" in one.stderr for one in done)
     assert told[0]["backend"] == "network" and told[0]["digest"] == told[1]["digest"]
     verified = foedus(tmp_path / "home", "verify", told[0]["run"])
     assert verified == (0, verified[1]) and verified[1]["same"]

@@ -185,7 +185,8 @@ def run(
         for name, held in data.items():
             _take_part(made, name, held, list(job.datasets) or ["data"])
         made.await_sites(data)
-        return _started(made.remote(), file, source, seed, privacy).wait(told, folder, say, show)
+        asked = {"seed": seed, "rounds": source.get("rounds"), "privacy": privacy, "say": say}
+        return _started(made.remote(), file, source.get("options"), asked).wait(told, folder, say, show)
 
 
 def _take_part(made: Federation, name: str, held: Any, datasets: Sequence[str]) -> None:
@@ -195,14 +196,14 @@ def _take_part(made: Federation, name: str, held: Any, datasets: Sequence[str]) 
         made.join(name, dict.fromkeys(datasets, bound(made.home / "data" / name, name, held)))
 
 
-def _started(remote: Remote, file: str, source: Mapping[str, Any], seed: int, privacy: str | None) -> Run:
+def _started(remote: Remote, file: str, options: Mapping[str, str] | None, asked: Mapping[str, Any]) -> Run:
     """The one run of this federation, begun or going on."""
     for known in remote.runs():
         run = remote.run(known["run"])
         if known["state"] in ("stopped", "failed"):
             run.steer("resume")
         return run
-    return remote.submit(file, source.get("options"), seed=seed, rounds=source.get("rounds"), privacy=privacy)
+    return remote.submit(file, options, **asked)
 
 
 def bound(place: Path, name: str, held: Any) -> Path:
