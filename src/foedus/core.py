@@ -57,6 +57,9 @@ class Update(NamedTuple):
     metrics: Metrics = {}
 
 
+EVALUATE = "evaluate"  # the work that measures models, where an algorithm does not measure itself
+
+
 class Decline(NamedTuple):
     reason: str
 

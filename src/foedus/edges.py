@@ -14,7 +14,7 @@ from typing import Any
 
 from foedus import frames, jobfile, launch, progress, runs
 from foedus.aggregators.mean import significant
-from foedus.core import Algorithm, Correct, Fit, Metrics, RoundContext, State, Task
+from foedus.core import EVALUATE, Algorithm, Correct, Fit, Metrics, RoundContext, State, Task
 from foedus.data import Site, Split
 from foedus.errors import JobError
 from foedus.files import write_atomic
@@ -23,7 +23,6 @@ from foedus.keys import Key
 from foedus.params import Params, digest
 from foedus.remote import Remote, Run, connect
 from foedus.wire import bundle
-from foedus.work import EVALUATE
 
 FILE, START = "foedus_edge.py", "start.safetensors"
 OVER = ("failed", "stopped")

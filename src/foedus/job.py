@@ -66,6 +66,7 @@ class Options:
     stop: Stop | None = None
     start: Any = None
     privacy: Any = None
+    purpose: str = ""
     compress: Any = None
     track: Any = None
 

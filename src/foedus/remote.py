@@ -104,6 +104,7 @@ class Remote:
             "schema": schema.read(chosen.schema, beside=loaded.path.parent).plain(),
             "requires": list(chosen.requires),
             "min_sites": self._least(chosen),
+            "purpose": chosen.purpose,
             "rounds": chosen.rounds,
             "override_rounds": rounds,
             "metrics": chosen.declared() if chosen.learner else None,

@@ -18,7 +18,7 @@ from foedus.aggregators import mean
 from foedus.aggregators.gathering import too_few
 from foedus.algorithms.buffered import size
 from foedus.clock import Watch
-from foedus.core import Algorithm, Deadline, Late, Round, RoundContext, Runner, State, Task, Total
+from foedus.core import EVALUATE, Algorithm, Deadline, Late, Round, RoundContext, Runner, State, Task, Total
 from foedus.errors import JobError, JournalError, Paused
 from foedus.faults import point
 from foedus.files import delete, write_atomic
@@ -29,7 +29,6 @@ from foedus.metrics import Metric
 from foedus.params import Params
 from foedus.participation import Cohort, drawn, lots, picked, times
 from foedus.stop import Stop
-from foedus.work import EVALUATE
 
 BESIDE = ("round", "seconds", "clock")  # what a line of the history has beside metrics
 CHECKPOINT_SHARE = 20  # a checkpoint may take a twentieth of the time since the last one

@@ -15,7 +15,7 @@ import numpy as np
 
 from foedus import measured, schema
 from foedus.aggregators.folding import check
-from foedus.core import Decline, Learner, Local, Personal, SiteContext, Update, Work
+from foedus.core import EVALUATE, Decline, Learner, Local, Personal, SiteContext, Update, Work
 from foedus.data import Site, Split, load_split
 from foedus.errors import FoedusError, JobError, Refused, Relayed, SiteError
 from foedus.keys import Key, key
@@ -23,7 +23,6 @@ from foedus.metrics import plain
 from foedus.params import Params, Spec
 
 FOREIGN = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen")  # code that is not the user's
-EVALUATE = "evaluate"
 MOST_SPLITS = 1024
 
 

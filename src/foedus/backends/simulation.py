@@ -12,14 +12,14 @@ from foedus.aggregators import Folding
 from foedus.aggregators.folding import nothing, sized
 from foedus.backends.locals import Locals
 from foedus.clock import Trip, Watch
-from foedus.core import Deadline, Local, Origin, Outcome, RoundContext, State, Task, Total, Update
+from foedus.core import EVALUATE, Deadline, Local, Origin, Outcome, RoundContext, State, Task, Total, Update
 from foedus.errors import JobError, Refused
 from foedus.faults import point
 from foedus.journal import Journal, task_digest
 from foedus.params import digest as params_digest
 from foedus.privacy.secagg import hidden
 from foedus.settle import Desk, Rule, needed, pause
-from foedus.work import EVALUATE, Order
+from foedus.work import Order
 
 STATES, LEAST_AT_ONCE = 256 << 20, 16  # bytes of new states in memory at once, but never fewer sites
 MOST_ATTEMPTS = 10  # where devices drop out by the clock, and nobody is there to resume the run

@@ -16,9 +16,9 @@ from foedus.backends.auto import ROUNDS, SAVES
 from foedus.backends.processes.workers import cores
 from foedus.backends.simulation import Crew, Done
 from foedus.backends.vectorized import Many
-from foedus.core import Local, Task
+from foedus.core import EVALUATE, Local, Task
 from foedus.job import Job
-from foedus.work import EVALUATE, Order
+from foedus.work import Order
 
 LEAST = 0.02  # seconds of a Task that are worth the messages
 

@@ -29,7 +29,7 @@ LEAVING = 15.0
 
 def add_to(app: typer.Typer) -> None:
     verbs = typer.Typer(name="site", no_args_is_help=True, help="Take part in a federation with this machine's data.")
-    for verb in (join, start, status, preview, sent, pause, leave, approve, refuse):
+    for verb in (join, start, status, preview, sent, privacy, pause, leave, approve, refuse):
         verbs.command()(verb)
     verbs.command(name="return")(return_)
     verbs.command()(export)
@@ -101,6 +101,17 @@ def sent(
     place = _place(home, name)
     found = report.sent(place, run)
     out({"site": place.name, "sent": found}, json, _sent_lines(found))
+
+
+def privacy(home: HomeOption = None, name: NameOption = None, json: JsonOption = False) -> None:
+    """Show what all jobs together have spent of each dataset's privacy, by whom, and what is left.
+
+    Every row of the ledger is verified: who changed one, or put back an older file, is found out.
+    """
+    from foedus.site import account
+
+    found = account.describe(_place(home, name))
+    out(found, json, account.lines(found))
 
 
 def preview(

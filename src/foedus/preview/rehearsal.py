@@ -13,7 +13,7 @@ from foedus.aggregators import Folding
 from foedus.backends.local import done, folded
 from foedus.backends.locals import Locals
 from foedus.backends.simulation import Done, Simulation
-from foedus.core import Local, Task, Update
+from foedus.core import EVALUATE, Local, Task, Update
 from foedus.errors import FoedusError, JobError, Paused
 from foedus.files import write_atomic
 from foedus.job import Job
@@ -21,7 +21,7 @@ from foedus.journal import Journal, Memory
 from foedus.preview import shown
 from foedus.privacy.secagg import ROWS
 from foedus.run import Checkpoints, draw, execute
-from foedus.work import EVALUATE, Among, Bench, Order
+from foedus.work import Among, Bench, Order
 
 Json = dict[str, Any]
 

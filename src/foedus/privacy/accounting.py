@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from foedus.errors import FoedusError, explained
 
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 Accountant = Literal["rdp", "pld"]
 
 
+class Steps(NamedTuple):
+    """Steps of one kind, one after another."""
+
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+
+
 def epsilon(
     noise_multiplier: float, sampling_rate: float, steps: int, delta: float, accountant: Accountant = "pld"
 ) -> float:
@@ -30,10 +39,20 @@ def epsilon(
 
     Abadi et al. 2016; Mironov et al. 2019 (rdp); Koskela et al. 2020 and Doroshenko et al. 2022 (pld).
     """
-    _check(sampling_rate=sampling_rate, steps=steps, delta=delta, noise_multiplier=noise_multiplier)
+    return composed([Steps(noise_multiplier, sampling_rate, steps)], delta, accountant)
+
+
+def composed(spent: Iterable[Steps], delta: float, accountant: Accountant = "pld") -> float:
+    """The epsilon at `delta` of all these steps together, one after another; 0 of none."""
+    together = Counter[tuple[float, float]]()
+    for noise, rate, steps in spent:
+        _check(sampling_rate=rate, steps=steps, delta=delta, noise_multiplier=noise)
+        together[noise, rate] += steps
     with _quiet():
-        spent = _accountant(accountant).compose(_event(noise_multiplier, sampling_rate, steps))
-        return float(spent.get_epsilon(delta))
+        found = _accountant(accountant)
+        for (noise, rate), steps in together.items():
+            found.compose(_event(noise, rate, steps))
+        return float(found.get_epsilon(delta)) if together else 0.0
 
 
 def noise_multiplier(

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from foedus.core import EVALUATE
 from foedus.metrics import plain
 from foedus.report.markup import Html, el, join, lasting, short
-from foedus.work import EVALUATE
 
 RECENT = 20  # rounds from which speed and remaining time are taken
 BESIDE = ("round", "seconds", "clock")  # in the metrics of the row that a stop rule adds

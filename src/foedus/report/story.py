@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from foedus.core import EVALUATE
 from foedus.journal import Journal
 from foedus.metrics import plain
 from foedus.pool import MOST_LISTED
 from foedus.runs import Kept
 from foedus.store import Row
-from foedus.work import EVALUATE
 
 Body = Mapping[str, Any]
 Interval = Sequence[float]

@@ -12,6 +12,7 @@ from typing import Any, final
 from foedus import build
 from foedus.errors import Denied, WireError
 from foedus.site import bindings, policy
+from foedus.site.ledger import Ledger
 from foedus.site.orders import read_ending, read_offer, read_order, verdicts
 from foedus.site.place import Place
 from foedus.site.runs import ENDED, RUNS, Context, SiteRun
@@ -46,6 +47,8 @@ class Agent:
         self.runs: dict[str, SiteRun] = {}
         self.ended = {run for run, _ in place.store.items(ENDED)}
         self.stopping = threading.Event()
+        self.writing = threading.Lock()
+        self._ledger: Ledger | None = None
         self.reachable: bool | None = None
         self.since = time.time()
         self.seen = place.wish()
@@ -65,6 +68,13 @@ class Agent:
             self.stop()
             self.log.info("agent stopped")
 
+    def ledger(self) -> Ledger:
+        """What this site has spent of its data's privacy. Raises Damaged, each time anew."""
+        with self.writing:
+            if self._ledger is None:
+                self._ledger = Ledger(self.place.folder, self.place.store, self.who.key)
+            return self._ledger
+
     def stop(self) -> None:
         """Ends the runs' threads and workers; what is durable stays."""
         self.stopping.set()
@@ -81,7 +91,7 @@ class Agent:
 
     def _run(self, run: str) -> SiteRun:
         if run not in self.runs:
-            self.runs[run] = SiteRun(Context(self.place, self.who, self.roll, self.log), run)
+            self.runs[run] = SiteRun(Context(self.place, self.who, self.roll, self.log, self.ledger), run)
         return self.runs[run]
 
     # ---- the main thread: ask, and hand over what is new ---------------------------------------------------------

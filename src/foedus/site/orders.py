@@ -82,6 +82,7 @@ class Offer(NamedTuple):
     public: str
     privacy: str = "none"
     override_privacy: str = ""  # the word in place of the Job's own
+    purpose: str = ""
     metrics: tuple[str, ...] | None = None  # that may leave, under prefixes, too; None: an analysis, or an older foedus
 
 
@@ -133,7 +134,7 @@ def read_offer(envelope: Any, server: str) -> Offer:
             _run(body["run"]), str(signed.get("name") or ""), _blob(signed["bundle"]), _text(signed["entry"]),
             dict(signed.get("options") or {}), _integer(signed["seed"]), _texts(signed.get("datasets")),
             _texts(signed.get("requires")), public, _text(signed.get("privacy") or "none"),
-            _text(signed.get("override_privacy") or ""),
+            _text(signed.get("override_privacy") or ""), _text(signed.get("purpose") or ""),
             None if signed.get("metrics") is None else _texts(signed["metrics"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:

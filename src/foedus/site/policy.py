@@ -3,6 +3,7 @@ Plain TOML comes in; every question is answered with "" (yes) or with the reason
 
 from __future__ import annotations
 
+import datetime
 import re
 import time
 import tomllib
@@ -12,12 +13,18 @@ from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 from foedus.errors import Denied
 from foedus.metrics import plain
+from foedus.privacy.presets import guards
+from foedus.privacy.spending import Limit
+from foedus.site import terms
+from foedus.site.terms import Terms
 
 Some = tuple[str, ...]
 Names = Some | None  # None: all
 Hours = tuple[int, int] | None
 Most = int | None  # None: no limit
 Privacy = Literal["none", "secagg", "dp"]
+Demands = tuple[Privacy, ...]
+SIGNED = {"secagg": "secagg", "dp": "dp_sgd"}  # what a submission says of each
 NICEST = 19
 _HOURS = re.compile(r"([01]?[0-9]|2[0-4])-([01]?[0-9]|2[0-4])")
 
@@ -35,10 +42,11 @@ class Policy(NamedTuple):
     hours: Hours = None
     network: bool = False
     error_texts: bool = False
-    privacy: Privacy = "none"
+    privacy: Demands = ()
     most_memory_bytes: Most = None
     most_cpu_seconds: Most = None
     nice: int = 0
+    terms: Mapping[str, Terms] = {}
 
     @property
     def limits(self) -> dict[str, int | None]:
@@ -47,13 +55,33 @@ class Policy(NamedTuple):
 
     def private(self, privacy: str) -> str:
         """Whether a Job of this privacy may train here."""
-        if self.privacy in ("none", *privacy.split("+")):
+        lacking = [word for word in self.privacy if word != "none" and not guards(privacy, SIGNED[word])]
+        if not lacking:
             return ""
-        remedy = {"secagg": "submit it with privacy='secagg'", "dp": "this version of foedus has not built that yet"}
+        word = "hospital" if "dp" in lacking else "secagg"
         return (
-            f"the job's privacy is {privacy!r}, and the site's policy demands {self.privacy!r} (`privacy`): "
-            f"{remedy[self.privacy]}"
+            f"the job's privacy is {privacy!r}, and the site's policy demands {lacking[0]!r} (`privacy`): "
+            f"submit it with privacy={word!r}"
         )
+
+    def agreed(self, names: Iterable[str], purpose: str) -> str:
+        """Whether these datasets may be used today, by a job of that purpose."""
+        today = datetime.date.today()
+        found = (terms.allowed(name, self.terms[name], purpose, today) for name in names if name in self.terms)
+        return next(filter(None, found), "")
+
+    def excluded(self, names: Iterable[str]) -> dict[str, tuple[list[str], str]]:
+        """dataset -> the ids that its owner has excluded, and the column of a table in which they stand. Denied."""
+        try:
+            found = {name: (each.ids(), each.column) for name in names if (each := self.terms.get(name)) is not None}
+        except (OSError, ValueError) as error:
+            raise Denied(f"the list of excluded ids cannot be read ({error}); nothing is loaded without it") from None
+        return {name: each for name, each in found.items() if each[0]}
+
+    @property
+    def budgets(self) -> dict[str, Limit]:
+        """What may be spent of the datasets whose owner has set a limit."""
+        return {name: found.limit for name, found in self.terms.items() if found.limit is not None}
 
     def dataset(self, names: Iterable[str]) -> str:
         """Whether these datasets may be used."""
@@ -101,7 +129,9 @@ def load(path: Path) -> Policy:
     except (ValueError, OSError) as error:
         raise Denied(f"{path}: {error}; nothing is allowed until it is mended") from None
     try:
-        return Policy(**{key: _value(key, value) for key, value in found.items()})
+        tables = found.pop("dataset", {})
+        each = {name: terms.read(name, table, path.parent) for name, table in tables.items()}
+        return Policy(**{key: _value(key, value) for key, value in found.items()}, terms=each)
     except ValueError as error:
         raise Denied(f"{path}: {error}; nothing is allowed until it is mended") from None
 
@@ -121,8 +151,10 @@ def _value(key: str, value: Any) -> Any:
         raise ValueError(f"nice = {value} is above {NICEST}, the least priority that there is")
     if kind == Most and type(value) is int and value > 0:
         return value
-    if kind == Privacy and value in get_args(Privacy):
-        return value
+    if kind == Demands:
+        words = value if isinstance(value, list) else [value]
+        if all(word in get_args(Privacy) for word in words):
+            return tuple(words)
     if kind is int and type(value) is int and value >= 0:
         return value
     if kind is bool and type(value) is bool:
@@ -139,7 +171,12 @@ def _value(key: str, value: Any) -> Any:
 def describe(policy: Policy) -> Mapping[str, Any]:
     """The rules as they are shown."""
     hints, none = get_type_hints(Policy), {Names: "all", Hours: "all", Most: "no limit"}
-    return {name: none[hints[name]] if value is None else value for name, value in policy._asdict().items()}
+    found = {name: none[hints[name]] if value is None else value for name, value in policy._asdict().items()}
+    shown = {
+        name: {k: str(v) if k == "valid_until" else v for k, v in x._asdict().items()}
+        for name, x in policy.terms.items()
+    }
+    return found | {"privacy": policy.privacy or "none", "terms": shown}
 
 
 _TEMPLATE = """\
@@ -176,7 +213,7 @@ most_update_bytes = {most}
 # "could not convert string to float: 'Smith'" quotes data. It always stands in the worker's log, here.
 # error_texts = true
 
-# The privacy that a job must have: "none", "secagg" or "dp". The last is not built yet: no job trains here then.
+# The privacy that a job must have: "none", "secagg", "dp", or ["dp", "secagg"], which is what `hospital` has.
 # privacy = "none"
 
 # What the process that loads and trains may take of this machine: bytes of memory (each process that it starts may take
@@ -185,4 +222,15 @@ most_update_bytes = {most}
 # most_memory_bytes = 8589934592
 # most_cpu_seconds = 36000
 # nice = 10
+
+# What may be done with one dataset; these tables stand at the end of the file.
+#
+# [dataset.heart]
+# epsilon = 4.0                  # all jobs together may spend so much, at delta; no job without DP trains on it
+# delta = 1e-5
+# purpose = ["heart-failure"]    # a job must state one of these
+# approval = "ethics 2026-113"   # stands in the ledger beside each training
+# valid_until = 2027-06-30       # the last day
+# excluded = "withdrawn.txt"     # an id a line, beside this file: rows, files and folders that no job sees
+# column = "patient"             # of a table, with these ids
 """.replace("{most}", str(Policy().most_update_bytes))

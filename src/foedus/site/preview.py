@@ -88,13 +88,14 @@ def loading(place: Place, run: str, offer: Offer, rules: policy.Policy) -> Json:
     """What makes a worker ready, as for the run itself: the same data, seed and secret."""
     known = (place.store.get(RUNS, run) or {}).get("bound", ())
     bound = bindings.chosen(place.store, offer.datasets or known)
-    if why := rules.dataset(binding.name for binding in bound):
+    names = [binding.name for binding in bound]
+    if why := rules.dataset(names):
         raise Denied(why)
     return {
         "entry": offer.entry, "options": offer.options, "seed": offer.seed, "site": place.name,
         "data": [list(binding) for binding in bound], "many": len(bound) > 1,
         "network": rules.network and approved(place, rules, offer), "limits": rules.limits, "error_texts": True,
-        "privacy": offer.override_privacy, "secret": derived(place.key(), run),
+        "privacy": offer.override_privacy, "excluded": rules.excluded(names), "secret": derived(place.key(), run),
     }  # fmt: skip
 
 

@@ -6,16 +6,19 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple, final
 
+from foedus.core import EVALUATE
 from foedus.errors import FoedusError
 from foedus.files import STRETCH, write_atomic
+from foedus.privacy.accounting import Steps
 from foedus.privacy.presets import guards
 from foedus.site import bindings, policy
+from foedus.site.ledger import Ledger, Training
 from foedus.site.orders import Activity, At, Blob, Ending, Offer, Order, Verdict, kept_offer
 from foedus.site.orders import verdicts as read_verdicts
 from foedus.site.place import Place
@@ -42,6 +45,7 @@ class Context(NamedTuple):
     who: Member
     roll: Roll
     log: logging.Logger
+    ledger: Callable[[], Ledger]  # raises Damaged
 
 
 class NotReady(FoedusError):
@@ -164,6 +168,9 @@ class SiteRun:
         try:
             rules = self._allowed(order)
             worker = self._host(rules)
+            self._count(order, rules, worker, activity)
+        except Stopped:
+            raise
         except FoedusError as error:
             self.tasks.decline(order.at, str(error), "declined", activity)
             return
@@ -196,9 +203,30 @@ class SiteRun:
             raise NotReady("the submitter signed privacy 'secagg', and the Task has no seal: nothing leaves this site")
         rules = policy.load(self.context.place.folder / "policy.toml")
         bound = self._bound()
-        if why := self._consent(rules) or rules.private(self.offer.privacy) or rules.dataset(b.name for b in bound):
+        if why := self._consent(rules) or self._forbidden(rules, bound):
             raise NotReady(why)
         return rules
+
+    def _forbidden(self, rules: policy.Policy, bound: Sequence[bindings.Binding]) -> str:
+        """Why the policy does not let a run of this privacy and purpose at these datasets."""
+        assert self.offer is not None
+        names = [binding.name for binding in bound]
+        return rules.private(self.offer.privacy) or rules.dataset(names) or rules.agreed(names, self.offer.purpose)
+
+    def _count(self, order: Order, rules: policy.Policy, worker: WorkerHost, activity: Activity) -> None:
+        """Counts a training in the site's ledger, before it begins. Raises NotReady where a limit forbids it."""
+        if order.work == EVALUATE or counts_rows(order):
+            return
+        assert self.offer is not None
+        privacy, said = self.offer.privacy, None
+        if guards(privacy, "dp_sgd"):
+            said = (worker.ready(activity, order.stall).get("privacy") or {}).get("spends")
+        steps = said and Steps(float.fromhex(said[0]), float.fromhex(said[1]), int(said[2]))
+        submitter = self.context.roll.submitter(self.offer.public)
+        training = Training(*order.at, order.payload.digest, order.work, submitter, privacy, steps or None)
+        names = [binding.name for binding in self._bound()]
+        if why := self.context.ledger().count(training, names, rules.budgets):
+            raise NotReady(why)
 
     def _consent(self, rules: policy.Policy) -> str:
         assert self.offer is not None
@@ -235,7 +263,7 @@ class SiteRun:
         report["packages"] = bindings.remedy(lacking) if lacking else "present"
         bound = self._bound()
         report["dataset"] = ", ".join(binding.name for binding in bound)
-        if why := why or rules.private(offer.privacy) or rules.dataset(binding.name for binding in bound):
+        if why := why or self._forbidden(rules, bound):
             raise NotReady(why)
         if lacking:
             raise NotReady(f"packages are missing: {report['packages']}")
@@ -287,6 +315,7 @@ class SiteRun:
         loading = {"entry": offer.entry, "options": offer.options, "seed": offer.seed, "site": place.name,
                    "data": [list(binding) for binding in bound], "many": len(bound) > 1,
                    "network": rules.network, "limits": rules.limits, "privacy": offer.override_privacy,
+                   "excluded": rules.excluded(b.name for b in bound),
                    "error_texts": rules.error_texts, "secret": derived(place.key(), self.run)}  # fmt: skip
         if self.worker is None or self.worker.loading != loading:
             self._retire()

@@ -27,8 +27,10 @@ from foedus.keys import Key
 from foedus.params import Params
 from foedus.preview.rehearsal import Leaving, named, rehearsed
 from foedus.privacy import presets
+from foedus.privacy.dp_sgd import plan
 from foedus.site.limits import hinted, limit
 from foedus.site.orders import spec_of
+from foedus.site.withheld import without
 from foedus.wire.offline import go_offline
 from foedus.wire.pipe import Pipe, inherited
 from foedus.work import Bench, Order, describe
@@ -94,17 +96,20 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
     """The Job and its data, and what the agent is told of them."""
     stage = f"importing {order['entry']}"
     try:
+        stage = "taking out what is excluded"
+        paths = withheld(order)  # before any of the Job's code is here
+        stage = f"importing {order['entry']}"
         job = jobfile.load(Path(order["bundle"]) / order["entry"], order["options"]).job
         job = job.given(privacy=order.get("privacy") or None)
         described = build.describe()  # with the libraries that the Job brings, as the run worker describes itself
         stage = "adapting its data"
-        named = {name: adapted(name, path, adapter) for name, path, adapter in order["data"]}
+        named = {name: adapted(name, paths[name], adapter) for name, _, adapter in order["data"]}
         stage = "loading its data"
         data = named if order["many"] else next(iter(named.values()))
         bench = job.bench(order["seed"])
         bench.secret = Key((order["secret"],))
         report = describe_split(bench.split(order["site"], data)) | {"schema": "fits" if job.schema else None}
-        report |= {"privacy": protection(job)}
+        report |= {"privacy": protection(job, report["rows"].get("train", 0))}
     except SiteError as error:
         return None, _raised(error, error.stage, order["error_texts"])
     except (FoedusError, NotImplementedError) as error:
@@ -113,6 +118,16 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
         return None, _raised(error, stage, order["error_texts"] or stage.startswith("importing"))
     point("worker.after-load")
     return Loaded(job, bench, order["site"], data, order["error_texts"]), {"ready": True, **report, "build": described}
+
+
+def withheld(order: Mapping[str, Any]) -> dict[str, str]:
+    """dataset -> the path of its data, without the rows and files that its owner has excluded."""
+    excluded, into = order.get("excluded") or {}, Path("withheld").absolute()
+    found = {}
+    for name, path, _ in order["data"]:
+        ids, column = excluded.get(name) or ((), "")
+        found[name] = str(without(Path(path), ids, column, into / name))
+    return found
 
 
 def adapted(name: str, path: str, adapter: str) -> Any:
@@ -129,9 +144,19 @@ def adapted(name: str, path: str, adapter: str) -> Any:
     return module.adapt(Path(path), name)
 
 
-def protection(job: Job) -> Json:
-    """The Job's privacy, as a submission signs it and in full."""
-    return {"stated": presets.stated(job.protections), "said": presets.said(job.privacy or "none", job.method.traits)}
+def protection(job: Job, rows: int) -> Json:
+    """The Job's privacy, as a submission signs it and in full, and what one training on so many rows spends."""
+    stated, said = presets.stated(job.protections), presets.said(job.privacy or "none", job.method.traits)
+    return {"stated": stated, "said": said, "spends": spends(job, rows)}
+
+
+def spends(job: Job, rows: int) -> list[Any] | None:
+    """Noise multiplier, sampling rate and steps of one training; None where nothing bounds what it tells."""
+    if job.dp_sgd is None or not job.dp_sgd.word or not rows:
+        return None
+    learner: Any = job.learner
+    found = plan(job.dp_sgd, rows, learner.batch_size, learner.count(rows), job.rounds)
+    return [float(found.noise).hex(), float(found.rate).hex(), int(found.steps)]
 
 
 def describe_split(split: Any) -> Json:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from foedus import runs
+from foedus.core import EVALUATE
 from foedus.errors import JobError
 from foedus.journal import Journal
 from foedus.metrics import Metric
-from foedus.work import EVALUATE
 
 Values = Mapping[str, float | None]
 
