@@ -241,7 +241,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
 
 
 def kept(made: Federation, site: str) -> list[Any]:
-    """Every document of a site but the moments at which its agent was heard."""
+    """Every document of a site, and its ledger."""
+    ledger = made.site_home(site) / "sites" / site / "ledger.jsonl"
+    return [*documents(made, site), ledger.read_bytes() if ledger.exists() else b""]
+
+
+def documents(made: Federation, site: str) -> list[Any]:
     with closing(sqlite3.connect(made.site_home(site) / "sites" / site / "site.db")) as db:
         tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return [(name, sorted(map(repr, db.execute(f"SELECT * FROM {name}")))) for name in sorted(tables)]
@@ -305,8 +310,15 @@ def test_a_preview_is_of_what_waits_and_of_what_a_check_left(made: Federation, t
     shown = made.site("north", "preview", run, "--out", str(tmp_path / "shown"))
     assert "round 1, train: " in shown and "norm of all trainable arrays together" in shown
     assert "metric train_loss: float64 3" in shown and "nothing was sent; the bytes are in" in shown
+    home, policy = made.site_home("north"), made.site_home("north") / "sites" / "north" / "policy.toml"
+    before = policy.read_text()
+    policy.write_text(f'{before}\nprivacy = "secagg"\n')
+    found = json.loads(made.site("north", "preview", run, "--out", str(tmp_path / "again"), "--json"))
+    assert found["forbidden"].startswith("the job's privacy is 'none', and the site's policy demands 'secagg'")
+    policy.write_text(before.replace('datasets = "all"', 'datasets = ["heart"]'))
+    assert foedus(home, "site", "preview", run)[0] == 7
+    policy.write_text(before)
     made.site("north", "refuse", run)
-    home = made.site_home("north")
     code, said = foedus(home, "site", "preview", run)
     assert (code, "this code was refused here" in said) == (7, True)
     code, said = foedus(home, "site", "preview", "no-such-run")

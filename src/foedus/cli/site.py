@@ -132,6 +132,8 @@ def preview(
     found = previews.preview(place, code, folder, rounds)
     if not found["approved"]:
         note("this code is not approved here: it ran on your data because you asked, without a network")
+    if found["forbidden"]:
+        note(f"as your policy stands it would not train here: {found['forbidden']}")
     for line in found["privacy"]["said"]:
         note(f"privacy: {line}")
     out(found, json, leaving.lines(found))

@@ -54,6 +54,7 @@ def preview(place: Place, text: str, out: Path | None = None, rounds: int = 1) -
         rows = [_row(row, *here) for row in answer["previewed"]]
     about: Json = {"run": run, "site": place.name, "bundle": offer.bundle.digest, "roster": roster, "updates": rows}
     made = about | {"approved": approved(place, rules, offer), "privacy": told["privacy"], "why": str(answer["why"])}
+    made["forbidden"] = rules.private(offer.privacy) or rules.examples(told.get("rows", {}).get("train", 0))
     write_atomic(folder / "preview.json", json.dumps(made, indent=1).encode())
     return made | {"folder": str(folder)}
 
@@ -89,7 +90,7 @@ def loading(place: Place, run: str, offer: Offer, rules: policy.Policy) -> Json:
     known = (place.store.get(RUNS, run) or {}).get("bound", ())
     bound = bindings.chosen(place.store, offer.datasets or known)
     names = [binding.name for binding in bound]
-    if why := rules.dataset(names):
+    if why := rules.dataset(names) or rules.agreed(names, offer.purpose):
         raise Denied(why)
     return {
         "entry": offer.entry, "options": offer.options, "seed": offer.seed, "site": place.name,
