@@ -17,6 +17,7 @@ from foedus import (
     apfl,
     attacked,
     bulyan,
+    central_dp,
     chain,
     clip,
     cyclic,
@@ -35,7 +36,9 @@ from foedus import (
     gossip,
     hierarchical,
     inner_product,
+    int8,
     krum,
+    local_dp,
     median,
     moon,
     plateau,
@@ -297,6 +300,23 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
     ),
     ("dp_sgd(epsilon=…)", "rounds=None"): (
         {"privacy": dp_sgd(1.0, epsilon=2.0), "rounds": None, "stop": wall_time(60)},
+        {"rounds": 10},
+    ),
+    (
+        "central_dp or local_dp",
+        "a Gather (median, krum, …), or an algorithm that sends more than its model (scaffold, fednova, qffl, …)",
+    ): ({"privacy": central_dp(1.0, 1.1), "algorithm": scaffold()}, {"algorithm": fedprox(0.1)}),
+    (
+        "central_dp or local_dp",
+        "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical)",
+    ): ({"privacy": local_dp(1.0, 1.1), "algorithm": cyclic(fedprox(0.1))}, {"algorithm": fedprox(0.1)}),
+    ("central_dp", "compress=…"): ({"privacy": central_dp(1.0, 1.1), "compress": int8()}, {"compress": None}),
+    ("central_dp or local_dp", "a choice of sites by their losses (power_of_choice)"): (
+        {"privacy": local_dp(1.0, 1.1), "cohort": power_of_choice(4, 2)},
+        {"cohort": 2},
+    ),
+    ("central_dp(epsilon=…) or local_dp(epsilon=…)", "rounds=None"): (
+        {"privacy": central_dp(1.0, epsilon=2.0), "rounds": None, "stop": wall_time(60)},
         {"rounds": 10},
     ),
 }

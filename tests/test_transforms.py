@@ -174,7 +174,7 @@ def test_states_go_on_from_round_to_round_and_sites_see_the_public_part() -> Non
     assert [(local, public) for _, _, local, public, _ in encodes] == [(r or None, r) for r in range(3) for _ in SITES]
     assert [names for *_, names in encodes[:3]] == [(0, 0, 0, site, "encode", 0) for site in SITES]
     assert [row[2] for row in log if row[1] == "decode"] == [0, 1, 2]
-    assert log[3][-1] == (0, 0, 0, "server", "decode", 0)
+    assert log[3][-1] == (0, "secret", 0, "server", "decode", 0, 0, 0)  # of a secret that only the server has
 
 
 def test_a_site_that_declines_or_is_refused_keeps_its_local_state() -> None:

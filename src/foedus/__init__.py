@@ -38,6 +38,7 @@ _WHERE = {
     "connect": "remote",
     "secagg": "privacy.secagg",
     "dp_sgd": "privacy.dp_sgd",
+    "central_dp local_dp": "privacy.site_level",
     "attack": "audit",
     "edge": "edges",
     "progress": "progress",

@@ -163,12 +163,13 @@ class Task(NamedTuple):
         return self.letters.get(site, self.payload)
 
 
-class RoundContext(NamedTuple):  # journaled, all of it: no clock, nobody's presence
+class RoundContext(NamedTuple):  # journaled, all but the secret: no clock, nobody's presence
     seed: int
     round: int
     roster: Sequence[str]
     cohort: Sequence[str]
     history: Sequence[Mapping[str, Any]] = ()
+    secret: Key = Key(("nobody's",))  # named randomness that only the aggregator can draw
 
 
 Round = Generator[Any, Any, State]  # yields a Task or several, is sent a Total or several

@@ -14,8 +14,11 @@ from foedus.errors import Incompatible
 from foedus.metrics import plain
 from foedus.participation import times
 from foedus.privacy.secagg import majority
+from foedus.privacy.site_level import CentralDp
 
 READ = {"everybody", "exchange", "columns", "cut", "exact", "union"}  # traits of algorithms to which a sum says nothing
+
+UNLIKE = {"gather", "loss", "chooses", "sums", "mean", *READ}  # of those whose Totals are no means of updates
 
 READS = {"loss", "term", "elsewhere", "chooses", "sums", *READ}  # of those that read training rows beside the steps
 
@@ -464,6 +467,36 @@ TABLE = (
         "dp_sgd(epsilon=…)",
         "rounds=None",
         lambda j: j.dp_sgd is not None and j.dp_sgd.epsilon is not None and j.rounds is None,
+        "the noise is found from the number of rounds: say rounds=…, beside stop=…, or noise_multiplier=…",
+    ),
+    Row(
+        "central_dp or local_dp",
+        "a Gather (median, krum, …), or an algorithm that sends more than its model (scaffold, fednova, qffl, …)",
+        lambda j: j.site_level is not None and bool(UNLIKE & set(j.algorithm.traits)),
+        "the noise is that of one mean of clipped models: take fedavg, fedprox or a server optimizer (fedadam, …)",
+    ),
+    Row(
+        "central_dp or local_dp",
+        "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical)",
+        lambda j: j.site_level is not None and (_late(j) or size(j.method.traits) > 0 or bool(_topologies(j))),
+        "one update a site and round is accounted for: use the algorithm inside it as it is, and drop late updates",
+    ),
+    Row(
+        "central_dp",
+        "compress=…",
+        lambda j: isinstance(j.site_level, CentralDp) and bool(j.links),
+        "a compressed update may be longer than its clip: leave compress=… out (fd.clip too: central_dp clips)",
+    ),
+    Row(
+        "central_dp or local_dp",
+        "a choice of sites by their losses (power_of_choice)",
+        lambda j: j.site_level is not None and bool(getattr(j.cohort, "by_loss", False)),
+        "the losses that sites tell have no noise: draw the cohort by chance",
+    ),
+    Row(
+        "central_dp(epsilon=…) or local_dp(epsilon=…)",
+        "rounds=None",
+        lambda j: j.site_level is not None and j.site_level.epsilon is not None and j.rounds is None,
         "the noise is found from the number of rounds: say rounds=…, beside stop=…, or noise_multiplier=…",
     ),
 )

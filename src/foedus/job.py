@@ -29,6 +29,7 @@ from foedus.participation import Cohort, Participation, by_loss
 from foedus.privacy import presets
 from foedus.privacy.dp_sgd import DpSgd, private
 from foedus.privacy.secagg import Secagg, measuring, sealed
+from foedus.privacy.site_level import CentralDp, LocalDp, SiteLevel, noised
 from foedus.run import Plan
 from foedus.stop import Stop
 from foedus.transforms import chain, transformed
@@ -128,6 +129,7 @@ class Job(Options):
     def method(self) -> Algorithm:
         """The algorithm with what the Job adds to it: its compression, a seal, a choice of sites by their losses."""
         found = private(self.algorithm, self.dp_sgd, self.learner, self.rounds) if self.dp_sgd else self.algorithm
+        found = noised(found, self.site_level, self.rounds) if self.site_level else found
         found = transformed(found, chain(*self.links)) if self.links else found
         found = sealed(found, self.seal, self.least, self.quorum) if self.seal else found
         chosen = self.cohort.trains if isinstance(self.cohort, Participation) and self.cohort.by_loss else None
@@ -152,6 +154,11 @@ class Job(Options):
     def dp_sgd(self) -> DpSgd | None:
         """How sites train by DP-SGD, if they do."""
         return next((x for x in self.protections if isinstance(x, DpSgd)), None)
+
+    @property
+    def site_level(self) -> SiteLevel | None:
+        """How updates are noised as a whole, if they are."""
+        return next((x for x in self.protections if isinstance(x, (CentralDp, LocalDp))), None)
 
     @property
     def protections(self) -> Sequence[Any]:
@@ -244,12 +251,12 @@ def _check(job: Job) -> None:
 
 
 def _check_privacy(job: Job) -> None:
-    strange = [x for x in job.protections if not isinstance(x, (Secagg, DpSgd))]
-    kinds = [type(x) for x in (job.seal, job.dp_sgd) if x is not None]
+    strange = [x for x in job.protections if not isinstance(x, (Secagg, DpSgd, CentralDp, LocalDp))]
+    kinds = [type(x) for x in (job.seal, job.dp_sgd, job.site_level) if x is not None]
     if strange or len(kinds) < len(job.protections):
         raise JobError(
-            f"Job(privacy={job.privacy!r}): it is 'none', 'secagg', 'hospital', fd.secagg(…), fd.dp_sgd(…) or a list "
-            "of both"
+            f"Job(privacy={job.privacy!r}): it is 'none', 'secagg', 'hospital', fd.secagg(…), fd.dp_sgd(…), "
+            "fd.central_dp(…), fd.local_dp(…) or a list of one of each kind"
         )
     if job.dp_sgd is not None:
         whose = getattr(

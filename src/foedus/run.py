@@ -23,7 +23,7 @@ from foedus.errors import JobError, JournalError, Paused
 from foedus.faults import point
 from foedus.files import delete, write_atomic
 from foedus.journal import Journal
-from foedus.keys import key
+from foedus.keys import Key, key
 from foedus.measured import facts, measured
 from foedus.metrics import Metric
 from foedus.params import Params
@@ -55,6 +55,7 @@ class Plan(NamedTuple):
     best: str | None = None
     stop: Stop | None = None
     measuring: Callable[[Task], Task] | None = None  # what seals the Task that evaluates
+    secret: Key | None = None  # that only the aggregator has; None: the seed's, as in a simulation
 
     @property
     def least(self) -> int:
@@ -244,7 +245,8 @@ def _open(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Jour
     everybody = len(cohort) == len(roster)
     journal.add("round", round=here.round, roster=since, cohort=None if everybody else cohort, **_clock(watch))
     point("run.after-round")
-    return RoundContext(plan.seed, here.round, roster, cohort, here.history)
+    secret = plan.secret or key(plan.seed, "secret", 0, "server")
+    return RoundContext(plan.seed, here.round, roster, cohort, here.history, secret)
 
 
 def _asked(plan: Plan, here: Here, roster: Sequence[str], watch: Watch) -> Sequence[str]:

@@ -23,6 +23,7 @@ from foedus.files import delete
 from foedus.server.run import Body, Delivery, Run
 from foedus.server.tasks import Open, payload_of
 from foedus.store import Fenced
+from foedus.wire.ed25519 import derived
 from foedus.wire.pipe import Pipe, pair
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ class Conductor:
                 "entry": body["entry"],
                 "options": body["options"],
                 "seed": body["seed"],
+                "secret": derived(self.run.context.key, f"run/{self.run.id}"),
                 "rounds": body.get("override_rounds"),
                 "privacy": body.get("override_privacy"),
                 "source": {"file": None},

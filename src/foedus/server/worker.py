@@ -19,6 +19,7 @@ from foedus.errors import FoedusError, WireError
 from foedus.faults import point
 from foedus.files import write_atomic
 from foedus.journal import Journal, task_digest
+from foedus.keys import Key
 from foedus.metrics import Metric
 from foedus.params import Params, digest
 from foedus.privacy.secagg import hidden, masked
@@ -66,7 +67,7 @@ def run(pipe: Pipe, order: Mapping[str, Any]) -> dict[str, Any]:
         source=order["source"],
         sites=[],
     )
-    plan = job.plan(order["seed"])
+    plan = job.plan(order["seed"])._replace(secret=Key((order["secret"],)))
     runner = Remote(pipe, scratch, job.least, plan.metrics.values())
     ended = execute(plan, runner, journal, Checkpoints(scratch, lazy=False))
     about = {"run": order["run"], "rounds": len(ended.history)}

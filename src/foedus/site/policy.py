@@ -24,7 +24,7 @@ Hours = tuple[int, int] | None
 Most = int | None  # None: no limit
 Privacy = Literal["none", "secagg", "dp"]
 Demands = tuple[Privacy, ...]
-SIGNED = {"secagg": "secagg", "dp": "dp_sgd"}  # what a submission says of each
+SIGNED = {"secagg": ("secagg",), "dp": ("dp_sgd", "local_dp")}  # what a submission says of each
 NICEST = 19
 _HOURS = re.compile(r"([01]?[0-9]|2[0-4])-([01]?[0-9]|2[0-4])")
 
@@ -55,7 +55,11 @@ class Policy(NamedTuple):
 
     def private(self, privacy: str) -> str:
         """Whether a Job of this privacy may train here."""
-        lacking = [word for word in self.privacy if word != "none" and not guards(privacy, SIGNED[word])]
+        lacking = [
+            word
+            for word in self.privacy
+            if word != "none" and not any(guards(privacy, signed) for signed in SIGNED[word])
+        ]
         if not lacking:
             return ""
         word = "hospital" if "dp" in lacking else "secagg"

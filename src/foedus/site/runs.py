@@ -219,7 +219,7 @@ class SiteRun:
             return
         assert self.offer is not None
         privacy, said = self.offer.privacy, None
-        if guards(privacy, "dp_sgd"):
+        if guards(privacy, "dp_sgd") or guards(privacy, "local_dp"):
             said = (worker.ready(activity, order.stall).get("privacy") or {}).get("spends")
         steps = said and Steps(float.fromhex(said[0]), float.fromhex(said[1]), int(said[2]))
         submitter = self.context.roll.submitter(self.offer.public)

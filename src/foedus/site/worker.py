@@ -28,6 +28,7 @@ from foedus.params import Params
 from foedus.preview.rehearsal import Leaving, named, rehearsed
 from foedus.privacy import presets
 from foedus.privacy.dp_sgd import plan
+from foedus.privacy.site_level import LocalDp, noise_of
 from foedus.site.limits import hinted, limit
 from foedus.site.orders import spec_of
 from foedus.site.withheld import without
@@ -152,6 +153,8 @@ def protection(job: Job, rows: int) -> Json:
 
 def spends(job: Job, rows: int) -> list[Any] | None:
     """Noise multiplier, sampling rate and steps of one training; None where nothing bounds what it tells."""
+    if isinstance(job.site_level, LocalDp) and job.site_level.word:
+        return [noise_of(job.site_level, job.rounds).hex(), (1.0).hex(), 1]
     if job.dp_sgd is None or not job.dp_sgd.word or not rows:
         return None
     learner: Any = job.learner

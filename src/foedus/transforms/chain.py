@@ -27,7 +27,7 @@ from foedus.core import (
     Work,
 )
 from foedus.errors import Incompatible
-from foedus.keys import Key, key
+from foedus.keys import Key
 from foedus.params import Leaf, Params, Spec, join
 
 
@@ -100,7 +100,7 @@ def transformed(algorithm: Algorithm, transform: Transform) -> Algorithm:
             ]
             for i, task in enumerate(tasks):
                 if task.work in algorithm.works and totals[i].count:
-                    here = key(context.seed, context.round, count + i, "server", "decode")
+                    here = context.secret("decode", context.round, count + i)
                     totals[i], own = transform.decode(totals[i], own, here)
             answer, count = totals[0] if isinstance(asked, Task) else totals, count + len(tasks)
 
