@@ -36,6 +36,8 @@ _WHERE = {
     "among": "algorithms.among",
     "compare contribution cross_site Contribution Matrix Study": "study",
     "connect": "remote",
+    "recall_at": "metrics",
+    "after": "tables",
     "secagg": "privacy.secagg",
     "dp_sgd": "privacy.dp_sgd",
     "central_dp local_dp": "privacy.site_level",

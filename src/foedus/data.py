@@ -19,6 +19,7 @@ from foedus import frames, pool
 from foedus.errors import FoedusError, Missing
 from foedus.keys import Key
 from foedus.params import DTYPES, Array, digest
+from foedus.tables import After, divided
 
 PARTS = ("train", "valid", "test")
 VALID_SHARE = 0.1
@@ -159,8 +160,16 @@ class Split:
 
     @classmethod
     def from_frame(cls, train: Any, label: str, valid: Any = None, test: Any = None) -> Split:
-        """The Split of data frames of numbers (pandas): `label` is the target's column, all others are features."""
-        return cls(*(None if frame is None else _labelled(frame, label) for frame in (train, valid, test)))
+        """The Split of data frames of numbers (pandas): `label` is the target's column, all others are features.
+
+        `valid` and `test` may be `fd.after(when, on=column)`: the later rows of `train`; that column is no feature.
+        """
+        later = {name: part for name, part in (("valid", valid), ("test", test)) if isinstance(part, After)}
+        frames = {"train": train, "valid": valid, "test": test}
+        if later:
+            check_columns(train, label, *(part.on for part in later.values()))
+            frames |= divided(train, later)
+        return cls(*(None if frame is None else _labelled(frame, label) for frame in frames.values()))
 
     def with_valid(self, key: Key) -> Split:
         """This Split, with a validation part: where there is none, `key` draws 10 % of train, at least one example.

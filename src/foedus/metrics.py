@@ -12,13 +12,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from foedus import ranking
 from foedus.errors import FoedusError, JobError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Interval = tuple[float, float]
 Reads = Literal["logits", "probabilities"]
 PREFIXES = ("personal_test_", "personal_", "test_", "train_")  # of names under which the same metric is kept apart
-BINS = 4096
+BINS, CALIBRATED = 4096, 15
 Z = 1.959963984540054  # the normal quantile of 97.5 %
 
 
@@ -55,6 +56,19 @@ def metric(spec: str | Metric, reads: Reads = "logits") -> Metric:
     if reads == "probabilities" and BUILT.get(found.name) is found:
         return found._replace(sums=partial(found.sums, reads=reads))  # type: ignore[call-arg]
     return found
+
+
+def recall_at(alert_rate: float) -> Metric:
+    """Recall when the `alert_rate` (0.01: one in a hundred) of examples with the highest scores raise an alert."""
+    if not 0 < alert_rate < 1:
+        raise JobError(f"recall_at(alert_rate={alert_rate!r}): it is a share of the examples, above 0 and below 1")
+    value = partial(ranking.recall_at, rate=alert_rate)
+
+    def interval(sums: Array) -> Interval:
+        return _wilson(value(sums) * sums[1].sum(), sums[1].sum())
+
+    bound = partial(ranking.recall_at_bound, rate=alert_rate)
+    return Metric(f"recall_at_{alert_rate:g}", _ranked, value, "max", bound, interval, [(2, BINS)])
 
 
 def plain(name: str) -> str:
@@ -282,6 +296,22 @@ def _binned(outputs: Array, targets: Array, reads: Reads = "logits") -> Array:
     return np.stack(rows).reshape(-1, 2, BINS)[slice(None) if len(rows) > 1 else 0]
 
 
+def _ranked(outputs: Array, targets: Array, reads: Reads = "logits") -> Array:
+    """Negatives and positives by score, (2, BINS), of two classes alone."""
+    if _columns(outputs) > 2:
+        raise JobError("pr_auc, ks and recall_at are for two classes: use auc for more")
+    return _binned(outputs, targets, reads)
+
+
+def _calibrated(outputs: Array, targets: Array, reads: Reads = "logits") -> Array:
+    """Examples, sum of probabilities and positives by probability, (3, CALIBRATED), of two classes alone."""
+    if _columns(outputs) > 2:
+        raise JobError("ece is for two classes: use brier for more")
+    p, true = scores(outputs, reads).ravel(), _classes(targets, outputs).ravel()
+    at = np.minimum((p * CALIBRATED).astype(np.int64), CALIBRATED - 1)
+    return np.stack([np.bincount(at, w, CALIBRATED).astype(np.float64) for w in (None, p, true)])
+
+
 def _brier(outputs: Array, targets: Array, reads: Reads = "logits") -> Array:
     """The squared error of the probability of class 1; of more than two classes, summed over them (Brier 1950)."""
     true, p = _classes(targets, outputs), scores(outputs, reads)
@@ -424,6 +454,16 @@ _ALL = (
     Metric("f1", _confusion, _f1, "max", None, _f1_interval),
     Metric("balanced_accuracy", _by_class, _macro, "max", None, _mover),
     Metric("auc", _binned, _auc, "max", partial(_auc, column=1), _newcombe),
+    Metric(
+        "pr_auc",
+        _ranked,
+        ranking.average_precision,
+        "max",
+        ranking.average_precision_bound,
+        ranking.average_precision_interval,
+    ),
+    Metric("ks", _ranked, ranking.kolmogorov_smirnov, "max", ranking.kolmogorov_smirnov_bound),
+    Metric("ece", _calibrated, ranking.calibration_error, "min"),
     Metric("brier", _brier, _share, "min", None, partial(_normal, least=0.0, most=2.0)),
     Metric("dice", _dice, _share, "max", None, partial(_normal, least=0.0, most=1.0)),
     Metric("mae", _absolute, _share, "min", None, partial(_normal, least=0.0)),
@@ -434,5 +474,7 @@ _SHAPES: Mapping[Any, Sequence[tuple[int | None, ...]]] = {
     _confusion: [(2, 2)],
     _by_class: [(2, None)],
     _binned: [(2, BINS), (None, 2, BINS)],
+    _ranked: [(2, BINS)],
+    _calibrated: [(3, CALIBRATED)],
 }
 BUILT = {m.name: m._replace(shapes=_SHAPES.get(m.sums, [(2,), (3,)])) for m in _ALL}
