@@ -1,0 +1,73 @@
+"""The verb `validate`: a fixed model against every site's held-out data and what was claimed beforehand.
+The validation comes in when the verb is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foedus.cli.given import JsonOption, SiteOption, as_paths, counted_or_named, pairs
+from foedus.cli.show import out, quiet
+
+EXAMPLES = """Examples:
+
+\b
+  foedus validate job.py --model RUN                          intervals, at every site and together
+  foedus validate job.py --model final.safetensors --metric auc --reference 0.82 --margin 0.03
+  foedus validate job.py --model RUN --metric sensitivity --threshold 0.2 --reference 0.9
+  foedus validate job.py --model RUN --by age=0:50,65 --by sex=3:0.5       subgroups by columns of the inputs
+"""
+BY = "Subgroups by a column of the inputs and where to cut it: age=0:50,65. Repeat it."
+MODEL = "The model: a run here, or how its id begins, or a file."
+REFERENCE = "What is to be reached: a reader's score, a published figure, the pooled model's."
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(epilog=EXAMPLES)(validate)
+
+
+def validate(
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="A Python file that defines `job`.")],
+    model: Annotated[str, typer.Option(metavar="RUN|FILE", help=MODEL)],
+    options: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the job.")] = None,
+    sites: Annotated[int | None, typer.Option(help="A number of sites, in place of --site.")] = None,
+    site: SiteOption = None,
+    metric: Annotated[str, typer.Option(help="auc, sensitivity or specificity.")] = "auc",
+    reference: Annotated[float | None, typer.Option(help=REFERENCE)] = None,
+    margin: Annotated[float, typer.Option(help="How much below the reference would still do.")] = 0.05,
+    threshold: Annotated[float, typer.Option(help="The probability from which a score is positive.")] = 0.5,
+    by: Annotated[list[str] | None, typer.Option(metavar="NAME=COLUMN:CUTS", help=BY)] = None,
+    part: Annotated[str, typer.Option(help="test or valid.")] = "test",
+    least: Annotated[int, typer.Option(help="Groups of fewer examples at a site are not told of.")] = 10,
+    seed: Annotated[int, typer.Option(help="Names the bootstrap's randomness.")] = 0,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder for validation.json and .txt.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Validate a fixed model at every site, with intervals, subgroups and a claim that was stated beforehand."""
+    from foedus import jobfile, validation
+    from foedus.errors import FoedusError
+
+    given = counted_or_named(sites, site)
+    claim = validation.Claim(metric, reference, margin, threshold)
+    groups = {name: _cut(text) for name, text in pairs(by, "NAME=COLUMN:CUTS").items()}
+    with quiet():
+        loaded = jobfile.load(job, pairs(options, "KEY=VALUE"))
+        held = as_paths(loaded.sites if given is None else given)
+        found = validation.validate(loaded.job, model, held, claim, groups, part=part, least=least, seed=seed)
+        report = None if out_folder is None else str(found.save(out_folder))
+    out(found.plain() | {"report": report}, json, [*found.text(), *([f"report: {report}"] if report else [])])
+    if found.meets(found.line()) is False:
+        raise FoedusError(f"the claim is not shown: {found.verdict}")
+
+
+def _cut(text: str) -> Any:
+    from foedus.errors import JobError
+    from foedus.validation import cut
+
+    column, _, cuts = text.partition(":")
+    try:
+        return cut(int(column), [float(x) for x in cuts.split(",")])
+    except ValueError:
+        raise JobError(f"--by {text!r}: write NAME=COLUMN:CUTS, for example age=0:50,65") from None

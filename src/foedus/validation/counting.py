@@ -1,0 +1,81 @@
+"""What a site counts of a model's scores on examples that never trained: by group, class and score, and nothing else.
+The contract and metrics may come in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from foedus import metrics
+from foedus.aggregators import each
+from foedus.core import Algorithm, Local, RoundContext, SiteContext, State, Task, Update
+from foedus.data import Pairs, take
+from foedus.errors import JobError
+from foedus.metrics import BINS, CALIBRATED, Metric
+from foedus.params import Params, join
+from foedus.validation.groups import Cut, listed
+
+WORK = "validate"
+NAMES = ("auc", "ece")  # whose sums are counts by class and score, and by probability
+
+
+def counted(by: Mapping[str, Cut], part: str, least: int) -> Algorithm:
+    """One round in which every site counts: its answer is `SITE/counts`, `SITE/calibration`, `SITE/hidden`.
+
+    The model stays as it is. A group of fewer than `least` examples at a site is left out of all that it sends.
+    """
+    groups = len(listed(by))
+    spec = _answer(groups).spec
+
+    def round(state: State, context: RoundContext) -> Any:
+        total = yield Task(WORK, state, context.cohort, each(), len(context.cohort), returns=spec, late="drop")
+        return join(**dict(total.apart))
+
+    return Algorithm(
+        lambda params: params, round, {WORK: partial(_count, by, part, least)}, traits=("everybody", "exact")
+    )
+
+
+def _count(
+    by: Mapping[str, Cut], part: str, least: int, model: Params, local: Local, site: SiteContext
+) -> tuple[Local, Update]:
+    data = getattr(site.split, part)
+    if data is None or not len(data):
+        raise JobError(f"{site.name} has no {part} part: load(site) has to return one, of examples that never train")
+    found, wanted = _answer(len(listed(by))), [metrics.metric(name) for name in NAMES]
+    for i, rows in enumerate(_rows(by, data, site.name)):
+        if len(rows) < least:
+            found["hidden"][i] = len(rows) > 0
+            continue
+        sums = site.evaluate(model, take(data, rows), wanted)
+        found["counts"][i], found["calibration"][i] = (_two_classes(sums, m, site.name) for m in wanted)
+    return local, Update(found, float(len(data)))
+
+
+def _rows(by: Mapping[str, Cut], data: Any, site: str) -> list[Any]:
+    if by and not isinstance(data, Pairs):
+        raise JobError(f"{site}: subgroups are by a column of (x, y) arrays, and this part is {type(data).__name__}")
+    found = [np.arange(len(data))]
+    for how in by.values():
+        at = how.of(data.x)
+        found += [np.flatnonzero(at == i) for i in range(len(how.names))]
+    return found
+
+
+def _two_classes(sums: Mapping[str, Any], wanted: Metric, site: str) -> Any:
+    if wanted.name not in sums or np.shape(sums[wanted.name]) not in ((2, BINS), (3, CALIBRATED)):
+        raise JobError(f"{site}: the model tells more or less than two classes apart: validate a score of one class")
+    return sums[wanted.name]
+
+
+def _answer(groups: int) -> Params:
+    return Params(
+        {
+            "counts": np.zeros((groups, 2, BINS)),
+            "calibration": np.zeros((groups, 3, CALIBRATED)),
+            "hidden": np.zeros(groups),
+        }
+    )

@@ -1,0 +1,224 @@
+"""Validation of a fixed model: counts of scores give what the scores give, and a claim is shown or it is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+import foedus as fd
+from federations import finished, joined
+from foedus import frames, validation
+from foedus.errors import FoedusError, JobError, Paused
+from foedus.keys import key
+from foedus.loopback import environment
+from foedus.metrics import BINS, measure
+from foedus.numpy import NumpyLearner
+from foedus.params import Params
+from foedus.validation.judging import Claim, judged
+
+MODEL = Params({"w": np.array([0.0, 2.0])})
+AGES, SEXES = validation.cut(0, [50, 65]), validation.cut(2, [0.5], ["women", "men"])
+
+
+def gradient(p: Any, x: Any, y: Any) -> Any:
+    error = predict(p, x) - y  # of which only the losses are asked for: a fixed model does not train
+    return error**2, {"w": np.zeros(2)}
+
+
+def predict(p: Any, x: Any) -> Any:
+    return x[:, 1] * p["w"][1] - 1.0
+
+
+def rows(seed: int, n: int, blind: float = 0.0) -> fd.Split:
+    """Age, marker, sex; with `blind` the marker says less of that share of the women."""
+    rng = np.random.default_rng(seed)
+    age, sex, y = rng.uniform(30, 80, n), rng.integers(0, 2, n), rng.integers(0, 2, n)
+    marker = y + rng.normal(size=n)
+    unseen = (sex == 0) & (rng.uniform(size=n) < blind)
+    marker[unseen] = rng.normal(size=unseen.sum())
+    x = np.column_stack([age, marker, sex])
+    return fd.Split(train=(x[:2], y[:2]), test=(x, y))
+
+
+SITES = {"north": rows(1, 400), "south": rows(2, 250), "tiny": rows(3, 6)}
+JOB = fd.Job(fd.fedavg(), NumpyLearner({"w": np.zeros(2)}, gradient, predict, metrics=["auc"]), rounds=1)
+
+
+def whole(*sites: str) -> tuple[np.ndarray, np.ndarray]:
+    parts = [SITES[name].test[:] for name in sites]
+    return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+
+
+def test_pooled_values_are_those_of_all_examples_and_each_site_has_its_own() -> None:
+    found = fd.validate(JOB, MODEL, SITES)
+    for name, sites in ((validation.validating.EVERYWHERE, ("north", "south")), ("north", ("north",))):
+        x, y = whole(*sites)
+        line = found.line(name)
+        assert (line.examples, line.positives) == (len(y), y.sum())
+        assert line.found["auc"].value == pytest.approx(roc_auc_score(y, x[:, 1]), abs=1e-3)
+        assert line.found["sensitivity"].value == pytest.approx((x[y == 1, 1] > 0.5).mean(), abs=2e-2)
+        assert line.found["specificity"].value == pytest.approx((x[y == 0, 1] <= 0.5).mean(), abs=2e-2)
+    assert found.line("tiny").hidden and found.line("tiny").examples == 0  # 6 examples, and 10 are the least
+    assert "nothing was claimed" in found.verdict
+
+
+def test_subgroups_are_counted_at_each_site() -> None:
+    found = fd.validate(JOB, MODEL, SITES, by={"age": AGES, "sex": SEXES})
+    x, y = whole("north", "south")
+    for name, members in (("below 50", x[:, 0] < 50), ("50 to 65", (x[:, 0] >= 50) & (x[:, 0] < 65))):
+        line = found.line(by="age", group=name)
+        assert line.examples == members.sum()
+        assert line.found["auc"].value == pytest.approx(roc_auc_score(y[members], x[members, 1]), abs=2e-3)
+    assert found.line("north", "sex", "men").examples == (SITES["north"].test.x[:, 2] == 1).sum()
+
+
+def test_a_claim_is_shown_for_everybody_and_not_for_whom_the_marker_is_blind() -> None:
+    sites = {"a": rows(1, 1500, blind=0.9), "b": rows(2, 1500)}
+    found = fd.validate(JOB, MODEL, sites, Claim("auc", reference=0.7, margin=0.05), by={"sex": SEXES})
+    assert found.meets(found.line()) is True and "SHOWN to be no more than 0.05 below 0.7 " in found.verdict
+    assert found.meets(found.line("a", "sex", "women")) is False and "a, sex women" in found.verdict
+    assert found.meets(found.line("a", "sex", "men")) is True
+    stricter = fd.validate(JOB, MODEL, sites, Claim("auc", reference=0.9, margin=0.05))
+    assert stricter.meets(stricter.line()) is False and stricter.verdict.count("NOT SHOWN") == 1
+
+
+@pytest.mark.long
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    """Of 300 samples of 200: the AUC of two normals one apart is Phi(1 / sqrt 2) = 0.7602."""
+    rng, inside = np.random.default_rng(0), 0
+    for i in range(300):
+        y = rng.integers(0, 2, 200)
+        counts = measure(["auc"], rng.normal(size=200) + y, y)["auc"]
+        found = judged(counts, key(i), 500, Claim())["auc"]
+        inside += found.low <= 0.7602 <= found.high
+    assert 0.91 <= inside / 300 <= 0.98
+
+
+def test_a_bootstrap_of_counts_is_one_of_examples() -> None:
+    """Its standard error beside that of a plain bootstrap, which draws the examples themselves."""
+    rng = np.random.default_rng(5)
+    y = rng.integers(0, 2, 300)
+    x = rng.normal(size=300) + y
+    found = judged(measure(["auc"], x, y)["auc"], key(1), 2000, Claim())["auc"]
+    plain = []
+    for _ in range(400):
+        at = rng.integers(0, 300, 300)
+        plain.append(roc_auc_score(y[at], x[at]))
+    assert found.high - found.low == pytest.approx(2 * 1.96 * np.std(plain), rel=0.15)
+
+
+def test_one_class_alone_has_no_value_and_nothing_fails() -> None:
+    counts = np.zeros((2, BINS), np.int64)
+    counts[0, :5] = 7
+    found = judged(counts, key(0), 100, Claim("specificity", 0.9))
+    assert np.isnan(found["auc"].value) and found["specificity"].p is not None
+    assert found["specificity"].value == 1.0 and np.isnan(found["sensitivity"].low)
+
+
+def test_what_was_found_is_kept_and_is_the_same_again(tmp_path: Path) -> None:
+    claim = Claim("sensitivity", reference=0.6, threshold=0.4)
+    once, again = (fd.validate(JOB, MODEL, SITES, claim, {"sex": SEXES}) for _ in range(2))
+    assert once.plain() == again.plain() and once.model == fd.digest(MODEL)
+    path = once.save(tmp_path / "new" / "folder")
+    assert json.loads((path.parent / "validation.json").read_text()) == json.loads(json.dumps(once.plain()))
+    text = path.read_text()
+    assert "sex: women" in text and "fewer than 10" in text and text.rstrip().endswith(once.verdict)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "why"),
+    [
+        (dict(claim=Claim("f1")), JobError, "choose from auc, sensitivity, specificity"),
+        (dict(claim=Claim(threshold=1.0)), JobError, "it is a probability"),
+        (dict(claim=Claim(reference=80)), JobError, "a auc is from 0 to 1"),
+        (dict(part="train"), JobError, "it is 'test' or 'valid'"),
+        (dict(least=0), JobError, "at least 1"),
+        (dict(by={"scanner": validation.cut(9, [1])}), Paused, "a subgroup is by column 9"),
+        (dict(part="valid", sites={"a": fd.Split(train=rows(1, 20).test[:1])}), Paused, "a has no valid part"),
+    ],
+)
+def test_bad_input_is_answered_with_what_may_be_given(given: dict[str, Any], error: type[Exception], why: str) -> None:
+    with pytest.raises(error, match=why):
+        fd.validate(JOB, MODEL, **{"sites": SITES, **given})
+
+
+def test_cuts_and_runs_that_are_none_are_refused() -> None:
+    for bad in (dict(cuts=[]), dict(cuts=[3, 1]), dict(cuts=[1], names=["one"])):
+        with pytest.raises(JobError, match=r"rising order|different names"):
+            validation.cut(0, **bad)
+    with pytest.raises(FoedusError, match="this is no validation of 1 groups"):
+        validation.read(MODEL)
+
+
+# ---- the command line and real sites ---------------------------------------------------------------------------------
+
+FILE = """
+import numpy as np
+import foedus as fd
+from foedus.numpy import NumpyLearner
+
+
+def load(site):
+    table = np.loadtxt(site.data / "rows.csv", delimiter=",")
+    x, y = table[:, :3], table[:, 3].astype(int)
+    return fd.Split(train=(x[:2], y[:2]), test=(x, y))
+
+
+def gradient(p, x, y):
+    return (x[:, 1] - y) ** 2, {"w": np.zeros(2)}
+
+
+learner = NumpyLearner({"w": np.zeros(2)}, gradient, lambda p, x: x[:, 1] * p["w"][1] - 1.0, metrics=["auc"])
+job = fd.Job(fd.fedavg(), learner, load, rounds=1)
+"""
+
+
+def written(folder: Path) -> tuple[Path, Path, dict[str, Path]]:
+    """A job file, a model, and the folders of two sites."""
+    for name in ("north", "south"):
+        (folder / name).mkdir(parents=True)
+        np.savetxt(folder / name / "rows.csv", np.column_stack(SITES[name].test[:]), delimiter=",")
+    (folder / "job").mkdir()
+    (folder / "job" / "job.py").write_text(FILE)
+    (folder / "model.safetensors").write_bytes(frames.model(MODEL, {}).bytes())
+    return folder / "job" / "job.py", folder / "model.safetensors", {n: folder / n for n in ("north", "south")}
+
+
+def said(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "foedus", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+
+
+def test_the_command_line_says_what_python_does_and_fails_where_a_claim_is_not_shown(tmp_path: Path) -> None:
+    file, model, sites = written(tmp_path)
+    given = ["validate", str(file), "--model", str(model), *(f"--site={n}={p}" for n, p in sites.items())]
+    more = ["--by", "age=0:50,65", "--out", str(tmp_path / "out"), "--json", "--reference"]
+    good, bad = (said(*given, *more, reference) for reference in ("0.75", "0.99"))
+    found = fd.validate(JOB, MODEL, {n: SITES[n] for n in sites}, Claim(reference=0.75), {"age": AGES}).plain()
+    told = json.loads(good.stdout)
+    assert good.returncode == 0 and told["lines"] == json.loads(json.dumps(found["lines"]))
+    assert bad.returncode == 1 and "the claim is not shown: auc" in bad.stderr
+    refused = said(*given, "--by", "age=old")
+    assert refused.returncode == 3 and "write NAME=COLUMN:CUTS" in refused.stderr
+
+
+@pytest.mark.long
+@pytest.mark.processes
+def test_real_sites_send_the_same_counts_as_a_simulation_of_them(tmp_path: Path) -> None:
+    _, _, sites = written(tmp_path)
+    text = FILE.replace("job = fd.Job", "from foedus import validation\njob = validation.job(fd.Job")
+    text = text.replace(
+        "rounds=1)\n", "rounds=1), fd.Params({'w': np.array([0.0, 2.0])}), {'age': validation.cut(0, [50, 65])})\n"
+    )
+    (tmp_path / "job" / "job.py").write_text(text)
+    with joined(tmp_path / "home", sites) as made:
+        result = finished(made.remote().submit(tmp_path / "job" / "job.py"))
+    simulated = fd.validate(JOB, MODEL, {n: SITES[n] for n in sites}, by={"age": AGES})
+    assert validation.read(result, by={"age": AGES}).plain()["lines"] == simulated.plain()["lines"]
