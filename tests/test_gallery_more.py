@@ -1,4 +1,4 @@
-"""The gallery's second half: each job for a few rounds, on small files in the real format that the test writes."""
+"""The gallery's second half: each job for ten rounds, on small files in the real format that the test writes."""
 
 import importlib.util
 from pathlib import Path
@@ -40,14 +40,31 @@ def learns_flights(job, result):
     assert result.metrics["test_auc"] == 1.0  # the hour says all
 
 
-CASES = {"transportation/flight_delays": (flights, learns_flights)}
+def loads(folder):
+    """Two profiles of six weeks by the quarter of an hour: 0.8 by day and 0.2 by night, and the other way about."""
+    time = pd.date_range("2016-01-01", periods=6 * 7 * 96, freq="15min")
+    day = np.where((time.hour >= 8) & (time.hour < 20), 0.8, 0.2)
+    names = {"H0-A_qload": 9 + 0 * day, "H0-A_pload": day, "G0-A_pload": 1 - day}
+    path = folder / "LoadProfile.csv"
+    pd.DataFrame({"time": time.strftime("%d.%m.%Y %H:%M"), **names}).to_csv(path, sep=";", index=False)
+    return dict.fromkeys(("H0-A", "G0-A"), str(path))
+
+
+def learns_loads(job, result):
+    assert result.metrics["test_rmse"] < 0.3 / 3  # a constant forecast errs by 0.3
+
+
+CASES = {
+    "transportation/flight_delays": (flights, learns_flights),
+    "energy/load_forecast": (loads, learns_loads),
+}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_job_of_the_gallery_learns_from_small_files(name, tmp_path):
     write, check = CASES[name]
     made = module(HERE / name / "job.py")
-    check(made, made.job(rounds=2).run(write(tmp_path), seed=1, backend="local"))
+    check(made, made.job(rounds=10).run(write(tmp_path), seed=1, backend="local"))
 
 
 def test_flights_have_the_weather_of_their_hour_and_no_cancelled_ones(tmp_path):
@@ -67,3 +84,11 @@ def test_a_site_that_is_no_carrier_is_told_how_to_name_it(tmp_path):
     flights(tmp_path)
     with pytest.raises(fd.FoedusError, match=r"XX: .* has no flight of this carrier"):
         made.job(rounds=1).run({"XX": str(tmp_path)}, seed=1, backend="local")
+
+
+def test_loads_are_means_of_an_hour_beside_those_of_a_day_and_a_week_before():
+    made = module(HERE / "energy/load_forecast/job.py")
+    x, y = made.examples(pd.Series(np.arange(200.0), index=pd.date_range("2016-01-01", periods=200, freq="h")))
+    # the first example is Friday 8 January at 0 h, the 168th hour
+    assert (y[0], x[0, :5].tolist()) == (168, [144, 143, 120, 96, 0])
+    assert set(np.flatnonzero(x[0, 5:])) == {0, 24 + 4}
