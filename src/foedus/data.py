@@ -37,12 +37,14 @@ class Site(NamedTuple):
 class Pairs:
     """Examples (x[i], y[i]): a dataset with a length, taken apart by whole numbers, slices and index arrays.
 
-    Arrays and tensors stay what they are; lists and frames of numbers become arrays.
+    Arrays and tensors stay what they are; lists and frames of numbers become arrays. `names`: of x's columns, where a
+    frame had them.
     """
 
-    __slots__ = ("x", "y")
+    __slots__ = ("names", "x", "y")
 
-    def __init__(self, x: Any, y: Any) -> None:
+    def __init__(self, x: Any, y: Any, names: Sequence[str] = ()) -> None:
+        self.names = tuple(names) or tuple(map(str, getattr(x, "columns", ())))
         self.x, self.y = _column(x, "x"), _column(y, "y")
         if len(self.x) != len(self.y):
             raise FoedusError(f"x has {len(self.x)} examples and y has {len(self.y)}: give one target for each example")
@@ -309,7 +311,9 @@ def load_split(path: str | os.PathLike[str]) -> Split:
 
 def take(data: Any, indices: Array) -> Any:
     """The examples at `indices`: Pairs of Pairs, a Subset of any other dataset; what is memory-mapped stays on disk."""
-    return Pairs(_rows(data.x, indices), _rows(data.y, indices)) if isinstance(data, Pairs) else Subset(data, indices)
+    if not isinstance(data, Pairs):
+        return Subset(data, indices)
+    return Pairs(_rows(data.x, indices), _rows(data.y, indices), data.names)
 
 
 def _rows(x: Any, indices: Array) -> Any:

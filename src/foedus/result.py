@@ -14,6 +14,7 @@ from foedus.errors import FoedusError
 from foedus.files import write_atomic
 from foedus.params import Params, digest
 from foedus.run import BESIDE
+from foedus.trees.model import model_json
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,12 @@ class Result:
         return found
 
     def save(self, path: str | Path) -> Path:
-        """Writes the last global model as safetensors, with the run's description in its metadata."""
-        write_atomic(Path(path), frames.model(self.params, self.about()))
+        """Writes the last global model as safetensors, with the run's description in its metadata.
+
+        A path that ends in .json is XGBoost's file of boosted trees. Raises FoedusError for other models.
+        """
+        data = model_json(self) if Path(path).suffix == ".json" else frames.model(self.params, self.about())
+        write_atomic(Path(path), data)
         return Path(path)
 
     def personal(self, site: str) -> Params:

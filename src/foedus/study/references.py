@@ -84,7 +84,8 @@ class Chained:
 def _joined(datasets: Sequence[Any]) -> Any:
     if not all(isinstance(data, Pairs) for data in datasets):
         return Chained(datasets)
-    return Pairs(*(np.concatenate([np.asarray(getattr(data, c)) for data in datasets]) for c in "xy"))
+    x, y = (np.concatenate([np.asarray(getattr(data, c)) for data in datasets]) for c in "xy")
+    return Pairs(x, y, datasets[0].names)
 
 
 def model(folder: Path) -> Params:

@@ -1,0 +1,113 @@
+"""Gradient boosting whose trees are those of all sites' rows together: each level is one sum of histograms.
+The contract, metrics and trees may come in; what a site does is in `counting`.
+
+Gradients are rounded to multiples of 2^-30, so that their sums are whole numbers: the model has the same bits
+however the rows are divided among sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from foedus.aggregators import each, mean
+from foedus.core import Algorithm, RoundContext, State, Task, Work
+from foedus.errors import JobError
+from foedus.params import Array, Params
+from foedus.trees import counting, growing
+from foedus.trees.model import empty, grown, told
+from foedus.trees.settings import Settings, settings
+
+FINE = 4096  # bins of the histograms from which edges are chosen
+
+
+def histogram_boosting(params: Mapping[str, Any], bins: int = 256) -> Algorithm:
+    """Boosted trees by XGBoost's `params`, one tree a round, from sums over sites (Chen and Guestrin 2016).
+
+    A round asks the sites max_depth + 1 times for sums of gradients and Hessians by node, column and bin; the first
+    round also for columns' names, least and largest values, and counts between them, from which up to `bins` - 1 edges
+    are chosen at quantiles. It takes objective (binary:logistic, reg:squarederror), max_depth, eta, lambda,
+    min_child_weight, scale_pos_weight, base_score and monotone_constraints by name; gaps (NaN) go to the better side.
+    `result.save("model.json")` is a file that XGBoost loads. It measures itself on valid and test parts.
+    """
+    how = settings(params, bins)
+    works: dict[str, Work] = {
+        "columns": counting.columns, "range": counting.range_, "fine": counting.fine,
+        "level": partial(counting.level, how), "measure": partial(counting.measured, how),
+    }  # fmt: skip
+    return Algorithm(
+        lambda params: {"trees": empty(how.nodes)}, partial(_round, how), works, partial(_model, how),
+        ("fresh", "exact", "everybody"), None, partial(_measure, how),
+    )  # fmt: skip
+
+
+def _model(how: Settings, state: State) -> Params:
+    """The trees, the edges, and what they are about."""
+    if "names" not in state:
+        return Params({})
+    return Params({"about": told(how, state["names"]), "edges": state["edges"], **state["trees"]})
+
+
+def _round(how: Settings, state: State, context: RoundContext) -> Any:
+    if "edges" not in state:
+        state = yield from _edges(how, state, context)
+    edges, signs = state["edges"], np.array(state["signs"])
+    tree = growing.seed(how.nodes)
+    for depth in range(how.max_depth + 1):
+        if not growing.alive(tree, depth):
+            break
+        shape = (1 << depth, len(edges), how.bins + 1, 2)
+        sums = yield from _sum("level", _payload(state, tree, depth), {"sums": shape}, context)
+        tree = growing.grow(tree, depth, sums["sums"] / counting.UNITS, edges, signs, how)
+    return {**state, "trees": grown(state["trees"], tree)}
+
+
+def _edges(how: Settings, state: State, context: RoundContext) -> Any:
+    total = yield Task("columns", Params({}), context.cohort, each(), len(context.cohort), returns=counting.NAMES.spec)
+    names = counting.named(total.apart)
+    ends = Params({"low": np.zeros(len(names)), "high": np.zeros(len(names))})
+    total = yield Task("range", Params({}), context.cohort, each(), len(context.cohort), returns=ends.spec)
+    low = np.min([found["low"] for found in total.apart.values()], 0)
+    high = np.max([found["high"] for found in total.apart.values()], 0)
+    cuts = counting.fine_edges(low, high, FINE)
+    counts = yield from _sum("fine", Params({"cuts": cuts}), {"counts": (len(names), FINE)}, context)
+    unknown = [name for name, _ in how.monotone if name not in names]
+    if unknown:
+        raise JobError(f"monotone_constraints: there is no column {unknown[0]!r}: choose from {', '.join(names)}")
+    signs = [dict(how.monotone).get(name, 0) for name in names]
+    last = np.where(low <= high, high + abs(high) + 1e-5, np.inf)  # beyond all values: what is left of it are the gaps
+    chosen = [_chosen(*row, how.bins) for row in zip(counts["counts"], cuts, last, strict=True)]
+    return {**state, "names": names, "signs": signs, "edges": np.array(chosen, np.float32)}
+
+
+def _chosen(counts: Array, cuts: Array, last: float, bins: int) -> Array:
+    """At most bins - 2 of the cuts, each at a quantile, and the last one; infinite where there are fewer."""
+    below = counts.cumsum()[:-1]
+    between = np.flatnonzero((below > 0) & (below < below[-1] + counts[-1]))  # cuts with rows on either side
+    shares = np.unique(below[between], return_index=True)
+    between, below = between[shares[1]], shares[0]
+    wanted = np.arange(1, bins - 1) * (counts.sum() / (bins - 1))
+    near = np.unique(np.searchsorted(below, wanted).clip(max=max(0, len(below) - 1)))
+    picked = between if len(between) < bins - 1 else between[near]
+    return np.concatenate([cuts[picked], [last], np.full(bins - 2 - len(picked), np.inf)])
+
+
+def _payload(state: State, tree: growing.Tree, depth: int) -> Params:
+    trees = {f"trees/{name}": x for name, x in state["trees"].items()}
+    now = {f"tree/{name}": getattr(tree, name) for name in ("feature", "threshold", "gaps_left")}
+    return Params({"edges": state["edges"], "depth": np.int64(depth), **now, **trees})
+
+
+def _sum(name: str, payload: Params, shapes: Mapping[str, tuple[int, ...]], context: RoundContext) -> Any:
+    """The sums, whole numbers, of what all sites of the round answer."""
+    spec = Params({name: np.zeros(shape) for name, shape in shapes.items()}).spec
+    total = yield Task(name, payload, context.cohort, mean(), len(context.cohort), returns=spec)
+    return {name: np.rint(total.count * np.asarray(total.params[name])) for name in shapes}
+
+
+def _measure(how: Settings, state: State, context: RoundContext) -> Any:
+    yield Task("measure", _model(how, state), context.cohort, returns=())
+    return state

@@ -1,0 +1,76 @@
+"""What `histogram_boosting` takes of XGBoost's parameters, by XGBoost's names; any other is refused by its name.
+A mapping comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from foedus.errors import JobError
+
+OBJECTIVES = ("binary:logistic", "reg:squarederror")
+ALIASES = {"learning_rate": "eta", "reg_lambda": "lambda"}
+MOST_DEPTH, MOST_BINS = 10, 4096
+
+
+class Settings(NamedTuple):
+    """XGBoost's defaults, but for `base_score`, which is 0.5 and never estimated."""
+
+    objective: str
+    max_depth: int = 6
+    eta: float = 0.3
+    lambda_: float = 1.0
+    min_child_weight: float = 1.0
+    scale_pos_weight: float = 1.0
+    base_score: float = 0.5
+    monotone: tuple[tuple[str, int], ...] = ()
+    bins: int = 256
+
+    @property
+    def logistic(self) -> bool:
+        return self.objective == "binary:logistic"
+
+    @property
+    def nodes(self) -> int:
+        """Of a whole tree."""
+        return (1 << (self.max_depth + 1)) - 1
+
+
+def settings(params: Mapping[str, Any], bins: int) -> Settings:
+    """The settings in XGBoost's `params`. Raises JobError."""
+    given = {ALIASES.get(name, name): value for name, value in params.items()}
+    known = ("objective", "max_depth", "eta", "lambda", "min_child_weight", "scale_pos_weight", "base_score",
+             "monotone_constraints", "tree_method")  # fmt: skip
+    if odd := [name for name in given if name not in known]:
+        raise JobError(f"histogram_boosting: {odd[0]!r} is not known here; it takes {', '.join(known)}")
+    if given.get("objective") not in OBJECTIVES:
+        raise JobError(
+            f"histogram_boosting: objective={given.get('objective')!r}; it is one of {', '.join(OBJECTIVES)}"
+        )
+    if given.pop("tree_method", "hist") != "hist":
+        raise JobError("histogram_boosting: tree_method is 'hist', or left out")
+    monotone = given.pop("monotone_constraints", {})
+    if not isinstance(monotone, Mapping) or not set(monotone.values()) <= {-1, 0, 1}:
+        raise JobError("histogram_boosting: monotone_constraints maps a column's name (or 'f0', …) to -1, 0 or 1")
+    made = Settings(
+        **{name if name != "lambda" else "lambda_": value for name, value in given.items()},
+        monotone=tuple(sorted(monotone.items())), bins=bins,
+    )  # fmt: skip
+    _check(made)
+    return made
+
+
+def _check(made: Settings) -> None:
+    if not isinstance(made.max_depth, int) or not 1 <= made.max_depth <= MOST_DEPTH:
+        raise JobError(f"histogram_boosting: max_depth={made.max_depth!r}; it is a whole number from 1 to {MOST_DEPTH}")
+    if not isinstance(made.bins, int) or not 3 <= made.bins <= MOST_BINS:
+        raise JobError(f"histogram_boosting(bins={made.bins!r}): it is a whole number from 3 to {MOST_BINS}")
+    for name, value, least in (("eta", made.eta, 0.0), ("lambda", made.lambda_, -1e-300),
+                               ("min_child_weight", made.min_child_weight, -1e-300),
+                               ("scale_pos_weight", made.scale_pos_weight, 0.0)):  # fmt: skip
+        if not value > least:
+            raise JobError(
+                f"histogram_boosting: {name}={value!r}; it must be {'positive' if not least else '0 or more'}"
+            )
+    if made.logistic and not 0 < made.base_score < 1:
+        raise JobError(f"histogram_boosting: base_score={made.base_score!r}; of binary:logistic it is a probability")

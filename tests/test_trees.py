@@ -1,0 +1,177 @@
+"""Boosted trees from sums: those of XGBoost on pooled rows, whatever the division, in XGBoost's own file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import xgboost
+from sklearn.metrics import roc_auc_score
+
+import foedus as fd
+from federations import finished, joined
+from foedus import jobfile, launch
+from foedus.errors import FoedusError, JobError, Paused
+from foedus.trees import histogram_boosting, predict
+
+RNG = np.random.default_rng(0)
+N = 1500
+X = RNG.integers(0, 40, (N, 5)).astype(float)
+X[RNG.random((N, 5)) < 0.05] = np.nan
+_Z = (np.nan_to_num(X, nan=20) - 20) / 10
+CLASS = (_Z[:, 0] + _Z[:, 1] * (_Z[:, 2] > 0) + RNG.normal(size=N) > 0).astype(int)
+NUMBER = _Z[:, 0] * _Z[:, 1] + _Z[:, 3] + RNG.normal(size=N) / 5
+BINARY = {"objective": "binary:logistic", "max_depth": 4, "eta": 0.3, "base_score": 0.5}
+SQUARES = {"objective": "reg:squarederror", "max_depth": 3, "eta": 0.5, "base_score": 0.5}
+CUTS = {"one": [N], "three": [100, 900, N], "uneven": [3, 4, N]}
+
+
+def sites(y: Any, cuts: list[int]) -> dict[str, fd.Split]:
+    parts = [slice(a, b) for a, b in zip([0, *cuts[:-1]], cuts, strict=True)]
+    return {f"s{i}": fd.Split(train=(X[at], y[at]), valid=(X[at], y[at])) for i, at in enumerate(parts)}
+
+
+def trained(params: dict[str, Any], y: Any, cuts: str = "three", rounds: int = 8, **more: Any) -> fd.Result:
+    return fd.Job(histogram_boosting(params, bins=64), rounds=rounds, **more).run(sites=sites(y, CUTS[cuts]))
+
+
+def pooled(params: dict[str, Any], y: Any, rounds: int = 8) -> Any:
+    data = xgboost.DMatrix(X, y, feature_names=[f"f{i}" for i in range(5)])
+    return xgboost.train({**params, "tree_method": "hist", "max_bin": 64, "nthread": 1}, data, rounds).predict(data)
+
+
+@pytest.mark.parametrize(
+    ("params", "y"),
+    [
+        (BINARY, CLASS),
+        ({**BINARY, "scale_pos_weight": 3.0, "lambda": 5.0, "min_child_weight": 4.0}, CLASS),
+        ({**BINARY, "monotone_constraints": {"f0": -1, "f1": 1}}, CLASS),
+        (SQUARES, NUMBER),
+        ({**SQUARES, "max_depth": 6, "monotone_constraints": {"f3": 1}}, NUMBER),
+    ],
+    ids=["binary", "weights", "monotone", "squares", "monotone squares"],
+)
+def test_the_model_is_that_of_xgboost_on_the_pooled_rows(params: dict[str, Any], y: Any) -> None:
+    """Each of 40 values has a bin of its own here as there, so both may choose between the same splits.
+
+    After more rounds two gains may be as good as equal, and XGBoost, which sums in float32, may take the other one.
+    """
+    found = predict(trained(params, y, rounds=6), X)
+    np.testing.assert_allclose(found, pooled(params, y, 6), atol=2e-6)
+
+
+def test_the_bits_are_the_same_however_the_rows_are_divided() -> None:
+    assert len({trained(BINARY, CLASS, cuts, rounds=4).digest for cuts in CUTS}) == 1
+
+
+def test_the_saved_file_is_one_that_xgboost_loads(tmp_path: Path) -> None:
+    result = trained({**BINARY, "base_score": 0.3}, CLASS)
+    booster = xgboost.Booster(model_file=result.save(tmp_path / "model.json"))
+    data = xgboost.DMatrix(X, feature_names=[f"f{i}" for i in range(5)])
+    np.testing.assert_allclose(booster.predict(data), predict(result, X), atol=1e-6)
+    assert booster.num_boosted_rounds() == 8 and len(booster.get_dump()) == 8
+
+
+def test_smooth_columns_come_within_a_thousandth_of_pooled_auc() -> None:
+    """Edges are chosen otherwise than XGBoost does, so trees are others, and as good."""
+    rng = np.random.default_rng(3)
+    x = rng.lognormal(size=(4000, 4))
+    y = (np.log(x[:, 0]) + x[:, 1] / 3 + rng.normal(size=4000) > 0.5).astype(int)
+    held = {"a": fd.Split(train=(x[:1000], y[:1000])), "b": fd.Split(train=(x[1000:3000], y[1000:3000]))}
+    held = {name: fd.Split(split.train, split.train) for name, split in held.items()}
+    found = fd.Job(histogram_boosting(BINARY), rounds=20).run(sites=held)
+    data = xgboost.DMatrix(x[:3000], y[:3000])
+    theirs = xgboost.train({**BINARY, "tree_method": "hist", "nthread": 1}, data, 20).predict(xgboost.DMatrix(x[3000:]))
+    ours = roc_auc_score(y[3000:], predict(found, x[3000:]))
+    assert ours > roc_auc_score(y[3000:], theirs) - 5e-3  # of 1,000 rows; both are within noise of one another
+    assert abs(ours - roc_auc_score(y[3000:], theirs)) < 1e-2
+
+
+def test_metrics_early_stopping_and_the_best_model_are_those_of_the_valid_part() -> None:
+    result = trained(BINARY, CLASS, rounds=6, metrics=["auc", "pr_auc", fd.recall_at(0.1)], best="auc")
+    assert result.metrics["auc"] == pytest.approx(roc_auc_score(CLASS, predict(result, X)), abs=1e-3)
+    assert result.best is not None and {"pr_auc", "recall_at_0.1", "loss"} <= set(result.metrics)
+    stopped = trained(BINARY, CLASS, rounds=30, metrics=["auc"], stop=fd.target("auc", 0.88))
+    assert stopped.rounds < 30 and stopped.metrics["auc"] >= 0.88
+
+
+def test_frames_give_columns_their_names(tmp_path: Path) -> None:
+    frame = pd.DataFrame(X[:, :2], columns=["income", "debt"]).assign(default=CLASS, opened=np.arange(N))
+    split = fd.Split.from_frame(frame, label="default", test=fd.after(1200, on="opened"))
+    how = histogram_boosting({**BINARY, "monotone_constraints": {"income": 1}}, bins=64)
+    result = fd.Job(how, rounds=3, metrics=["auc"]).run(sites={"alpha": split, "beta": split})
+    booster = xgboost.Booster(model_file=result.save(tmp_path / "model.json"))
+    assert booster.feature_names == ["income", "debt"] and result.metrics["test_auc"] > 0.7
+    wrong = histogram_boosting({**BINARY, "monotone_constraints": {"age": 1}})
+    with pytest.raises(JobError, match="there is no column 'age': choose from income, debt"):
+        fd.Job(wrong, rounds=1).run(sites={"alpha": split})
+
+
+@pytest.mark.parametrize(
+    ("params", "why"),
+    [
+        ({**BINARY, "gamma": 1}, "'gamma' is not known here; it takes objective, max_depth"),
+        ({"objective": "multi:softprob"}, "it is one of binary:logistic, reg:squarederror"),
+        ({**BINARY, "max_depth": 0}, "max_depth=0"),
+        ({**BINARY, "eta": 0}, "eta=0; it must be positive"),
+        ({**BINARY, "base_score": 1.0}, "it is a probability"),
+        ({**BINARY, "monotone_constraints": {"f0": 2}}, "to -1, 0 or 1"),
+    ],
+)
+def test_parameters_that_would_mean_something_else_are_refused(params: dict[str, Any], why: str) -> None:
+    with pytest.raises(JobError, match=why):
+        histogram_boosting(params)
+
+
+def test_bad_data_is_told_with_the_site() -> None:
+    held = sites(CLASS, CUTS["three"])
+    other = {**held, "s1": fd.Split(train=(np.full((5, 5), np.inf), CLASS[:5]))}
+    with pytest.raises(Paused, match="s1: x holds Inf"):
+        fd.Job(histogram_boosting(BINARY), rounds=1).run(sites=other)
+    fewer = {**held, "s2": fd.Split(train=(X[:9, :3], CLASS[:9]))}
+    with pytest.raises(JobError, match="sites s0 and s2 have other columns"):
+        fd.Job(histogram_boosting(BINARY), rounds=1).run(sites=fewer)
+    with pytest.raises(FoedusError, match="no trees of histogram_boosting"):
+        predict({"w": np.zeros(3)}, X)
+
+
+def test_a_column_without_values_and_one_of_one_value_are_never_split() -> None:
+    x = np.column_stack([np.full(N, np.nan), np.ones(N), X[:, 0]])
+    held = {"a": fd.Split(train=(x[:700], CLASS[:700])), "b": fd.Split(train=(x[700:], CLASS[700:]))}
+    result = fd.Job(histogram_boosting(BINARY, bins=64), rounds=3, evaluate=0).run(sites=held)
+    assert set(result.params["feature"].ravel().tolist()) <= {-1, 2}
+
+
+FILE = """
+import numpy as np
+import foedus as fd
+from foedus.trees import histogram_boosting
+
+
+def load(site):
+    table = np.genfromtxt(site.data / "rows.csv", delimiter=",")
+    return fd.Split(train=(table[:, :5], table[:, 5].astype(int)), valid=(table[:9, :5], table[:9, 5].astype(int)))
+
+
+job = fd.Job(histogram_boosting({"objective": "binary:logistic", "max_depth": 3}, bins=32), data=load, rounds=3,
+             metrics=["auc"], privacy="none")
+"""
+
+
+@pytest.mark.long
+@pytest.mark.processes
+def test_real_sites_grow_the_trees_of_a_simulation(tmp_path: Path) -> None:
+    places = {name: tmp_path / "data" / name for name in ("north", "south")}
+    for place, rows in zip(places.values(), (slice(0, 900), slice(900, N)), strict=True):
+        place.mkdir(parents=True)
+        np.savetxt(place / "rows.csv", np.column_stack([X, CLASS])[rows], delimiter=",")
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "job.py").write_text(FILE)
+    with joined(tmp_path / "home", places) as made:
+        real = finished(made.remote().submit(tmp_path / "job" / "job.py"))
+    simulated = launch.run(jobfile.load(tmp_path / "job" / "job.py").job, dict(places), folder=tmp_path / "simulated")
+    assert real.digest == simulated.digest and real.metrics["auc"] == simulated.metrics["auc"]
+    assert xgboost.Booster(model_file=real.save(tmp_path / "model.json")).num_boosted_rounds() == 3
