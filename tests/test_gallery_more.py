@@ -92,3 +92,13 @@ def test_loads_are_means_of_an_hour_beside_those_of_a_day_and_a_week_before():
     # the first example is Friday 8 January at 0 h, the 168th hour
     assert (y[0], x[0, :5].tolist()) == (168, [144, 143, 120, 96, 0])
     assert set(np.flatnonzero(x[0, 5:])) == {0, 24 + 4}
+
+
+def test_an_hour_that_summer_time_skips_is_no_example_and_no_lag():
+    made = module(HERE / "energy/load_forecast/job.py")
+    series = pd.Series(np.arange(200.0), index=pd.date_range("2016-01-01", periods=200, freq="h"))
+    series.iloc[171] = np.nan
+    x, y = made.examples(series)
+    # hours 168 to 199, but not 171, and not 195 and 196, a day and a day and an hour later
+    assert y.tolist() == [h for h in range(168, 200) if h not in (171, 195, 196)]
+    assert np.isfinite(x).all()

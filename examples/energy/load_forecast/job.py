@@ -41,11 +41,14 @@ def table(path):
 
 
 def examples(load):
-    """(x, y) of a series by the hour: loads of a day and more before, the hour and the weekday as dummies."""
+    """(x, y) of a series by the hour: loads of a day and more before, the hour and the weekday as dummies; no gaps."""
     lags = [load.shift(lag) for lag in LAGS]
     hours = [load.index.hour == hour for hour in range(24)]
     days = [load.index.day_of_week == day for day in range(7)]
-    return np.stack([*lags, *hours, *days], axis=1).astype(np.float64)[max(LAGS) :], load.to_numpy()[max(LAGS) :]
+    x = np.stack([*lags, *hours, *days], axis=1).astype(np.float64)
+    y = load.to_numpy()
+    whole = ~np.isnan(x).any(axis=1) & ~np.isnan(y)  # the hour that summer time skips has no load
+    return x[whole], y[whole]
 
 
 def load(site):
