@@ -66,6 +66,7 @@ def allow_network(upper: Federation, name: str) -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.long
 def test_an_edge_server_is_a_site_of_a_federation_of_real_processes(tmp_path: Path) -> None:
     data = {"land": folders(tmp_path / "data")["land"]}
     members = {p.name: p for p in sorted(data["land"].iterdir())}

@@ -333,6 +333,7 @@ job = made.replace(rounds=2, algorithm=every.together({{name: every.EVERY[name](
 """
 
 
+@pytest.mark.long
 def test_a_cluster_of_the_runs_own_gives_the_digest_of_local_for_every_kind_of_algorithm(tmp_path: Path) -> None:
     """By the command line, without an address; nothing of the cluster stays."""
     sites, few = make_sites(tmp_path / "data", ["north", "south", "west"]), tmp_path / "few.py"

@@ -50,7 +50,11 @@ def joined_late(made: Federation, sites: dict[str, Path], late: dict[str, Path],
     return found
 
 
-@pytest.mark.parametrize(("stateful", "again"), [(0, ROUNDS - JOINS), (1, ROUNDS)], ids=["stateless", "stateful"])
+@pytest.mark.parametrize(
+    ("stateful", "again"),
+    [(0, ROUNDS - JOINS), pytest.param(1, ROUNDS, marks=pytest.mark.long)],
+    ids=["stateless", "stateful"],
+)
 def test_a_federation_trains_only_what_the_site_had_a_part_in(
     federation: Made, tmp_path: Path, stateful: int, again: int
 ) -> None:
@@ -71,6 +75,7 @@ def test_a_federation_trains_only_what_the_site_had_a_part_in(
     assert calls(late)["late"] == ROUNDS - JOINS
 
 
+@pytest.mark.long
 def test_a_copy_with_the_sites_data_is_trained_again_by_the_rosters_that_there_were(
     federation: Made, tmp_path: Path
 ) -> None:
