@@ -335,6 +335,8 @@ def test_a_revoked_site_ends_and_says_why_in_words(made: Federation) -> None:
     assert "(left the study); ask the federation's owner for a new invitation" in last
     assert "ConnectionClosed" not in made.log("north")
     until(lambda: made.state("north") == "")
+    shown = foedus(made.home("north"), "site", "status", "--json").json
+    assert shown["state"].startswith("is not let in any more: the entry of 'north' was revoked on ")
     said = foedus(made.home("owner"), "federation", "revoke", "nobody")
     assert (
         said.code == MISTAKE and said.last == "foedus: there is no 'nobody' in the register: `foedus sites` lists them"

@@ -187,7 +187,9 @@ class Agent:
                 self._away(error)
             except Answered as error:
                 if error.status == FORBIDDEN:
-                    raise Denied(f"site {self.place.name!r}: {error.body.get('error', error)}") from error
+                    why = str(error.body.get("error", error))
+                    self.place.store.put("about", "denied", {"why": why})
+                    raise Denied(f"site {self.place.name!r}: {why}") from error
                 self.log.warning("hello: %s", error)
             self.stopping.wait(pause)
 
@@ -199,6 +201,7 @@ class Agent:
                 "build": build.describe(), "version": VERSION, "datasets": names}  # fmt: skip
         register = self.line.call("POST", "/v1/hello", body)["register"]
         self.line.nonce = ""  # a new life's hello closes it
+        self.place.store.delete("about", "denied")
         self.place.confirm(self.life)
         self.roll.extend(register)
         self.greeted = time.monotonic()

@@ -28,13 +28,20 @@ def describe(place: Place) -> Json:
     return {
         "site": place.name, "federation": federation.name, "urls": list(federation.urls), "folder": str(place.folder),
         "key": fingerprint(public_text(place.key())), "agent": place.agent(), **place.shown(), "policy": _policy(place),
-        "state": "takes part" if wish["accepting"] else str(wish["why"]),
+        "state": _state(place, wish),
         "data": {b.name: {"path": b.path, "adapter": b.adapter} for b in bindings.every(store)},
         "runs": [_run(place, run, body) for run, body in store.items(RUNS)],
         "ended": [run for run, _ in store.items(ENDED)],
         "pending": [text for text, _ in store.items(PENDING)],
         "approved": [name for name, _ in store.items(APPROVED)], "refused": [name for name, _ in store.items(REFUSED)],
     }  # fmt: skip
+
+
+def _state(place: Place, wish: Mapping[str, Any]) -> str:
+    """Whether the site takes part: what its owner wants, unless the server let it in no more when it last asked."""
+    if denied := place.store.get("about", "denied"):
+        return f"is not let in any more: {denied['why']}"
+    return "takes part" if wish["accepting"] else str(wish["why"])
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
