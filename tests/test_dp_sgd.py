@@ -410,7 +410,7 @@ def test_wrong_numbers_are_refused(given: dict[str, Any], why: str) -> None:
 
 @pytest.mark.parametrize("given", ["strong", ["secagg", "secagg"], [fd.dp_sgd(1, 1), fd.dp_sgd(1, 1)]])
 def test_a_job_names_each_protection_once(given: Any) -> None:
-    with pytest.raises(JobError, match="a list of both"):
+    with pytest.raises(JobError, match="a list of one of each kind"):
         job().replace(privacy=given)
 
 
