@@ -53,7 +53,7 @@ def survival(folder: Path) -> dict[str, Path]:
         days = rng.exponential(100 if x[0] else 2000) + 1
         names = {f"c{k}": v for k, v in enumerate([60, *x])}
         rows.append({"pid": f"p{i}", **names, "E": 1, "T": days})
-        split.append({"pid": f"p{i}", "fold2": f"{'test' if i % 4 == 0 else 'train'}_{i % 2}"})
+        split.append({"pid": f"p{i}", "fold2": f"{'test' if i % 5 == 0 else 'train'}_{i % 2}"})
     written(folder / "brca.csv", rows)
     written(folder / "train_test_split.csv", split)
     return dict.fromkeys(("Northeast", "South"), folder)
