@@ -7,7 +7,7 @@ import foedus as fd
 
 
 def sentence(study, site, method):
-    """Whether joining by this method helps the site, at 95 % for this site and method."""
+    """Whether joining by this method helps the site; its intervals hold together at 95 % over the comparisons."""
     gain, half = study.difference("alone", method, of=site)
     gain = -gain
     word = "helps" if gain > half else "harms" if gain < -half else "makes no difference that the seeds tell"

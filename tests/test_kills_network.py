@@ -52,6 +52,7 @@ POINTS = {
         "run.after-step",
     ],
     "agent": [
+        "agent.after-ledger",
         "agent.before-work",
         "agent.after-work",
         "agent.before-pending",
