@@ -110,7 +110,9 @@ def test_every_backend_has_the_same_bits_round_by_round_in_whatever_order_sites_
     job, sites = prepare(tmp_path)
     simulations = [("local", None, "2", rounds, 0.0), ("processes", 1, "1", 1, MOST), ("processes", 2, None, 2, MOST)]
     with threads("2"), joined(tmp_path / "network", sites) as made, ThreadPoolExecutor(1) as beside:
-        network = beside.submit(foedus, made.home, "submit", job, *pairs({"rounds": rounds, "most": MOST}))
+        network = beside.submit(
+            foedus, made.home, "submit", job, "--privacy", "none", *pairs({"rounds": rounds, "most": MOST})
+        )
         first = states(simulated(tmp_path, job, sites, "local", None, None, rounds=rounds))
         for backend, workers, count, played, most in simulations:
             folder = simulated(tmp_path, job, sites, backend, workers, count, rounds=played, most=most)
@@ -138,6 +140,8 @@ def test_twenty_orders_in_every_backend_end_with_one_digest(prepare, rounds, tmp
         with threads(count), joined(tmp_path / f"network-{count}", sites) as made:
             for order in range(ORDERS):
                 options = {"rounds": 3, "order": order, "most": MOST}
-                found[count, "network", None, order] = states(foedus(made.home, "submit", job, *pairs(options)))
+                found[count, "network", None, order] = states(
+                    foedus(made.home, "submit", job, "--privacy", "none", *pairs(options))
+                )
     first = found[None, "local", None, 0]
     assert [names for names, bits in found.items() if bits != first] == []
