@@ -23,7 +23,7 @@ from foedus.errors import Denied, FoedusError
 from foedus.faults import point
 from foedus.files import explained, fsync_dir, write_all
 from foedus.privacy.accounting import Steps
-from foedus.privacy.spending import Limit, beyond
+from foedus.privacy.spending import Limit, beyond, epsilon
 from foedus.store import Store, canonical
 from foedus.wire.ed25519 import public_text
 from foedus.wire.signing import open_envelope, sign_envelope
@@ -58,18 +58,25 @@ class Ledger:
 
     def __init__(self, folder: Path, store: Store, key: Ed25519PrivateKey, look: bool = False) -> None:
         self.path, self.store, self.key, self.look = folder / FILE, store, key, look
-        self.lock, self.last = threading.Lock(), ""
+        self.lock, self.last, self.whole = threading.Lock(), "", hashlib.sha256()
         self.rows: list[Json] = []
         self._read()
 
-    def count(self, training: Training, datasets: Sequence[str], limits: Mapping[str, Limit]) -> str:
+    def count(
+        self,
+        training: Training,
+        datasets: Sequence[str],
+        limits: Mapping[str, Limit],
+        approvals: Mapping[str, str] = {},
+    ) -> str:
         """Counts a training of these datasets, durably, and once; or why it may not begin, and then nothing is counted.
 
         Raises Damaged.
         """
         with self.lock:
             self._check_head()
-            new = [row for row in (_row(training, dataset) for dataset in datasets) if not self._known(row)]
+            rows = [_row(training, dataset, approvals.get(dataset, "")) for dataset in datasets]
+            new = [row for row in rows if not self._known(row)]
             for row in new:
                 limit = limits.get(row["dataset"])
                 if limit is not None and (why := self._refused(row["dataset"], training, limit)):
@@ -91,9 +98,11 @@ class Ledger:
         found = beyond(self.spent(dataset), training.spends, limit)
         if found is None:
             return ""
+        before, alone = (epsilon(steps, limit.delta) for steps in (self.spent(dataset), [training.spends]))
         return (
-            f"dataset {dataset!r}: this training would bring what all jobs have spent to epsilon {found:.3g} at delta "
-            f"{limit.delta:g}, and its owner's limit is {limit.epsilon:g}: train fewer rounds, or with more noise"
+            f"dataset {dataset!r}: all jobs have spent epsilon {before:.3g} at delta {limit.delta:g}, this training "
+            f"asks for {alone:.3g}, together that is {found:.3g}, and its owner's limit is {limit.epsilon:g}: train fewer "
+            "rounds, or with more noise"
         )
 
     def _known(self, row: Json) -> bool:
@@ -112,6 +121,7 @@ class Ledger:
         if not self.rows:
             fsync_dir(self.path.parent)
         point("agent.after-ledger")
+        self.whole.update(b"".join(lines))
         self.rows += [json.loads(line)["body"] for line in lines]
         self._note(before)
 
@@ -129,6 +139,7 @@ class Ledger:
         for n, line in enumerate(whole.split(b"\n") if whole else ()):
             self.rows.append(self._verified(n, line, public))
             self.last = _hash(line + b"\n")
+            self.whole.update(line + b"\n")
         head = self.store.get(ABOUT, HEAD)
         if head is None or (len(self.rows), self.last) != (head["rows"], head["last"]):
             self._caught_up(head)
@@ -153,10 +164,12 @@ class Ledger:
             self._note(self.last)
 
     def _check_head(self) -> None:
-        """Raises Damaged where the file was exchanged under a running agent."""
-        size = self.path.stat().st_size if self.path.exists() else 0
+        """Raises Damaged where the file was changed under a running agent."""
+        data = self.path.read_bytes() if self.path.exists() else b""
         head = self.store.get(ABOUT, HEAD) or {"rows": 0, "last": ""}
-        if (len(self.rows), self.last) != (head["rows"], head["last"]) or (size == 0) != (not self.rows):
+        if (len(self.rows), self.last) != (head["rows"], head["last"]) or hashlib.sha256(
+            data
+        ).digest() != self.whole.digest():
             raise self._damaged("it changed while the agent was at work")
 
     def _damaged(self, what: str) -> Damaged:
@@ -174,9 +187,9 @@ def steps_of(row: Mapping[str, Any]) -> Steps | None:
     return Steps(float.fromhex(noise), float.fromhex(rate), steps)
 
 
-def _row(training: Training, dataset: str) -> Json:
+def _row(training: Training, dataset: str, approval: str) -> Json:
     spends = training.spends and [training.spends[0].hex(), training.spends[1].hex(), training.spends[2]]
-    return {"dataset": dataset, **training._asdict(), "spends": spends}
+    return {"dataset": dataset, **training._asdict(), "spends": spends, "approval": approval}
 
 
 def _hash(line: bytes) -> str:

@@ -225,8 +225,9 @@ class SiteRun:
         submitter = self.context.roll.submitter(self.offer.public)
         training = Training(*order.at, order.payload.digest, order.work, submitter, privacy, steps or None)
         names = [binding.name for binding in self._bound()]
-        if why := self.context.ledger().count(training, names, rules.budgets):
-            raise NotReady(why)
+        approvals = {name: found.approval for name, found in rules.terms.items()}
+        if why := self.context.ledger().count(training, names, rules.budgets, approvals):
+            raise NotReady(f"site {self.context.place.name!r}: {why}")
 
     def _consent(self, rules: policy.Policy) -> str:
         assert self.offer is not None
