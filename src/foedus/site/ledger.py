@@ -101,8 +101,8 @@ class Ledger:
         before, alone = (epsilon(steps, limit.delta) for steps in (self.spent(dataset), [training.spends]))
         return (
             f"dataset {dataset!r}: all jobs have spent epsilon {before:.3g} at delta {limit.delta:g}, this training "
-            f"asks for {alone:.3g}, together that is {found:.3g}, and its owner's limit is {limit.epsilon:g}: train fewer "
-            "rounds, or with more noise"
+            f"asks for {alone:.3g}, together that is {found:.3g}, and its owner's limit is {limit.epsilon:g}: train "
+            "fewer rounds, or with more noise"
         )
 
     def _known(self, row: Json) -> bool:
