@@ -114,6 +114,13 @@ def test_a_revoked_site_loses_its_upload_within_a_second(rig):
         link.call("POST", "/v1/poll", {})
 
 
+def test_who_asks_where_to_go_on_leaves_no_file_behind(rig):
+    run, link = submitted(rig), rig.site("north")
+    assert link.call("GET", f"/v1/uploads/{run}/0/0/0") == {"offset": 0}
+    folder = rig.hub.updates("north").root
+    assert folder.is_dir() and not [path for path in folder.rglob("*") if path.is_file()]
+
+
 def test_a_revocation_that_the_owner_did_not_sign_is_refused(rig):
     rig.site("north")
     public = rig.hub.members.register.admit("north", int(time.time())).entry.public

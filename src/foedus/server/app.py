@@ -230,7 +230,10 @@ class App:
     def offset(self, asked: Asked) -> Response:
         self.hub.run(asked.parts[0])
         with self.hub.updates(asked.name).part("/".join(asked.parts)) as part:
-            return answer({"offset": part.offset})
+            found = part.offset
+            if not found:
+                part.discard()  # who only asks leaves no file behind, which nobody would delete
+            return answer({"offset": found})
 
     def upload(self, asked: Asked) -> Response:
         """The rest of an update; digest (of all of it) and length were signed before the first byte is taken."""
