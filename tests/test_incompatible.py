@@ -311,6 +311,10 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical)",
     ): ({"privacy": local_dp(1.0, 1.1), "algorithm": cyclic(fedprox(0.1))}, {"algorithm": fedprox(0.1)}),
     ("central_dp", "compress=…"): ({"privacy": central_dp(1.0, 1.1), "compress": int8()}, {"compress": None}),
+    ("local_dp", "secagg without a bound"): (
+        {"privacy": [local_dp(1.0, 1.1), "secagg"]},
+        {"privacy": [local_dp(1.0, 1.1), secagg(bound=20.0)]},
+    ),
     ("central_dp or local_dp", "a choice of sites by their losses (power_of_choice)"): (
         {"privacy": local_dp(1.0, 1.1), "cohort": power_of_choice(4, 2)},
         {"cohort": 2},

@@ -79,6 +79,17 @@ def test_subgroups_are_counted_at_each_site() -> None:
     assert found.line("north", "sex", "men").examples == (SITES["north"].test.x[:, 2] == 1).sum()
 
 
+def test_a_small_group_is_not_what_the_others_leave_of_the_whole() -> None:
+    """Three women in 100: were the 97 men told of, the women would be everybody less these."""
+    x, y = SITES["north"].test[:]
+    x = x[:100].copy()
+    x[:, 2] = np.arange(100) >= 3
+    found = fd.validate(JOB, MODEL, {"a": fd.Split(train=(x[:2], y[:2]), test=(x, y[:100]))}, by={"sex": SEXES})
+    assert found.line("a").examples == 100
+    assert [found.line("a", "sex", name).hidden for name in ("women", "men")] == [True, True]
+    assert "fewer than 10, or would show such" in "\n".join(found.text())
+
+
 def test_a_claim_is_shown_for_everybody_and_not_for_whom_the_marker_is_blind() -> None:
     sites = {"a": rows(1, 1500, blind=0.9), "b": rows(2, 1500)}
     found = fd.validate(JOB, MODEL, sites, Claim("auc", reference=0.7, margin=0.05), by={"sex": SEXES})

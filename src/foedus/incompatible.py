@@ -14,7 +14,7 @@ from foedus.errors import Incompatible
 from foedus.metrics import plain
 from foedus.participation import times
 from foedus.privacy.secagg import majority
-from foedus.privacy.site_level import CentralDp
+from foedus.privacy.site_level import CentralDp, LocalDp
 
 READ = {"everybody", "exchange", "columns", "cut", "exact", "union"}  # traits of algorithms to which a sum says nothing
 
@@ -486,6 +486,12 @@ TABLE = (
         "compress=…",
         lambda j: isinstance(j.site_level, CentralDp) and bool(j.links),
         "a compressed update may be longer than its clip: leave compress=… out (fd.clip too: central_dp clips)",
+    ),
+    Row(
+        "local_dp",
+        "secagg without a bound",
+        lambda j: isinstance(j.site_level, LocalDp) and j.seal is not None and j.seal.bound is None,
+        "noise has no largest number, and what is beyond the bound is refused: say fd.secagg(bound=…), several sigma",
     ),
     Row(
         "central_dp or local_dp",

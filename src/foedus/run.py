@@ -58,6 +58,11 @@ class Plan(NamedTuple):
     secret: Key | None = None  # that only the aggregator has; None: the seed's, as in a simulation
 
     @property
+    def randomness(self) -> Key:
+        """The aggregator's own; a simulation has nobody to hide it from."""
+        return self.secret or key(self.seed, "secret", 0, "server")
+
+    @property
     def least(self) -> int:
         """How many sites must be there when a round begins."""
         return max(self.min_sites, size(self.algorithm.traits), (self.quorum or 1) if self.late == "drop" else 1)
@@ -245,8 +250,7 @@ def _open(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Jour
     everybody = len(cohort) == len(roster)
     journal.add("round", round=here.round, roster=since, cohort=None if everybody else cohort, **_clock(watch))
     point("run.after-round")
-    secret = plan.secret or key(plan.seed, "secret", 0, "server")
-    return RoundContext(plan.seed, here.round, roster, cohort, here.history, secret)
+    return RoundContext(plan.seed, here.round, roster, cohort, here.history, plan.randomness)
 
 
 def _asked(plan: Plan, here: Here, roster: Sequence[str], watch: Watch) -> Sequence[str]:

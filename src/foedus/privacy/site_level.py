@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from foedus.core import Algorithm, Local, SiteContext, State, Total, Transform, 
 from foedus.errors import JobError
 from foedus.keys import Key
 from foedus.metrics import moments
-from foedus.params import Params, Spec, digest, join, kind
+from foedus.params import Array, Params, Spec, digest, join, kind
 from foedus.privacy import accounting
 from foedus.privacy.accounting import Steps, split_noise
 from foedus.privacy.dp_sgd import TOLD
@@ -153,10 +153,9 @@ def _central(how: CentralDp, rounds: int | None) -> Transform:
     adapts = how.quantile is not None
 
     def encode(update: Update, local: Local, public: State, key: Key) -> tuple[Update, Local]:
-        size = norm(update.params)
-        clipped = _clipped(update.params, size, public["clip"])
-        bit = Params({"within": np.float32(size <= public["clip"])})
-        told = {TOLD: moments(np.array([spent(how, rounds, int(key.names[1]) + 1)]))}
+        clipped = _clipped(update.params, public["clip"])
+        bit = Params({"within": np.float32(norm(update.params) <= public["clip"])})
+        told = {TOLD: moments(np.array([spent(how, rounds, _round(key) + 1)]))}
         return Update(join(u=clipped, b=bit) if adapts else clipped, 1.0, told if how.word else {}), local
 
     def decode(total: Total, state: State, key: Key) -> tuple[Total, State]:
@@ -179,7 +178,7 @@ def _central(how: CentralDp, rounds: int | None) -> Transform:
 
     return Transform(
         lambda: {"clip": how.clip, "done": 0}, encode, decode, lambda state: {"clip": state["clip"]}, returns,
-        traits=("noised", "central"),
+        traits=("noised", "central", *([] if adapts else [f"clip {how.clip!r}"])),
     )  # fmt: skip
 
 
@@ -194,7 +193,7 @@ def _local(work: Work, how: LocalDp, rounds: int | None) -> Work:
         local, update = work(payload, local, site)
         if not isinstance(update, Update):
             return local, update
-        clipped, done = _clipped(update.params, norm(update.params), how.clip), int(site.key.names[1]) + 1
+        clipped, done = _clipped(update.params, how.clip), _round(site.key) + 1
         if rounds is not None and how.epsilon is not None and done > rounds:
             raise JobError(f"local_dp: this is round {done} of a run whose noise was found for {rounds}")
         name = site.secret("local_dp", *site.key.names, digest(payload), digest(clipped), before)
@@ -205,12 +204,28 @@ def _local(work: Work, how: LocalDp, rounds: int | None) -> Work:
 
 
 # ---- both ------------------------------------------------------------------------------------------------------------
-def _clipped(params: Params, size: float, bound: float) -> Params:
-    """Never longer than `bound`, rounding included; an update that is not finite is nothing."""
-    if not math.isfinite(size):
-        return params.map(np.zeros_like)
-    scale = min(1.0, bound / max(size, 1e-300)) * (1 - 1e-6)
-    return params.map(lambda x: (x.astype(np.float64) * scale).astype(x.dtype)) if size > bound * (1 - 1e-6) else params
+def _clipped(params: Params, bound: float) -> Params:
+    """Never longer than `bound`, also after rounding to the dtype; an update that is not finite is nothing."""
+    found, scale = params, 1.0
+    while not (size := norm(found)) <= bound:
+        if not math.isfinite(size):
+            return params.map(np.zeros_like)
+        scale *= bound / size * (1 - 1e-6)
+        found = params.map(partial(_scaled, scale))
+    return found
+
+
+def _scaled(scale: float, x: Array) -> Array:
+    made: Array = (x.astype(np.float64) * scale).astype(x.dtype)
+    return made
+
+
+def _round(key: Key) -> int:
+    """The round of a Task's key. Raises JobError for a second Task in it, which the accounting does not have."""
+    round, task = key.names[1:3]
+    if task:
+        raise JobError("site-level noise is accounted for one Task a round, and this algorithm has more: take fedavg")
+    return int(round)
 
 
 def _noisy(params: Params, sigma: float, name: Key) -> Params:

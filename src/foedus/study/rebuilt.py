@@ -58,7 +58,7 @@ def played(job: Job, parts: Mapping[str, Any], seed: int) -> Iterator[Rebuilt]:
     plan, bench, names = job.plan(seed), job.replace(data=None, datasets=(), schema=None).bench(seed), sorted(parts)
     state, locals = _saved(job.method.init(plan.start())), dict[str, Any]()
     for number in range(job.rounds):
-        context = RoundContext(seed, number, names, draw(plan, number, names))
+        context = RoundContext(seed, number, names, draw(plan, number, names), secret=plan.randomness)
         task = _one(job.method, state, context)
         orders = [Order(task.work, task.payload, site, number, 0, task.returns) for site in task.sites]
         done = {order.site: perform(bench, order, locals.get(order.site), parts) for order in orders}

@@ -65,12 +65,11 @@ def _check(made: Settings) -> None:
         raise JobError(f"histogram_boosting: max_depth={made.max_depth!r}; it is a whole number from 1 to {MOST_DEPTH}")
     if not isinstance(made.bins, int) or not 3 <= made.bins <= MOST_BINS:
         raise JobError(f"histogram_boosting(bins={made.bins!r}): it is a whole number from 3 to {MOST_BINS}")
-    for name, value, least in (("eta", made.eta, 0.0), ("lambda", made.lambda_, -1e-300),
-                               ("min_child_weight", made.min_child_weight, -1e-300),
-                               ("scale_pos_weight", made.scale_pos_weight, 0.0)):  # fmt: skip
-        if not value > least:
-            raise JobError(
-                f"histogram_boosting: {name}={value!r}; it must be {'positive' if not least else '0 or more'}"
-            )
+    for name, value in {"eta": made.eta, "scale_pos_weight": made.scale_pos_weight}.items():
+        if not value > 0:
+            raise JobError(f"histogram_boosting: {name}={value!r}; it must be positive")
+    for name, value in {"lambda": made.lambda_, "min_child_weight": made.min_child_weight}.items():
+        if not value >= 0:
+            raise JobError(f"histogram_boosting: {name}={value!r}; it must be 0 or more")
     if made.logistic and not 0 < made.base_score < 1:
         raise JobError(f"histogram_boosting: base_score={made.base_score!r}; of binary:logistic it is a probability")

@@ -3,7 +3,7 @@ The contract and metrics may come in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,23 +46,41 @@ def _count(
     if data is None or not len(data):
         raise JobError(f"{site.name} has no {part} part: load(site) has to return one, of examples that never train")
     found, wanted = _answer(len(listed(by))), [metrics.metric(name) for name in NAMES]
-    for i, rows in enumerate(_rows(by, data, site.name)):
-        if len(rows) < least:
-            found["hidden"][i] = len(rows) > 0
+    for i, rows in enumerate(_rows(by, data, least, site.name)):
+        if rows is None or len(rows) < least:
+            found["hidden"][i] = rows is None or len(rows) > 0
             continue
         sums = site.evaluate(model, take(data, rows), wanted)
         found["counts"][i], found["calibration"][i] = (_two_classes(sums, m, site.name) for m in wanted)
     return local, Update(found, float(len(data)))
 
 
-def _rows(by: Mapping[str, Cut], data: Any, site: str) -> list[Any]:
+def _rows(by: Mapping[str, Cut], data: Any, least: int, site: str) -> list[Any]:
+    """The rows of each group; None for one that is not told of, though it is large enough."""
     if by and not isinstance(data, Pairs):
         raise JobError(f"{site}: subgroups are by a column of (x, y) arrays, and this part is {type(data).__name__}")
-    found = [np.arange(len(data))]
+    found: list[Any] = [np.arange(len(data))]
     for how in by.values():
         at = how.of(data.x)
-        found += [np.flatnonzero(at == i) for i in range(len(how.names))]
+        groups, gaps = [np.flatnonzero(at == i) for i in range(len(how.names))], int((at < 0).sum())
+        kept = told([len(rows) for rows in groups], gaps, least)
+        found += [rows if keep or len(rows) < least else None for rows, keep in zip(groups, kept, strict=True)]
     return found
+
+
+def told(sizes: Sequence[int], gaps: int, least: int) -> list[bool]:
+    """Which of a cut's groups may be told of, so that everybody less these is nobody, or `least` examples and more.
+
+    Were one small group left out alone, it would be what the others leave of the whole. `gaps`: examples in none.
+
+    >>> told([3, 12, 40], 0, 10), told([12, 40], 0, 10), told([12, 40], 2, 10)
+    ([False, False, True], [True, True], [False, True])
+    """
+    kept, left = [size >= least for size in sizes], gaps + sum(size for size in sizes if size < least)
+    for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):
+        if 0 < left < least and kept[i]:
+            kept[i], left = False, left + sizes[i]
+    return kept
 
 
 def _two_classes(sums: Mapping[str, Any], wanted: Metric, site: str) -> Any:

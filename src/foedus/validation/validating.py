@@ -44,7 +44,7 @@ class Line(NamedTuple):
     positives: int
     found: Mapping[str, Judged]
     calibration_error: float
-    hidden: bool  # too few examples to say anything
+    hidden: bool  # too few examples to say anything, or what others of so few could be read from
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Validation:
             made.append(f"Not shown for: {'; '.join(map(_named, open_))}.")
         few = [line for line in self.lines if line.hidden and line.site == EVERYWHERE]
         if few:
-            made.append(f"Fewer than {self.least} examples at each site: {'; '.join(map(_named, few))}.")
+            made.append(f"Not told of, for {self.least} examples are the least: {'; '.join(map(_named, few))}.")
         return " ".join(made)
 
     def plain(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Validation:
     def _cells(self, line: Line) -> list[str]:
         group = line.group if not line.by else f"{line.by}: {line.group}"
         if line.hidden:
-            return [line.site, group, f"fewer than {self.least}", "", "", "", "", ""]
+            return [line.site, group, f"fewer than {self.least}, or would show such", "", "", "", "", ""]
         found, shown = line.found[self.claim.metric], {None: "", True: "yes", False: "no"}[self.meets(line)]
         interval = f"{found.low:.3f} to {found.high:.3f}" if not math.isnan(found.low) else ""
         value = f"{found.value:.3f}" if not math.isnan(found.value) else "one class"
