@@ -21,6 +21,7 @@ from foedus import (
     chain,
     clip,
     cyclic,
+    distributed_dp,
     ditto,
     dp_sgd,
     fedasync,
@@ -303,23 +304,34 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"rounds": 10},
     ),
     (
-        "central_dp or local_dp",
+        "central_dp, local_dp or distributed_dp",
         "a Gather (median, krum, …), or an algorithm that sends more than its model (scaffold, fednova, qffl, …)",
     ): ({"privacy": central_dp(1.0, 1.1), "algorithm": scaffold()}, {"algorithm": fedprox(0.1)}),
     (
-        "central_dp or local_dp",
+        "central_dp, local_dp or distributed_dp",
         "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical)",
     ): ({"privacy": local_dp(1.0, 1.1), "algorithm": cyclic(fedprox(0.1))}, {"algorithm": fedprox(0.1)}),
-    ("central_dp", "compress=…"): ({"privacy": central_dp(1.0, 1.1), "compress": int8()}, {"compress": None}),
+    ("distributed_dp", "no secagg, or one without masks"): (
+        {"privacy": distributed_dp(1.0, 1.1)},
+        {"privacy": [distributed_dp(1.0, 1.1), secagg()]},
+    ),
+    ("distributed_dp", "secagg(bound=…)"): (
+        {"privacy": [distributed_dp(1.0, 1.1), secagg(bound=1.0)]},
+        {"privacy": [distributed_dp(1.0, 1.1), secagg()]},
+    ),
+    ("central_dp or distributed_dp", "compress=…"): (
+        {"privacy": central_dp(1.0, 1.1), "compress": int8()},
+        {"compress": None},
+    ),
     ("local_dp", "secagg without a bound"): (
         {"privacy": [local_dp(1.0, 1.1), "secagg"]},
         {"privacy": [local_dp(1.0, 1.1), secagg(bound=20.0)]},
     ),
-    ("central_dp or local_dp", "a choice of sites by their losses (power_of_choice)"): (
+    ("central_dp, local_dp or distributed_dp", "a choice of sites by their losses (power_of_choice)"): (
         {"privacy": local_dp(1.0, 1.1), "cohort": power_of_choice(4, 2)},
         {"cohort": 2},
     ),
-    ("central_dp(epsilon=…) or local_dp(epsilon=…)", "rounds=None"): (
+    ("central_dp, local_dp or distributed_dp (epsilon=…)", "rounds=None"): (
         {"privacy": central_dp(1.0, epsilon=2.0), "rounds": None, "stop": wall_time(60)},
         {"rounds": 10},
     ),

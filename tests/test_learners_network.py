@@ -16,7 +16,7 @@ JOB = Path(__file__).parent / "jobs" / "learners" / "job.py"
 SCRIPT = """
 import foedus as fd
 torchrun = ["torchrun", "--nproc-per-node", "2"]
-job = fd.Job(fd.fedavg(), fd.Script("net.py", ["ranks"], launcher=torchrun, model={model}), rounds=1)
+job = fd.Job(fd.fedavg(), fd.Script("net.py", ["ranks"], launcher=torchrun, model={model}), rounds=1, privacy="none")
 """
 
 

@@ -17,7 +17,7 @@ from foedus.keys import key
 from foedus.numpy import NumpyLearner
 from foedus.params import DTYPES, Params
 from foedus.privacy import accounting
-from foedus.privacy.site_level import _central, _clipped, _noisy, noise_of, spent
+from foedus.privacy.site_level import _central, _noisy, clipped, noise_of, spent
 from foedus.transforms.clip import norm
 
 
@@ -73,7 +73,7 @@ def test_a_site_s_noise_is_that_of_two_clips() -> None:
 @pytest.mark.parametrize("array", [np.zeros(4), np.full(4, 1e30), np.ones(()), np.full(3, np.nan), np.array([np.inf])])
 def test_no_update_is_longer_than_its_clip(array: Any) -> None:
     params = Params({"w": np.asarray(array, np.float32)})
-    found = _clipped(params, 0.3)
+    found = clipped(params, 0.3)
     assert norm(found) <= 0.3 and found["w"].shape == np.shape(array)
 
 
@@ -81,7 +81,7 @@ def test_no_update_is_longer_than_its_clip(array: Any) -> None:
 def test_rounding_to_half_precision_makes_no_update_longer_than_its_clip(dtype: str) -> None:
     for seed in range(20):
         x = np.random.default_rng(seed).normal(size=300).astype(DTYPES[dtype])
-        assert 0.29 < norm(_clipped(Params({"w": x}), 0.3)) <= 0.3
+        assert 0.29 < norm(clipped(Params({"w": x}), 0.3)) <= 0.3
 
 
 def test_the_clip_follows_the_quantile_by_the_papers_equation() -> None:

@@ -41,6 +41,7 @@ _WHERE = {
     "secagg": "privacy.secagg",
     "dp_sgd": "privacy.dp_sgd",
     "central_dp local_dp": "privacy.site_level",
+    "distributed_dp": "privacy.distributed",
     "attack": "audit",
     "validate": "validation",
     "edge": "edges",

@@ -105,6 +105,7 @@ class SiteContext(NamedTuple):  # all that a work may touch besides payload and 
     gradient: Callable[[Params, Any, Key], Params]  # of the mean loss over data, at params
     metrics: Sequence[Any] = ()  # the Job's
     secret: Key = Key(())  # named randomness that nobody but this site can draw
+    seal: tuple[int, int] | None = None  # of a sealed Task: sites asked, and how many must go to the end
 
 
 Work = Callable[[Params, Local, SiteContext], tuple[Local, Update | Decline]]

@@ -13,6 +13,7 @@ from foedus.algorithms.rounds import needed
 from foedus.errors import Incompatible
 from foedus.metrics import plain
 from foedus.participation import times
+from foedus.privacy.distributed import DistributedDp
 from foedus.privacy.secagg import majority
 from foedus.privacy.site_level import CentralDp, LocalDp
 
@@ -470,22 +471,34 @@ TABLE = (
         "the noise is found from the number of rounds: say rounds=…, beside stop=…, or noise_multiplier=…",
     ),
     Row(
-        "central_dp or local_dp",
+        "central_dp, local_dp or distributed_dp",
         "a Gather (median, krum, …), or an algorithm that sends more than its model (scaffold, fednova, qffl, …)",
         lambda j: j.site_level is not None and bool(UNLIKE & set(j.algorithm.traits)),
         "the noise is that of one mean of clipped models: take fedavg, fedprox or a server optimizer (fedadam, …)",
     ),
     Row(
-        "central_dp or local_dp",
+        "central_dp, local_dp or distributed_dp",
         "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical)",
         lambda j: j.site_level is not None and (_late(j) or size(j.method.traits) > 0 or bool(_topologies(j))),
         "one update a site and round is accounted for: use the algorithm inside it as it is, and drop late updates",
     ),
     Row(
-        "central_dp",
+        "central_dp or distributed_dp",
         "compress=…",
-        lambda j: isinstance(j.site_level, CentralDp) and bool(j.links),
-        "a compressed update may be longer than its clip: leave compress=… out (fd.clip too: central_dp clips)",
+        lambda j: isinstance(j.site_level, (CentralDp, DistributedDp)) and bool(j.links),
+        "a compressed update may be longer than its clip: leave compress=… out (fd.clip too: the noise has its own)",
+    ),
+    Row(
+        "distributed_dp",
+        "no secagg, or one without masks",
+        lambda j: isinstance(j.site_level, DistributedDp) and not (j.seal and j.seal.masks),
+        "a single update has too little noise to be seen: say privacy=[fd.distributed_dp(…), fd.secagg()]",
+    ),
+    Row(
+        "distributed_dp",
+        "secagg(bound=…)",
+        lambda j: isinstance(j.site_level, DistributedDp) and j.seal is not None and bool(j.seal.bound),
+        "the clip and the noise say how large numbers are: leave bound=… out",
     ),
     Row(
         "local_dp",
@@ -494,13 +507,13 @@ TABLE = (
         "noise has no largest number, and what is beyond the bound is refused: say fd.secagg(bound=…), several sigma",
     ),
     Row(
-        "central_dp or local_dp",
+        "central_dp, local_dp or distributed_dp",
         "a choice of sites by their losses (power_of_choice)",
         lambda j: j.site_level is not None and bool(getattr(j.cohort, "by_loss", False)),
         "the losses that sites tell have no noise: draw the cohort by chance",
     ),
     Row(
-        "central_dp(epsilon=…) or local_dp(epsilon=…)",
+        "central_dp, local_dp or distributed_dp (epsilon=…)",
         "rounds=None",
         lambda j: j.site_level is not None and j.site_level.epsilon is not None and j.rounds is None,
         "the noise is found from the number of rounds: say rounds=…, beside stop=…, or noise_multiplier=…",

@@ -26,10 +26,11 @@ from foedus.keys import key
 from foedus.metrics import Metric, metric
 from foedus.params import Params, digest
 from foedus.participation import Cohort, Participation, by_loss
-from foedus.privacy import presets
+from foedus.privacy import distributed, presets, site_level
+from foedus.privacy.distributed import DistributedDp
 from foedus.privacy.dp_sgd import DpSgd, private
 from foedus.privacy.secagg import Secagg, measuring, sealed
-from foedus.privacy.site_level import CentralDp, LocalDp, SiteLevel, noised
+from foedus.privacy.site_level import CentralDp, LocalDp
 from foedus.run import Plan
 from foedus.stop import Stop
 from foedus.transforms import chain, transformed
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from foedus.result import Result
 
 MOST_DEPTH = 8
+SITE_LEVEL = (CentralDp, LocalDp, DistributedDp)  # noise on whole updates
 NOT_BUILT = ("track",)
 
 
@@ -129,7 +131,7 @@ class Job(Options):
     def method(self) -> Algorithm:
         """The algorithm with what the Job adds to it: its compression, a seal, a choice of sites by their losses."""
         found = private(self.algorithm, self.dp_sgd, self.learner, self.rounds) if self.dp_sgd else self.algorithm
-        found = noised(found, self.site_level, self.rounds) if self.site_level else found
+        found = self._noised(found)
         found = transformed(found, chain(*self.links)) if self.links else found
         found = sealed(found, self.seal, self.least, self.quorum) if self.seal else found
         chosen = self.cohort.trains if isinstance(self.cohort, Participation) and self.cohort.by_loss else None
@@ -148,7 +150,8 @@ class Job(Options):
     @property
     def seal(self) -> Secagg | None:
         """How updates are sealed, if they are."""
-        return next((x for x in self.protections if isinstance(x, Secagg)), None)
+        found = next((x for x in self.protections if isinstance(x, Secagg)), None)
+        return found._replace(wmax=found.wmax or 1.0) if found and self.site_level else found  # all weigh 1 there
 
     @property
     def dp_sgd(self) -> DpSgd | None:
@@ -156,9 +159,16 @@ class Job(Options):
         return next((x for x in self.protections if isinstance(x, DpSgd)), None)
 
     @property
-    def site_level(self) -> SiteLevel | None:
+    def site_level(self) -> CentralDp | LocalDp | DistributedDp | None:
         """How updates are noised as a whole, if they are."""
-        return next((x for x in self.protections if isinstance(x, (CentralDp, LocalDp))), None)
+        return next((x for x in self.protections if isinstance(x, SITE_LEVEL)), None)
+
+    def _noised(self, algorithm: Algorithm) -> Algorithm:
+        """The algorithm with its updates noised as a whole, if they are."""
+        how = self.site_level
+        if isinstance(how, DistributedDp):
+            return distributed.noised(algorithm, how, self.seal, self.rounds) if self.seal else algorithm
+        return site_level.noised(algorithm, how, self.rounds) if how else algorithm
 
     @property
     def protections(self) -> Sequence[Any]:
@@ -251,12 +261,12 @@ def _check(job: Job) -> None:
 
 
 def _check_privacy(job: Job) -> None:
-    strange = [x for x in job.protections if not isinstance(x, (Secagg, DpSgd, CentralDp, LocalDp))]
+    strange = [x for x in job.protections if not isinstance(x, (Secagg, DpSgd, *SITE_LEVEL))]
     kinds = [type(x) for x in (job.seal, job.dp_sgd, job.site_level) if x is not None]
     if strange or len(kinds) < len(job.protections):
         raise JobError(
             f"Job(privacy={job.privacy!r}): it is 'none', 'secagg', 'hospital', fd.secagg(…), fd.dp_sgd(…), "
-            "fd.central_dp(…), fd.local_dp(…) or a list of one of each kind"
+            "fd.central_dp(…), fd.local_dp(…), fd.distributed_dp(…) or a list of one of each kind"
         )
     if job.dp_sgd is not None:
         whose = getattr(

@@ -15,7 +15,7 @@ import numpy as np
 
 from foedus import measured, schema
 from foedus.aggregators.folding import check
-from foedus.core import EVALUATE, Decline, Learner, Local, Personal, SiteContext, Update, Work
+from foedus.core import EVALUATE, Decline, Learner, Local, Personal, SiteContext, Task, Update, Work
 from foedus.data import Site, Split, load_split
 from foedus.errors import FoedusError, JobError, Refused, Relayed, SiteError
 from foedus.keys import Key, key
@@ -35,6 +35,13 @@ class Order(NamedTuple):
     round: int
     task: int
     returns: Spec | None = None
+    seal: tuple[int, int] | None = None  # as a SiteContext's
+
+
+def ordered(task: Task, site: str, round: int, number: int) -> Order:
+    """What this site is asked for in a Task, which is the `number`th of its round."""
+    seal = None if task.seal is None else (len(task.sites), int(task.seal.threshold))
+    return Order(task.work, task.letter(site), site, round, number, task.returns, seal)
 
 
 class Among(NamedTuple):
@@ -87,7 +94,7 @@ class Bench:
         here = key(self.seed, order.round, order.task, order.site)
         secret = self.secret or key(self.seed, "secret", 0, order.site)
         train, evaluate, gradient = self._abilities
-        return SiteContext(order.site, split, train, here, evaluate, gradient, self.metrics, secret)
+        return SiteContext(order.site, split, train, here, evaluate, gradient, self.metrics, secret, order.seal)
 
     @cached_property
     def _abilities(self) -> tuple[Callable[..., Any], ...]:

@@ -105,7 +105,7 @@ def sealed(algorithm: Algorithm, how: Secagg, least: int = 1, quorum: int | None
             wmax = max(wmax, float(total.params["rows"]) if total.count else 0.0)
             known |= {outcome.site for outcome in total.outcomes if outcome.status == "counted"}
         ring = fixed(largest, wmax)
-        inner = yield from _each(algorithm.round(inner, context), lambda task: seal(task, how, ring, least, quorum))
+        inner = yield from each(algorithm.round(inner, context), lambda task: seal(task, how, ring, least, quorum))
         return {"inner": inner, "wmax": wmax, "known": sorted(known)}
 
     return algorithm._replace(
@@ -166,7 +166,7 @@ def hidden(task: Task, outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [outcome._replace(weight=0.0, metrics={}) for outcome in outcomes]
 
 
-def _each(steps: Any, change: Callable[[Task], Task]) -> Any:
+def each(steps: Any, change: Callable[[Task], Task]) -> Any:
     """A generator's Tasks, each changed; what it returns."""
     answer = None
     while True:

@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from foedus.keys import Key
 from foedus.metrics import moments
 from foedus.params import Array, Params, Spec, digest, join, kind
 from foedus.privacy import accounting
-from foedus.privacy.accounting import Steps, split_noise
+from foedus.privacy.accounting import Accountant, Steps, split_noise
 from foedus.privacy.dp_sgd import TOLD
 from foedus.privacy.keystream import normals
 from foedus.transforms.chain import transformed
@@ -32,6 +32,21 @@ from foedus.transforms.clip import norm
 
 SHARE = 20  # the count's noise is by default one of so many updates: Andrew et al. 2021, section 3.1
 WITHIN = Params({"within": np.float32(0.0)}).spec
+
+
+class Noise(Protocol):
+    """What is said of any noise on whole updates; `accountant` is what finds its multiplier."""
+
+    @property
+    def clip(self) -> float: ...
+    @property
+    def noise_multiplier(self) -> float | None: ...
+    @property
+    def epsilon(self) -> float | None: ...
+    @property
+    def delta(self) -> float: ...
+    @property
+    def accountant(self) -> Accountant: ...
 
 
 class CentralDp(NamedTuple):
@@ -46,6 +61,11 @@ class CentralDp(NamedTuple):
     count_noise: float | None = None
 
     @property
+    def accountant(self) -> Accountant:
+        """What finds the multiplier."""
+        return "pld"
+
+    @property
     def word(self) -> str:
         """What a submission signs."""
         return "central_dp" if self.noise_multiplier != 0 else ""
@@ -55,7 +75,7 @@ class CentralDp(NamedTuple):
         adapted = "" if self.quantile is None else f", adapted so that {self.quantile:.0%} of updates are within"
         return (
             f"central_dp: each site's update is clipped to {self.clip:g}{adapted}, all count alike, the server adds "
-            f"noise to their mean: {_goal(self)} for each site; the server itself sees updates without noise"
+            f"noise to their mean: {goal(self)} for each site; the server itself sees updates without noise"
         )
 
 
@@ -68,16 +88,18 @@ class LocalDp(NamedTuple):
     delta: float
 
     @property
+    def accountant(self) -> Accountant:
+        """What finds the multiplier."""
+        return "pld"
+
+    @property
     def word(self) -> str:
         """What a submission signs."""
         return "local_dp" if self.noise_multiplier != 0 else ""
 
     def said(self, traits: Sequence[str] = ()) -> str:
         """What is told of it when a run begins."""
-        return f"local_dp: each site clips its update to {self.clip:g} and adds noise to it: {_goal(self)}"
-
-
-SiteLevel = CentralDp | LocalDp
+        return f"local_dp: each site clips its update to {self.clip:g} and adds noise to it: {goal(self)}"
 
 
 def central_dp(
@@ -97,7 +119,7 @@ def central_dp(
     it; `count_noise` (None: a twentieth of the updates, z at least) is that of their count, and part of z (Andrew
     et al. 2021).
     """
-    _check("central_dp", clip, noise_multiplier, epsilon, delta)
+    check("central_dp", clip, noise_multiplier, epsilon, delta)
     for name, value, most in (
         ("quantile", quantile, 1.0),
         ("rate", rate, math.inf),
@@ -115,19 +137,19 @@ def local_dp(
 
     `noise_multiplier` is z, or `epsilon` finds it for all rounds of the run.
     """
-    _check("local_dp", clip, noise_multiplier, epsilon, delta)
+    check("local_dp", clip, noise_multiplier, epsilon, delta)
     return LocalDp(float(clip), noise_multiplier, epsilon, delta)
 
 
-def noise_of(how: SiteLevel, rounds: int | None) -> float:
+def noise_of(how: Noise, rounds: int | None) -> float:
     """The noise multiplier of a run of so many rounds."""
     if how.noise_multiplier is not None:
         return float(how.noise_multiplier)
     assert how.epsilon is not None and rounds is not None
-    return _noise(float(how.epsilon), rounds, how.delta)
+    return _noise(float(how.epsilon), rounds, how.delta, how.accountant)
 
 
-def spent(how: SiteLevel, rounds: int | None, done: int) -> float:
+def spent(how: Noise, rounds: int | None, done: int) -> float:
     """An upper bound of the epsilon that `done` rounds of a run have spent of each site."""
     z = noise_of(how, rounds)
     if not z:
@@ -136,15 +158,15 @@ def spent(how: SiteLevel, rounds: int | None, done: int) -> float:
     return min(found, how.epsilon) if how.epsilon is not None and rounds is not None and done <= rounds else found
 
 
-def noised(algorithm: Algorithm, how: SiteLevel, rounds: int | None) -> Algorithm:
+def noised(algorithm: Algorithm, how: CentralDp | LocalDp, rounds: int | None) -> Algorithm:
     """The same algorithm, whose updates are clipped, and noised where `how` says."""
     if isinstance(how, CentralDp):
         found = transformed(algorithm, _central(how, rounds))
         inner = found.init
-        return found._replace(init=lambda params: inner(_fit(params)))
+        return found._replace(init=lambda params: inner(fit(params)))
     works = {name: _local(work, how, rounds) for name, work in algorithm.works.items()}
     return algorithm._replace(
-        works=works, traits=(*algorithm.traits, "noised"), init=lambda params: algorithm.init(_fit(params))
+        works=works, traits=(*algorithm.traits, "noised"), init=lambda params: algorithm.init(fit(params))
     )
 
 
@@ -153,10 +175,10 @@ def _central(how: CentralDp, rounds: int | None) -> Transform:
     adapts = how.quantile is not None
 
     def encode(update: Update, local: Local, public: State, key: Key) -> tuple[Update, Local]:
-        clipped = _clipped(update.params, public["clip"])
+        short = clipped(update.params, public["clip"])
         bit = Params({"within": np.float32(norm(update.params) <= public["clip"])})
-        told = {TOLD: moments(np.array([spent(how, rounds, _round(key) + 1)]))}
-        return Update(join(u=clipped, b=bit) if adapts else clipped, 1.0, told if how.word else {}), local
+        told = {TOLD: moments(np.array([spent(how, rounds, round_of(key) + 1)]))}
+        return Update(join(u=short, b=bit) if adapts else short, 1.0, told if how.word else {}), local
 
     def decode(total: Total, state: State, key: Key) -> tuple[Total, State]:
         z, n, model = noise_of(how, rounds), total.count, total.params.part("u") if adapts else total.params
@@ -193,18 +215,18 @@ def _local(work: Work, how: LocalDp, rounds: int | None) -> Work:
         local, update = work(payload, local, site)
         if not isinstance(update, Update):
             return local, update
-        clipped, done = _clipped(update.params, how.clip), _round(site.key) + 1
+        short, done = clipped(update.params, how.clip), round_of(site.key) + 1
         if rounds is not None and how.epsilon is not None and done > rounds:
             raise JobError(f"local_dp: this is round {done} of a run whose noise was found for {rounds}")
-        name = site.secret("local_dp", *site.key.names, digest(payload), digest(clipped), before)
-        model = _noisy(clipped, 2 * how.clip * noise_of(how, rounds), name)
+        name = site.secret("local_dp", *site.key.names, digest(payload), digest(short), before)
+        model = _noisy(short, 2 * how.clip * noise_of(how, rounds), name)
         return local, Update(model, 1.0, {TOLD: moments(np.array([spent(how, rounds, done)]))})
 
     return working
 
 
 # ---- both ------------------------------------------------------------------------------------------------------------
-def _clipped(params: Params, bound: float) -> Params:
+def clipped(params: Params, bound: float) -> Params:
     """Never longer than `bound`, also after rounding to the dtype; an update that is not finite is nothing."""
     found, scale = params, 1.0
     while not (size := norm(found)) <= bound:
@@ -220,7 +242,7 @@ def _scaled(scale: float, x: Array) -> Array:
     return made
 
 
-def _round(key: Key) -> int:
+def round_of(key: Key) -> int:
     """The round of a Task's key. Raises JobError for a second Task in it, which the accounting does not have."""
     round, task = key.names[1:3]
     if task:
@@ -236,7 +258,7 @@ def _noisy(params: Params, sigma: float, name: Key) -> Params:
     return Params.of(params.spec, drawn)
 
 
-def _fit(params: Params) -> Params:
+def fit(params: Params) -> Params:
     """Raises JobError for arrays that no noise protects."""
     odd = [leaf for leaf in params.spec if kind(leaf.group) != "trainable"]
     if odd:
@@ -247,12 +269,14 @@ def _fit(params: Params) -> Params:
     return params
 
 
-def _goal(how: SiteLevel) -> str:
+def goal(how: Noise) -> str:
+    """What is said of a noise: its epsilon, or its multiplier."""
     goal = f"epsilon {how.epsilon:g}" if how.epsilon is not None else f"noise multiplier {how.noise_multiplier:g}"
     return f"{goal} at delta {how.delta:g}"
 
 
-def _check(name: str, clip: float, noise: float | None, epsilon: float | None, delta: float) -> None:
+def check(name: str, clip: float, noise: float | None, epsilon: float | None, delta: float) -> None:
+    """Raises JobError for numbers that say no noise, or two."""
     if (noise is None) == (epsilon is None):
         raise JobError(f"{name}: give noise_multiplier=…, or epsilon=… from which it is found, and not both")
     for what, value in (("clip", clip), ("epsilon", epsilon), ("noise_multiplier", noise)):
@@ -264,5 +288,5 @@ def _check(name: str, clip: float, noise: float | None, epsilon: float | None, d
 
 
 @cache
-def _noise(epsilon: float, rounds: int, delta: float) -> float:
-    return accounting.noise_multiplier(epsilon, 1.0, rounds, delta)
+def _noise(epsilon: float, rounds: int, delta: float, accountant: Accountant) -> float:
+    return accounting.noise_multiplier(epsilon, 1.0, rounds, delta, accountant)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from foedus.params import Params, digest
+from foedus.privacy.distributed import DistributedDp
 from foedus.privacy.dp_sgd import DpSgd
 from foedus.privacy.presets import READABLE
 from foedus.privacy.secagg import Secagg
@@ -18,7 +19,13 @@ from foedus.report.story import Measured, Story
 MOST_SITES = 200
 SPENT = "train_epsilon"
 HELPERS = ("rounds", "mixing", "parts", "optimizers", "exchange", "halves", "crossing", "graphs", "columns", "buffered")
-PROTECTIONS: Mapping[str, Any] = {"secagg": Secagg, "dp_sgd": DpSgd, "central_dp": CentralDp, "local_dp": LocalDp}
+PROTECTIONS: Mapping[str, Any] = {
+    "secagg": Secagg,
+    "dp_sgd": DpSgd,
+    "central_dp": CentralDp,
+    "local_dp": LocalDp,
+    "distributed_dp": DistributedDp,
+}
 
 
 def card(told: Story, run: str, model: Params, what: str = "the last model") -> str:

@@ -24,7 +24,7 @@ Hours = tuple[int, int] | None
 Most = int | None  # None: no limit
 Privacy = Literal["none", "secagg", "dp"]
 Demands = tuple[Privacy, ...]
-SIGNED = {"secagg": ("secagg",), "dp": ("dp_sgd", "local_dp")}  # what a submission says of each
+SIGNED = {"secagg": ("secagg",), "dp": ("dp_sgd", "local_dp", "distributed_dp")}  # what a submission says of each
 NICEST = 19
 _HOURS = re.compile(r"([01]?[0-9]|2[0-4])-([01]?[0-9]|2[0-4])")
 

@@ -199,6 +199,7 @@ class Tasks:
         message = {
             "do": "work", "round": order.at.round, "task": order.at.task, "work": order.work, "payload": str(payload),
             "returns": [list(leaf) for leaf in order.returns], "local": local,
+            "seal": order.seal and [len(order.seal.roster), order.seal.threshold],
             "update": str(self.shelf.update(stem)), "new_local": str(self.shelf.local(stem)),
         }  # fmt: skip
         point("agent.before-work")

@@ -27,6 +27,7 @@ from foedus.keys import Key
 from foedus.params import Params
 from foedus.preview.rehearsal import Leaving, named, rehearsed
 from foedus.privacy import presets
+from foedus.privacy.distributed import DistributedDp
 from foedus.privacy.dp_sgd import plan
 from foedus.privacy.site_level import LocalDp, noise_of
 from foedus.site.limits import hinted, limit
@@ -153,7 +154,7 @@ def protection(job: Job, rows: int) -> Json:
 
 def spends(job: Job, rows: int) -> list[Any] | None:
     """Noise multiplier, sampling rate and steps of one training; None where nothing bounds what it tells."""
-    if isinstance(job.site_level, LocalDp) and job.site_level.word:
+    if isinstance(job.site_level, (LocalDp, DistributedDp)) and job.site_level.word:
         return [noise_of(job.site_level, job.rounds).hex(), (1.0).hex(), 1]
     if job.dp_sgd is None or not job.dp_sgd.word or not rows:
         return None
@@ -176,7 +177,7 @@ def work(message: Mapping[str, Any], loaded: Loaded) -> Json:
     """Performs one Task and writes its files; what became of it."""
     try:
         order = Order(message["work"], _payload(message["payload"]), loaded.site, message["round"], message["task"],
-                      spec_of(message["returns"]))  # fmt: skip
+                      spec_of(message["returns"]), _sealed(message.get("seal")))  # fmt: skip
         local = frames.read(message["local"]) if message["local"] else None
         point("worker.before-train")
         local, update = loaded.bench.perform(order, local, loaded.data)
@@ -189,6 +190,10 @@ def work(message: Mapping[str, Any], loaded: Loaded) -> Json:
         return _raised(error, error.stage, loaded.texts)
     except (Exception, SystemExit) as error:
         return _raised(error, message["work"], loaded.texts)
+
+
+def _sealed(told: Any) -> tuple[int, int] | None:
+    return told and (int(told[0]), int(told[1]))
 
 
 def own_model(message: Mapping[str, Any], loaded: Loaded) -> Json:

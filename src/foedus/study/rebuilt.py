@@ -15,7 +15,7 @@ from foedus.errors import JobError
 from foedus.job import Job
 from foedus.params import Params
 from foedus.run import draw
-from foedus.work import Order
+from foedus.work import ordered
 
 APART = "rounds of several Tasks, or of late updates, cannot be put together again: use method='shapley'"
 
@@ -60,7 +60,7 @@ def played(job: Job, parts: Mapping[str, Any], seed: int) -> Iterator[Rebuilt]:
     for number in range(job.rounds):
         context = RoundContext(seed, number, names, draw(plan, number, names), secret=plan.randomness)
         task = _one(job.method, state, context)
-        orders = [Order(task.work, task.payload, site, number, 0, task.returns) for site in task.sites]
+        orders = [ordered(task, site, number, 0) for site in task.sites]
         done = {order.site: perform(bench, order, locals.get(order.site), parts) for order in orders}
         made = {site: found for site, found in done.items() if found.update is not None}
         if not made:

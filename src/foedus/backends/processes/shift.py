@@ -194,7 +194,7 @@ class Shift:
         one = self.orders[0]
         returns = one.payload.spec if one.returns is None else one.returns
         asked, together = len(self.task.sites), self.apart is not None
-        return Brief(self.task.payload, one.work, one.round, one.task, returns, asked, self.code, together)
+        return Brief(self.task.payload, one.work, one.round, one.task, returns, asked, self.code, together, one.seal)
 
     def _batch(self, worker: Worker[Any]) -> list[int]:
         """Many short orders, or one: where updates come back, or where workers died."""

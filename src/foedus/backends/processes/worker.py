@@ -53,6 +53,7 @@ class Brief(NamedTuple):
     asked: int
     code: bytes | None
     together: bool = False
+    seal: tuple[int, int] | None = None
 
 
 class Given(NamedTuple):
@@ -187,7 +188,7 @@ class Hand:
     def _order(self, site: str, letter: Params | None) -> Order:
         brief = self.brief
         payload = brief.payload if letter is None else letter
-        return Order(brief.work, payload, site, brief.round, brief.task, brief.returns)
+        return Order(brief.work, payload, site, brief.round, brief.task, brief.returns, brief.seal)
 
     def _folded(self, done: Done, order: Order) -> Done:
         return done if self.brief.code is None or done.update is None else folded(done, order, self._folding())
