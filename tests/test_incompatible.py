@@ -23,6 +23,7 @@ from foedus import (
     cyclic,
     distributed_dp,
     ditto,
+    dp_ftrl,
     dp_sgd,
     fedasync,
     fedavg,
@@ -63,7 +64,7 @@ from foedus.incompatible import TABLE
 from foedus.job import Job
 from foedus.layers import LayeredLearner, dense
 from foedus.numpy import NumpyLearner
-from foedus.participation import power_of_choice, stratified, uniform, weighted
+from foedus.participation import in_turns, power_of_choice, stratified, uniform, weighted
 from foedus.sklearn import SklearnLearner
 from foedus.stop import any_of, wall_time
 from foedus.torch import TorchLearner
@@ -304,13 +305,21 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"rounds": 10},
     ),
     (
-        "central_dp, local_dp or distributed_dp",
+        "noise on whole updates (central_dp, distributed_dp, dp_ftrl, local_dp)",
         "a Gather (median, krum, …), or an algorithm that sends more than its model (scaffold, fednova, qffl, …)",
     ): ({"privacy": central_dp(1.0, 1.1), "algorithm": scaffold()}, {"algorithm": fedprox(0.1)}),
     (
-        "central_dp, local_dp or distributed_dp",
+        "noise on whole updates (central_dp, distributed_dp, dp_ftrl, local_dp)",
         "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical)",
     ): ({"privacy": local_dp(1.0, 1.1), "algorithm": cyclic(fedprox(0.1))}, {"algorithm": fedprox(0.1)}),
+    ("dp_ftrl", "rounds=None"): (
+        {"privacy": dp_ftrl(1.0, 1.1), "rounds": None, "stop": wall_time(60)},
+        {"rounds": 10},
+    ),
+    ("dp_ftrl(separation=N)", "a cohort of sites that may take part sooner again"): (
+        {"privacy": dp_ftrl(1.0, 1.1, separation=3), "cohort": in_turns(2)},
+        {"cohort": in_turns(3)},
+    ),
     ("distributed_dp", "no secagg, or one without masks"): (
         {"privacy": distributed_dp(1.0, 1.1)},
         {"privacy": [distributed_dp(1.0, 1.1), secagg()]},
@@ -319,7 +328,7 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"privacy": [distributed_dp(1.0, 1.1), secagg(bound=1.0)]},
         {"privacy": [distributed_dp(1.0, 1.1), secagg()]},
     ),
-    ("central_dp or distributed_dp", "compress=…"): (
+    ("central_dp, distributed_dp or dp_ftrl", "compress=…"): (
         {"privacy": central_dp(1.0, 1.1), "compress": int8()},
         {"compress": None},
     ),
@@ -327,11 +336,14 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"privacy": [local_dp(1.0, 1.1), "secagg"]},
         {"privacy": [local_dp(1.0, 1.1), secagg(bound=20.0)]},
     ),
-    ("central_dp, local_dp or distributed_dp", "a choice of sites by their losses (power_of_choice)"): (
+    (
+        "noise on whole updates (central_dp, distributed_dp, dp_ftrl, local_dp)",
+        "a choice of sites by their losses (power_of_choice)",
+    ): (
         {"privacy": local_dp(1.0, 1.1), "cohort": power_of_choice(4, 2)},
         {"cohort": 2},
     ),
-    ("central_dp, local_dp or distributed_dp (epsilon=…)", "rounds=None"): (
+    ("central_dp, distributed_dp or local_dp (epsilon=…)", "rounds=None"): (
         {"privacy": central_dp(1.0, epsilon=2.0), "rounds": None, "stop": wall_time(60)},
         {"rounds": 10},
     ),

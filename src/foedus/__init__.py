@@ -42,6 +42,7 @@ _WHERE = {
     "dp_sgd": "privacy.dp_sgd",
     "central_dp local_dp": "privacy.site_level",
     "distributed_dp": "privacy.distributed",
+    "dp_ftrl": "privacy.ftrl",
     "attack": "audit",
     "validate": "validation",
     "edge": "edges",

@@ -14,6 +14,7 @@ from foedus.errors import Incompatible
 from foedus.metrics import plain
 from foedus.participation import times
 from foedus.privacy.distributed import DistributedDp
+from foedus.privacy.ftrl import DpFtrl
 from foedus.privacy.secagg import majority
 from foedus.privacy.site_level import CentralDp, LocalDp
 
@@ -471,22 +472,34 @@ TABLE = (
         "the noise is found from the number of rounds: say rounds=…, beside stop=…, or noise_multiplier=…",
     ),
     Row(
-        "central_dp, local_dp or distributed_dp",
+        "noise on whole updates (central_dp, distributed_dp, dp_ftrl, local_dp)",
         "a Gather (median, krum, …), or an algorithm that sends more than its model (scaffold, fednova, qffl, …)",
         lambda j: j.site_level is not None and bool(UNLIKE & set(j.algorithm.traits)),
         "the noise is that of one mean of clipped models: take fedavg, fedprox or a server optimizer (fedadam, …)",
     ),
     Row(
-        "central_dp, local_dp or distributed_dp",
+        "noise on whole updates (central_dp, distributed_dp, dp_ftrl, local_dp)",
         "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical)",
         lambda j: j.site_level is not None and (_late(j) or size(j.method.traits) > 0 or bool(_topologies(j))),
         "one update a site and round is accounted for: use the algorithm inside it as it is, and drop late updates",
     ),
     Row(
-        "central_dp or distributed_dp",
+        "central_dp, distributed_dp or dp_ftrl",
         "compress=…",
-        lambda j: isinstance(j.site_level, (CentralDp, DistributedDp)) and bool(j.links),
+        lambda j: isinstance(j.site_level, (CentralDp, DistributedDp, DpFtrl)) and bool(j.links),
         "a compressed update may be longer than its clip: leave compress=… out (fd.clip too: the noise has its own)",
+    ),
+    Row(
+        "dp_ftrl",
+        "rounds=None",
+        lambda j: isinstance(j.site_level, DpFtrl) and j.rounds is None,
+        "its noise is that of a whole run: say rounds=…, beside stop=…",
+    ),
+    Row(
+        "dp_ftrl(separation=N)",
+        "a cohort of sites that may take part sooner again",
+        lambda j: isinstance(j.site_level, DpFtrl) and j.site_level.separation > getattr(j.cohort, "turns", 1),
+        "say cohort=fd.participation.in_turns(N), or separation=1",
     ),
     Row(
         "distributed_dp",
@@ -507,13 +520,13 @@ TABLE = (
         "noise has no largest number, and what is beyond the bound is refused: say fd.secagg(bound=…), several sigma",
     ),
     Row(
-        "central_dp, local_dp or distributed_dp",
+        "noise on whole updates (central_dp, distributed_dp, dp_ftrl, local_dp)",
         "a choice of sites by their losses (power_of_choice)",
         lambda j: j.site_level is not None and bool(getattr(j.cohort, "by_loss", False)),
         "the losses that sites tell have no noise: draw the cohort by chance",
     ),
     Row(
-        "central_dp, local_dp or distributed_dp (epsilon=…)",
+        "central_dp, distributed_dp or local_dp (epsilon=…)",
         "rounds=None",
         lambda j: j.site_level is not None and j.site_level.epsilon is not None and j.rounds is None,
         "the noise is found from the number of rounds: say rounds=…, beside stop=…, or noise_multiplier=…",

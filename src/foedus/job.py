@@ -26,9 +26,10 @@ from foedus.keys import key
 from foedus.metrics import Metric, metric
 from foedus.params import Params, digest
 from foedus.participation import Cohort, Participation, by_loss
-from foedus.privacy import distributed, presets, site_level
+from foedus.privacy import distributed, ftrl, presets, site_level
 from foedus.privacy.distributed import DistributedDp
 from foedus.privacy.dp_sgd import DpSgd, private
+from foedus.privacy.ftrl import DpFtrl
 from foedus.privacy.secagg import Secagg, measuring, sealed
 from foedus.privacy.site_level import CentralDp, LocalDp
 from foedus.run import Plan
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from foedus.result import Result
 
 MOST_DEPTH = 8
-SITE_LEVEL = (CentralDp, LocalDp, DistributedDp)  # noise on whole updates
+SITE_LEVEL = (CentralDp, LocalDp, DistributedDp, DpFtrl)  # noise on whole updates
 NOT_BUILT = ("track",)
 
 
@@ -159,7 +160,7 @@ class Job(Options):
         return next((x for x in self.protections if isinstance(x, DpSgd)), None)
 
     @property
-    def site_level(self) -> CentralDp | LocalDp | DistributedDp | None:
+    def site_level(self) -> CentralDp | LocalDp | DistributedDp | DpFtrl | None:
         """How updates are noised as a whole, if they are."""
         return next((x for x in self.protections if isinstance(x, SITE_LEVEL)), None)
 
@@ -168,6 +169,8 @@ class Job(Options):
         how = self.site_level
         if isinstance(how, DistributedDp):
             return distributed.noised(algorithm, how, self.seal, self.rounds) if self.seal else algorithm
+        if isinstance(how, DpFtrl):
+            return ftrl.noised(algorithm, how, self.rounds)
         return site_level.noised(algorithm, how, self.rounds) if how else algorithm
 
     @property
@@ -266,7 +269,7 @@ def _check_privacy(job: Job) -> None:
     if strange or len(kinds) < len(job.protections):
         raise JobError(
             f"Job(privacy={job.privacy!r}): it is 'none', 'secagg', 'hospital', fd.secagg(…), fd.dp_sgd(…), "
-            "fd.central_dp(…), fd.local_dp(…), fd.distributed_dp(…) or a list of one of each kind"
+            "fd.central_dp(…), fd.local_dp(…), fd.dp_ftrl(…), fd.distributed_dp(…) or a list of one of each kind"
         )
     if job.dp_sgd is not None:
         whose = getattr(

@@ -32,6 +32,7 @@ class Participation(NamedTuple):
     draw: Rule
     trains: int | None = None  # how many sites train in a round, where that is known
     by_loss: bool = False  # whether these are the ones with the highest losses of all that are drawn
+    turns: int = 1  # rounds from one time that a site takes part to the next, at least
 
     def __call__(self, context: RoundContext) -> Sequence[str]:
         return self.draw(context)
@@ -88,6 +89,30 @@ def stratified(cohort: int | float | Mapping[Any, int | float], by: Of) -> Parti
 
     whole = [one for one in each if isinstance(one, int)]
     return Participation(draw, sum(whole) if len(whole) == len(each) else None)
+
+
+def in_turns(turns: int, of: Of | None = None) -> Participation:
+    """Each site once in `turns` rounds, in a turn of its own: never sooner, whoever joins or leaves.
+
+    `of`: site -> its turn, from 0, as a mapping or a function; without it a key says it, and where sites are few a turn
+    may be nobody's.
+    """
+    if type(turns) is not int or turns < 1:
+        raise JobError(f"in_turns({turns!r}): give a whole number of rounds, 1 or more")
+
+    def draw(context: RoundContext) -> Sequence[str]:
+        return [site for site in context.roster if _turn(of, site, turns, context.seed) == context.round % turns]
+
+    return Participation(draw, turns=turns)
+
+
+def _turn(of: Of | None, site: str, turns: int, seed: int) -> int:
+    if of is None:
+        return key(seed, 0, 0, site, "turn").number() % turns
+    found = _of(of, site, "in_turns(of=…)")
+    if not isinstance(found, int) or not 0 <= found < turns:
+        raise JobError(f"in_turns(of=…): site {site!r} has turn {found!r}; give a whole number from 0 to {turns - 1}")
+    return found
 
 
 def available(

@@ -74,6 +74,12 @@ def analytic_gaussian_sigma(epsilon: float, delta: float, sensitivity: float = 1
     return float(_library().get_sigma_gaussian(epsilon, delta)) * sensitivity
 
 
+def analytic_gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
+    """The epsilon of one Gaussian release of that noise over its L2 sensitivity (Balle and Wang 2018, theorem 8)."""
+    _check(delta=delta, noise_multiplier=noise_multiplier)
+    return float(_library().get_epsilon_gaussian(noise_multiplier, delta))
+
+
 def split_noise(noise_multiplier: float, count_sigma: float) -> float:
     """The updates' noise multiplier where adaptive clipping spends a part of `noise_multiplier` on its count.
 

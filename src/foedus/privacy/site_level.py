@@ -35,7 +35,7 @@ WITHIN = Params({"within": np.float32(0.0)}).spec
 
 
 class Noise(Protocol):
-    """What is said of any noise on whole updates; `accountant` is what finds its multiplier."""
+    """What is said of any noise on whole updates."""
 
     @property
     def clip(self) -> float: ...
@@ -45,6 +45,11 @@ class Noise(Protocol):
     def epsilon(self) -> float | None: ...
     @property
     def delta(self) -> float: ...
+
+
+class Rounds(Noise, Protocol):
+    """What is said of noise that is independent in each round; `accountant` is what finds its multiplier."""
+
     @property
     def accountant(self) -> Accountant: ...
 
@@ -141,7 +146,7 @@ def local_dp(
     return LocalDp(float(clip), noise_multiplier, epsilon, delta)
 
 
-def noise_of(how: Noise, rounds: int | None) -> float:
+def noise_of(how: Rounds, rounds: int | None) -> float:
     """The noise multiplier of a run of so many rounds."""
     if how.noise_multiplier is not None:
         return float(how.noise_multiplier)
@@ -149,7 +154,7 @@ def noise_of(how: Noise, rounds: int | None) -> float:
     return _noise(float(how.epsilon), rounds, how.delta, how.accountant)
 
 
-def spent(how: Noise, rounds: int | None, done: int) -> float:
+def spent(how: Rounds, rounds: int | None, done: int) -> float:
     """An upper bound of the epsilon that `done` rounds of a run have spent of each site."""
     z = noise_of(how, rounds)
     if not z:

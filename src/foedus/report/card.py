@@ -10,6 +10,7 @@ from typing import Any
 from foedus.params import Params, digest
 from foedus.privacy.distributed import DistributedDp
 from foedus.privacy.dp_sgd import DpSgd
+from foedus.privacy.ftrl import DpFtrl
 from foedus.privacy.presets import READABLE
 from foedus.privacy.secagg import Secagg
 from foedus.privacy.site_level import CentralDp, LocalDp
@@ -25,6 +26,7 @@ PROTECTIONS: Mapping[str, Any] = {
     "central_dp": CentralDp,
     "local_dp": LocalDp,
     "distributed_dp": DistributedDp,
+    "dp_ftrl": DpFtrl,
 }
 
 
