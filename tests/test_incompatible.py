@@ -24,6 +24,7 @@ from foedus import (
     distributed_dp,
     ditto,
     dp_ftrl,
+    dp_metrics,
     dp_sgd,
     fedasync,
     fedavg,
@@ -68,6 +69,7 @@ from foedus.participation import in_turns, power_of_choice, stratified, uniform,
 from foedus.sklearn import SklearnLearner
 from foedus.stop import any_of, wall_time
 from foedus.torch import TorchLearner
+from foedus.trees import histogram_boosting
 from tiny import gradient, learner
 
 LAYERED = LayeredLearner([dense(2), dense(1)], 2, "squared")
@@ -312,6 +314,22 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         "noise on whole updates (central_dp, distributed_dp, dp_ftrl, local_dp)",
         "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical)",
     ): ({"privacy": local_dp(1.0, 1.1), "algorithm": cyclic(fedprox(0.1))}, {"algorithm": fedprox(0.1)}),
+    ("dp_metrics", "an algorithm that measures itself"): (
+        {
+            "privacy": dp_metrics(1.0),
+            "algorithm": histogram_boosting({"objective": "binary:logistic"}),
+            "learner": None,
+        },
+        {"algorithm": fedprox(0.1), "learner": learner()},
+    ),
+    ("dp_metrics", "best or a stop rule of a metric that is no count"): (
+        {"privacy": dp_metrics(1.0), "best": "loss", "metrics": ["accuracy"]},
+        {"best": "accuracy"},
+    ),
+    ("dp_metrics(epsilon=…)", "rounds=None"): (
+        {"privacy": dp_metrics(epsilon=2.0), "rounds": None, "stop": wall_time(60)},
+        {"rounds": 10},
+    ),
     ("dp_ftrl", "rounds=None"): (
         {"privacy": dp_ftrl(1.0, 1.1), "rounds": None, "stop": wall_time(60)},
         {"rounds": 10},

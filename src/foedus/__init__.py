@@ -43,6 +43,7 @@ _WHERE = {
     "central_dp local_dp": "privacy.site_level",
     "distributed_dp": "privacy.distributed",
     "dp_ftrl": "privacy.ftrl",
+    "dp_metrics": "privacy.dp_metrics",
     "attack": "audit",
     "validate": "validation",
     "edge": "edges",

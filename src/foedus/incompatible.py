@@ -69,6 +69,12 @@ def _watched(job: Any, personal: bool) -> list[str]:
     return [name for name in names if name and (plain(name) != name) == personal]
 
 
+def _unbounded(job: Any) -> list[str]:
+    """The metrics that `best` and the stop rules read, and that are no counts of bounded parts."""
+    known = {m.name for m in job.table().values() if m.each is None}
+    return [name for personal in (True, False) for name in _watched(job, personal) if plain(name) in known]
+
+
 def _last(job: Any, word: str) -> int:
     """N of the trait `word N`; 0 where there is none."""
     return max((int(t.split()[1]) for t in job.method.traits if t.startswith(f"{word} ")), default=0)
@@ -488,6 +494,24 @@ TABLE = (
         "compress=…",
         lambda j: isinstance(j.site_level, (CentralDp, DistributedDp, DpFtrl)) and bool(j.links),
         "a compressed update may be longer than its clip: leave compress=… out (fd.clip too: the noise has its own)",
+    ),
+    Row(
+        "dp_metrics",
+        "an algorithm that measures itself",
+        lambda j: j.dp_metrics is not None and j.algorithm.measure is not None,
+        "only sums of the learner's evaluation get noise: leave dp_metrics out, or say evaluate=0",
+    ),
+    Row(
+        "dp_metrics",
+        "best or a stop rule of a metric that is no count",
+        lambda j: j.dp_metrics is not None and bool(_unbounded(j)),
+        "it is not sent: watch accuracy, balanced_accuracy, precision, recall or f1",
+    ),
+    Row(
+        "dp_metrics(epsilon=…)",
+        "rounds=None",
+        lambda j: j.dp_metrics is not None and j.dp_metrics.epsilon is not None and j.rounds is None,
+        "the noise is found from the number of evaluations: say rounds=…, beside stop=…, or noise_multiplier=…",
     ),
     Row(
         "dp_ftrl",

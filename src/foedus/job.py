@@ -19,15 +19,16 @@ import numpy as np
 from foedus import frames, home
 from foedus import schema as schemas
 from foedus.algorithms.rounds import needed, tells
-from foedus.core import Algorithm, Deadline, Late, Learner, Transform
+from foedus.core import Algorithm, Deadline, Late, Learner, Transform, Work
 from foedus.errors import Incompatible, JobError
 from foedus.incompatible import check_parts
 from foedus.keys import key
 from foedus.metrics import Metric, metric
 from foedus.params import Params, digest
 from foedus.participation import Cohort, Participation, by_loss
-from foedus.privacy import distributed, ftrl, presets, site_level
+from foedus.privacy import distributed, dp_metrics, ftrl, presets, site_level
 from foedus.privacy.distributed import DistributedDp
+from foedus.privacy.dp_metrics import DpMetrics, counted
 from foedus.privacy.dp_sgd import DpSgd, private
 from foedus.privacy.ftrl import DpFtrl
 from foedus.privacy.secagg import Secagg, measuring, sealed
@@ -178,10 +179,27 @@ class Job(Options):
         """What `privacy=…` names, one or several; a word as what it stands for."""
         return presets.parts(self.privacy)
 
+    @property
+    def dp_metrics(self) -> DpMetrics | None:
+        """How metrics are noised, if they are."""
+        return next((x for x in self.protections if isinstance(x, DpMetrics)), None)
+
+    @property
+    def releases(self) -> tuple[int, int]:
+        """(metrics of a part in one evaluation that may have noise, evaluations of a run at most)."""
+        models, sent = 1 if self.method.personal is None else 2, counted(list(self.table().values()))
+        return models * max(1, len(sent)), (self.rounds or 1) // max(1, self.evaluate) + 1
+
+    def _measuring(self, work: Work) -> Work:
+        how = self.dp_metrics
+        return dp_metrics.noised(work, how, list(self.table().values()), *self.releases) if how else work
+
     def table(self) -> dict[str, Metric]:
         """name -> Metric: the loss, and the metrics of the Job or, where it names none, of its learner."""
         named = self.metrics or (self.learner.metrics if self.learner else ())
         found = [metric("loss"), *map(metric, named)]
+        if self.dp_metrics:
+            found = [m._replace(interval=None) for m in found]  # they would know nothing of the noise
         return {m.name: m for m in found}
 
     def declared(self) -> list[str]:
@@ -193,7 +211,17 @@ class Job(Options):
         contract = Contract(self.datasets, schemas.read(self.schema))
         method, metrics = self.method, list(self.table().values())
         here = learner or self.learner
-        return Bench(method.works, here, self.data, metrics, seed, contract, method.personal, tells(method.traits))
+        return Bench(
+            method.works,
+            here,
+            self.data,
+            metrics,
+            seed,
+            contract,
+            method.personal,
+            tells(method.traits),
+            self._measuring,
+        )
 
     def plan(self, seed: int) -> Plan:
         """What the round loop needs."""
@@ -264,12 +292,13 @@ def _check(job: Job) -> None:
 
 
 def _check_privacy(job: Job) -> None:
-    strange = [x for x in job.protections if not isinstance(x, (Secagg, DpSgd, *SITE_LEVEL))]
-    kinds = [type(x) for x in (job.seal, job.dp_sgd, job.site_level) if x is not None]
+    strange = [x for x in job.protections if not isinstance(x, (Secagg, DpSgd, DpMetrics, *SITE_LEVEL))]
+    kinds = [type(x) for x in (job.seal, job.dp_sgd, job.site_level, job.dp_metrics) if x is not None]
     if strange or len(kinds) < len(job.protections):
         raise JobError(
             f"Job(privacy={job.privacy!r}): it is 'none', 'secagg', 'hospital', fd.secagg(…), fd.dp_sgd(…), "
-            "fd.central_dp(…), fd.local_dp(…), fd.dp_ftrl(…), fd.distributed_dp(…) or a list of one of each kind"
+            "fd.central_dp(…), fd.dp_ftrl(…), fd.distributed_dp(…), fd.local_dp(…), fd.dp_metrics(…), or a list of "
+            "one of each kind"
         )
     if job.dp_sgd is not None:
         whose = getattr(

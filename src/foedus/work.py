@@ -73,8 +73,10 @@ class Bench:
         contract: Contract = NOTHING_ASKED,
         personal: Personal | None = None,
         tells: Sequence[str] = (),
+        measuring: Callable[[Work], Work] = lambda work: work,
     ) -> None:
-        self.works = {EVALUATE: evaluation(learner, metrics, personal), **works} if learner else dict(works)
+        own = {EVALUATE: measuring(evaluation(learner, metrics, personal))} if learner else {}
+        self.works = {**own, **works}
         self.learner, self.load, self.metrics, self.seed = learner, load, metrics, seed
         self.contract, self.personal = contract, personal
         self.splits: OrderedDict[str, Split] = OrderedDict()

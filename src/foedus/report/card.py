@@ -9,6 +9,7 @@ from typing import Any
 
 from foedus.params import Params, digest
 from foedus.privacy.distributed import DistributedDp
+from foedus.privacy.dp_metrics import DpMetrics
 from foedus.privacy.dp_sgd import DpSgd
 from foedus.privacy.ftrl import DpFtrl
 from foedus.privacy.presets import READABLE
@@ -27,6 +28,7 @@ PROTECTIONS: Mapping[str, Any] = {
     "local_dp": LocalDp,
     "distributed_dp": DistributedDp,
     "dp_ftrl": DpFtrl,
+    "dp_metrics": DpMetrics,
 }
 
 

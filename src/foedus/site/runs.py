@@ -214,13 +214,17 @@ class SiteRun:
         return rules.private(self.offer.privacy) or rules.dataset(names) or rules.agreed(names, self.offer.purpose)
 
     def _count(self, order: Order, rules: policy.Policy, worker: WorkerHost, activity: Activity) -> None:
-        """Counts a training in the site's ledger, before it begins. Raises NotReady where a limit forbids it."""
-        if order.work == EVALUATE or counts_rows(order):
-            return
+        """Counts a training, or an evaluation with noise, in the site's ledger, before it begins.
+
+        Raises NotReady where a limit forbids it.
+        """
         assert self.offer is not None
-        privacy, said = self.offer.privacy, None
-        if guards(privacy, "dp_sgd") or guards(privacy, "local_dp"):
-            said = (worker.ready(activity, order.stall).get("privacy") or {}).get("spends")
+        privacy, said, measures = self.offer.privacy, None, order.work == EVALUATE
+        if counts_rows(order) or (measures and not guards(privacy, "dp_metrics")):
+            return
+        if measures or any(guards(privacy, word) for word in policy.SIGNED["dp"]):
+            told = worker.ready(activity, order.stall).get("privacy") or {}
+            said = told.get("measures" if measures else "spends")
         steps = said and Steps(float.fromhex(said[0]), float.fromhex(said[1]), int(said[2]))
         submitter = self.context.roll.submitter(self.offer.public)
         training = Training(*order.at, order.payload.digest, order.work, submitter, privacy, steps or None)

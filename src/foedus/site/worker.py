@@ -26,7 +26,7 @@ from foedus.job import Job
 from foedus.keys import Key
 from foedus.params import Params
 from foedus.preview.rehearsal import Leaving, named, rehearsed
-from foedus.privacy import presets
+from foedus.privacy import dp_metrics, presets
 from foedus.privacy.distributed import DistributedDp
 from foedus.privacy.dp_sgd import plan
 from foedus.privacy.site_level import LocalDp, noise_of
@@ -149,7 +149,7 @@ def adapted(name: str, path: str, adapter: str) -> Any:
 def protection(job: Job, rows: int) -> Json:
     """The Job's privacy, as a submission signs it and in full, and what one training on so many rows spends."""
     stated, said = presets.stated(job.protections), presets.said(job.privacy or "none", job.method.traits)
-    return {"stated": stated, "said": said, "spends": spends(job, rows)}
+    return {"stated": stated, "said": said, "spends": spends(job, rows), "measures": measures(job)}
 
 
 def spends(job: Job, rows: int) -> list[Any] | None:
@@ -161,6 +161,14 @@ def spends(job: Job, rows: int) -> list[Any] | None:
     learner: Any = job.learner
     found = plan(job.dp_sgd, rows, learner.batch_size, learner.count(rows), job.rounds)
     return [float(found.noise).hex(), float(found.rate).hex(), int(found.steps)]
+
+
+def measures(job: Job) -> list[Any] | None:
+    """The same of one evaluation; None where its metrics have no noise."""
+    if job.dp_metrics is None or not job.dp_metrics.word or not job.evaluate:
+        return None
+    found = dp_metrics.spends(job.dp_metrics, *job.releases)
+    return [found.noise_multiplier.hex(), (1.0).hex(), 1]
 
 
 def describe_split(split: Any) -> Json:
