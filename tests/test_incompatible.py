@@ -172,7 +172,7 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"learner": FOREST},
         {"algorithm": cyclic(union(FOREST))},
     ),
-    ("summed or union", "a topology that averages (gossip, hierarchical), or cyclic sums"): (
+    ("summed or union", "a topology that averages (gossip, hierarchical, swarm), or cyclic sums"): (
         {"algorithm": cyclic(summed()), "learner": BAYES},
         {"algorithm": summed()},
     ),
@@ -212,34 +212,37 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"algorithm": transformed(fine_tuned(after=2), clip(1.0))},
         {"algorithm": fine_tuned(after=1)},
     ),
-    ("a topology (cyclic, gossip, hierarchical)", "another one inside it"): (
+    ("a topology (cyclic, gossip, hierarchical, swarm)", "another one inside it"): (
         {"algorithm": gossip(cyclic())},
         {"algorithm": gossip()},
     ),
-    ("a topology (cyclic, gossip, hierarchical)", "late='keep'"): (
+    ("a topology (cyclic, gossip, hierarchical, swarm)", "late='keep'"): (
         {"algorithm": gossip(), "late": "keep", "quorum": 2},
         {"late": "drop"},
     ),
     (
-        "a topology (cyclic, gossip, hierarchical)",
+        "a topology (cyclic, gossip, hierarchical, swarm)",
         "an algorithm that asks every site, or in several steps (afl, split_learning, vertical)",
     ): (
         {"algorithm": cyclic(afl())},
         {"algorithm": cyclic(fedprox(0.1))},
     ),
-    ("gossip", "an algorithm of means, or a Gather (scaffold, fednova, median, …)"): (
+    ("gossip or swarm", "an algorithm of means, or a Gather (scaffold, fednova, median, …)"): (
         {"algorithm": gossip(fedavg(aggregator=median()))},
         {"algorithm": hierarchical({"a": ["x", "y", "z"]}, base=fedavg(aggregator=median()))},
     ),
-    ("gossip or hierarchical", "an algorithm whose server keeps more than a model (scaffold, fedopt, fedavgm, …)"): (
+    (
+        "gossip, swarm or hierarchical",
+        "an algorithm whose server keeps more than a model (scaffold, fedopt, fedavgm, …)",
+    ): (
         {"algorithm": hierarchical({"a": ["x", "y"]}, base=scaffold())},
         {"algorithm": cyclic(scaffold())},
     ),
-    ("gossip", "an algorithm with personal models (ditto, fedper, fine_tuned, …)"): (
+    ("gossip or swarm", "an algorithm with personal models (ditto, fedper, fine_tuned, …)"): (
         {"algorithm": gossip(ditto())},
         {"algorithm": cyclic(ditto())},
     ),
-    ("gossip", "compress"): (
+    ("gossip or swarm", "compress"): (
         {"algorithm": gossip(), "compress": top_k(0.1)},
         {"algorithm": hierarchical({"a": ["x", "y"]})},
     ),
@@ -271,7 +274,7 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"privacy": "secagg", "algorithm": describe.make(), "learner": None},
         {"algorithm": fednova()},
     ),
-    ("secagg", "a topology (cyclic, gossip, hierarchical)"): (
+    ("secagg", "a topology (cyclic, gossip, hierarchical, swarm)"): (
         {"privacy": "secagg", "algorithm": cyclic(fedprox(0.1))},
         {"algorithm": fedprox(0.1)},
     ),
@@ -298,7 +301,7 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"privacy": [dp_sgd(1.0, 1.1), "secagg"], "algorithm": ditto(0.1)},
         {"algorithm": fedprox(0.1)},
     ),
-    ("dp_sgd", "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical)"): (
+    ("dp_sgd", "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical, swarm)"): (
         {"privacy": dp_sgd(1.0, 1.1), "algorithm": cyclic(fedprox(0.1))},
         {"algorithm": fedprox(0.1)},
     ),
@@ -312,7 +315,7 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
     ): ({"privacy": central_dp(1.0, 1.1), "algorithm": scaffold()}, {"algorithm": fedprox(0.1)}),
     (
         "noise on whole updates (central_dp, distributed_dp, dp_ftrl, local_dp)",
-        "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical)",
+        "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical, swarm)",
     ): ({"privacy": local_dp(1.0, 1.1), "algorithm": cyclic(fedprox(0.1))}, {"algorithm": fedprox(0.1)}),
     ("dp_metrics", "an algorithm that measures itself"): (
         {

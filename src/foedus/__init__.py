@@ -26,7 +26,7 @@ _WHERE = {
     "vertical": "algorithms.vertical",
     "summed": "algorithms.summed",
     "union": "algorithms.union",
-    "cyclic gossip hierarchical": "algorithms",
+    "cyclic gossip hierarchical swarm": "algorithms",
     "ring grid random_rings": "algorithms.graphs",
     "chain clip transformed bf16 fp16 int8 int4 qsgd top_k random_k powersgd": "transforms",
     "attacked sign_flip gaussian alie inner_product label_flip backdoor": "attacks",

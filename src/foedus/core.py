@@ -96,6 +96,10 @@ class Fit(NamedTuple):  # what training gives back; path is the sum of its step 
     metrics: Metrics = {}
 
 
+def _nobody() -> Any:
+    raise LookupError("this site has no identity")
+
+
 class SiteContext(NamedTuple):  # all that a work may touch besides payload and local
     name: str
     split: Any
@@ -106,6 +110,7 @@ class SiteContext(NamedTuple):  # all that a work may touch besides payload and 
     metrics: Sequence[Any] = ()  # the Job's
     secret: Key = Key(())  # named randomness that nobody but this site can draw
     seal: tuple[int, int] | None = None  # of a sealed Task: sites asked, and how many must go to the end
+    identity: Callable[[], Any] = _nobody  # whom other sites may write to
 
 
 Work = Callable[[Params, Local, SiteContext], tuple[Local, Update | Decline]]

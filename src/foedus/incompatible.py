@@ -39,7 +39,12 @@ def _has(job: Any, *traits: str) -> bool:
 
 
 def _topologies(job: Any) -> set[str]:
-    return {"cyclic", "gossip", "edges"} & set(job.method.traits)
+    return {"cyclic", "gossip", "edges", "swarm"} & set(job.method.traits)
+
+
+def _peers(job: Any) -> bool:
+    """Whether sites hand models to one another."""
+    return _has(job, "gossip") or _has(job, "swarm")
 
 
 def _late(job: Any) -> bool:
@@ -307,45 +312,45 @@ TABLE = (
         "the run would end before any site tunes its model: let rounds be more than after",
     ),
     Row(
-        "a topology (cyclic, gossip, hierarchical)",
+        "a topology (cyclic, gossip, hierarchical, swarm)",
         "another one inside it",
         lambda j: len(_topologies(j)) > 1 or any(j.method.traits.count(name) > 1 for name in _topologies(j)),
         "wrap fedavg or fedprox in one of them; groups of groups are federations of their own",
     ),
     Row(
-        "a topology (cyclic, gossip, hierarchical)",
+        "a topology (cyclic, gossip, hierarchical, swarm)",
         "late='keep'",
         lambda j: bool(_topologies(j)) and _late(j),
         "its steps follow one another: drop late updates, or use fedavg or fedprox as they are",
     ),
     Row(
-        "a topology (cyclic, gossip, hierarchical)",
+        "a topology (cyclic, gossip, hierarchical, swarm)",
         "an algorithm that asks every site, or in several steps (afl, split_learning, vertical)",
         lambda j: bool(_topologies(j)) and (_has(j, "everybody") or _has(j, "exchange")),
         "it says itself whom it asks: use it as it is, or wrap fedavg or fedprox",
     ),
     Row(
-        "gossip",
+        "gossip or swarm",
         "an algorithm of means, or a Gather (scaffold, fednova, median, …)",
-        lambda j: _has(j, "gossip") and (_has(j, "mean") or _has(j, "gather")),
+        lambda j: _peers(j) and (_has(j, "mean") or _has(j, "gather")),
         "a site has its own update and its neighbours' models, no others: wrap fedavg, fedprox or moon",
     ),
     Row(
-        "gossip or hierarchical",
+        "gossip, swarm or hierarchical",
         "an algorithm whose server keeps more than a model (scaffold, fedopt, fedavgm, …)",
         lambda j: _has(j, "server state"),
         "models are averaged, and nothing else has a mean: wrap fedavg, fedprox or moon, or use cyclic",
     ),
     Row(
-        "gossip",
+        "gossip or swarm",
         "an algorithm with personal models (ditto, fedper, fine_tuned, …)",
-        lambda j: _has(j, "gossip", "personal base"),
-        "under gossip each site has a model of its own already: wrap fedavg, fedprox or moon",
+        lambda j: _peers(j) and _has(j, "personal base"),
+        "there each site has a model of its own already: wrap fedavg, fedprox or moon",
     ),
     Row(
-        "gossip",
+        "gossip or swarm",
         "compress",
-        lambda j: _has(j, "gossip") and bool(j.compress),
+        lambda j: _peers(j) and bool(j.compress),
         "sites send whole models to one another, no differences: leave out compress, or use hierarchical",
     ),
     Row(
@@ -380,10 +385,10 @@ TABLE = (
     ),
     Row(
         "summed or union",
-        "a topology that averages (gossip, hierarchical), or cyclic sums",
+        "a topology that averages (gossip, hierarchical, swarm), or cyclic sums",
         lambda j: (
             (_has(j, "sums") and bool(_topologies(j)))
-            or (_has(j, "union") and bool(_topologies(j) & {"gossip", "edges"}))
+            or (_has(j, "union") and bool(_topologies(j) & {"gossip", "edges", "swarm"}))
         ),
         "what is added up or joined is no mean: use the algorithm inside it as it is",
     ),
@@ -431,7 +436,7 @@ TABLE = (
     ),
     Row(
         "secagg",
-        "a topology (cyclic, gossip, hierarchical)",
+        "a topology (cyclic, gossip, hierarchical, swarm)",
         lambda j: j.seal is not None and bool(_topologies(j)),
         "it asks one site, or few: use the algorithm inside it as it is",
     ),
@@ -467,7 +472,7 @@ TABLE = (
     ),
     Row(
         "dp_sgd",
-        "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical)",
+        "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical, swarm)",
         lambda j: j.dp_sgd is not None and (_late(j) or size(j.method.traits) > 0 or bool(_topologies(j))),
         "one training a site and round is accounted for: use the algorithm inside it as it is, and drop late updates",
     ),
@@ -485,7 +490,7 @@ TABLE = (
     ),
     Row(
         "noise on whole updates (central_dp, distributed_dp, dp_ftrl, local_dp)",
-        "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical)",
+        "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical, swarm)",
         lambda j: j.site_level is not None and (_late(j) or size(j.method.traits) > 0 or bool(_topologies(j))),
         "one update a site and round is accounted for: use the algorithm inside it as it is, and drop late updates",
     ),

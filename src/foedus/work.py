@@ -82,6 +82,7 @@ class Bench:
         self.splits: OrderedDict[str, Split] = OrderedDict()
         self.declared = {*(m.name for m in metrics), *tells}  # names of sums that works may return
         self.secret: Key | None = None  # of a real site; a simulation has nobody to hide it from
+        self.identify: Callable[[str], Any] = partial(_simulated, seed)
 
     def perform(self, order: Order, local: Local, data: Any) -> tuple[Local, Update | Decline]:
         """The site's new local state and its Update or Decline.
@@ -96,7 +97,10 @@ class Bench:
         here = key(self.seed, order.round, order.task, order.site)
         secret = self.secret or key(self.seed, "secret", 0, order.site)
         train, evaluate, gradient = self._abilities
-        return SiteContext(order.site, split, train, here, evaluate, gradient, self.metrics, secret, order.seal)
+        own = partial(self.identify, order.site)
+        return SiteContext(
+            order.site, split, train, here, evaluate, gradient, self.metrics, secret, order.seal, own
+        )  # fmt: skip
 
     @cached_property
     def _abilities(self) -> tuple[Callable[..., Any], ...]:
@@ -226,6 +230,12 @@ def _as_split(loaded: Any) -> Split:
     if isinstance(loaded, tuple) and len(loaded) == 2:
         return Split(train=loaded)
     raise TypeError(f"load(site) returned {type(loaded).__name__}: return fd.Split(train=..., valid=..., test=...)")
+
+
+def _simulated(seed: int, site: str) -> Any:
+    from foedus.privacy import relays  # cryptography takes time to import, and few algorithms need it
+
+    return relays.simulated(seed, site)
 
 
 def _lacks(name: str, *_: Any) -> Any:

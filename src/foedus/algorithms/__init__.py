@@ -33,6 +33,7 @@ from foedus.algorithms.pfedme import pfedme
 from foedus.algorithms.qffl import qffl
 from foedus.algorithms.rounds import advance, delta, number, rounds
 from foedus.algorithms.scaffold import scaffold
+from foedus.algorithms.swarm import swarm
 
 __all__ = [
     "ServerOptimizer",
@@ -74,5 +75,6 @@ __all__ = [
     "qffl",
     "rounds",
     "scaffold",
+    "swarm",
     "yogi",
 ]

@@ -12,20 +12,26 @@ from foedus.aggregators import each
 from foedus.algorithms.fedavg import fedavg
 from foedus.algorithms.graphs import Graph, given, metropolis, ring
 from foedus.algorithms.mixing import by_itself, mixed, stateful
+from foedus.algorithms.sealed_gossip import sealed_gossip
 from foedus.core import Algorithm, Decline, Local, Personal, RoundContext, SiteContext, State, Task, Update
 from foedus.keys import key
 from foedus.params import Params, join
 
 
-def gossip(base: Algorithm | None = None, graph: Graph | Mapping[str, Sequence[str]] = ring, **task: Any) -> Algorithm:
+def gossip(
+    base: Algorithm | None = None, graph: Graph | Mapping[str, Sequence[str]] = ring, sealed: bool = False, **task: Any
+) -> Algorithm:
     """No model is everybody's: each site trains its own as `base` does, and averages it with its neighbours'.
 
     `graph`: `fd.ring`, `fd.grid`, `fd.random_rings(2)`, {site: its neighbours}, or a function (names, key) -> edges. It
     is drawn over the sites of each round, so that nobody waits for those who are gone. The weights are those of
     Metropolis and Hastings. The server hands messages on and mixes nothing; the global model is the mean of all.
+    `sealed`: messages are encrypted between sites, and what a run ends with is at the sites alone.
     """
     method = fedavg() if base is None else base
     drawn = given(graph) if isinstance(graph, Mapping) else graph
+    if sealed:
+        return sealed_gossip(method, drawn, task)
 
     def work(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update | Decline]:
         known = local or {"model": None, "base": None}

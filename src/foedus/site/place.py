@@ -18,8 +18,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from foedus import home
 from foedus.errors import FoedusError
 from foedus.files import make_folder, write_atomic
+from foedus.keys import Key
+from foedus.privacy import relays
 from foedus.store.sqlite import SqliteStore
-from foedus.wire.ed25519 import load_key, new_key, save_key
+from foedus.wire.ed25519 import derived, load_key, new_key, save_key
 from foedus.wire.freshness import Life, next_life
 from foedus.wire.identity import Federation
 from foedus.wire.plain import plain, read
@@ -148,3 +150,9 @@ def _locked(handle: int, seconds: float) -> bool:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.05)
+
+
+def stated(place: Place, run: str) -> str:
+    """What this site tells the others of a run of its key for messages, signed with its enrolled key, as hex."""
+    own = place.key()
+    return relays.stated(run, place.name, Key((derived(own, run),)), own.sign).hex()

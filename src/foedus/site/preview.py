@@ -15,7 +15,7 @@ from foedus.files import make_folder, write_atomic
 from foedus.preview import shown
 from foedus.site import bindings, policy, report
 from foedus.site.orders import Activity, At, Blob, Offer, Order, Seal, kept_offer, number, spec_of
-from foedus.site.place import Place
+from foedus.site.place import Place, stated
 from foedus.site.runs import CODES, LOADING, RUNS
 from foedus.site.sealing import array
 from foedus.site.tasks import Declined, done_of, let_out, of_enough
@@ -97,6 +97,7 @@ def loading(place: Place, run: str, offer: Offer, rules: policy.Policy) -> Json:
         "data": [list(binding) for binding in bound], "many": len(bound) > 1,
         "network": rules.network and approved(place, rules, offer), "limits": rules.limits, "error_texts": True,
         "privacy": offer.override_privacy, "excluded": rules.excluded(names), "secret": derived(place.key(), run),
+        "run": run, "statement": stated(place, run),
     }  # fmt: skip
 
 

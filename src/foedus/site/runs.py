@@ -21,7 +21,7 @@ from foedus.site import bindings, policy
 from foedus.site.ledger import Ledger, Training
 from foedus.site.orders import Activity, At, Blob, Ending, Offer, Order, Verdict, kept_offer
 from foedus.site.orders import verdicts as read_verdicts
-from foedus.site.place import Place
+from foedus.site.place import Place, stated
 from foedus.site.shelf import Shelf
 from foedus.site.tasks import Tasks, counts_rows
 from foedus.site.transfer import fetch, holds
@@ -321,7 +321,8 @@ class SiteRun:
                    "data": [list(binding) for binding in bound], "many": len(bound) > 1,
                    "network": rules.network, "limits": rules.limits, "privacy": offer.override_privacy,
                    "excluded": rules.excluded(b.name for b in bound),
-                   "error_texts": rules.error_texts, "secret": derived(place.key(), self.run)}  # fmt: skip
+                   "error_texts": rules.error_texts, "secret": derived(place.key(), self.run),
+                   "run": self.run, "statement": stated(place, self.run)}  # fmt: skip
         if self.worker is None or self.worker.loading != loading:
             self._retire()
             log = place.folder / "logs" / f"{self.run}.log"

@@ -66,6 +66,7 @@ class Tasks:
     ) -> None:
         self.who, self.shelf, self.payloads, self.log = who, shelf, payloads, log
         self.line = Link(who)
+        self.publics = publics
         self.sealer = Sealer(who, shelf.store, self.line, publics, log)
         self.checked: set[str] = set()  # payloads whose bytes this process has hashed
 
@@ -200,6 +201,7 @@ class Tasks:
             "do": "work", "round": order.at.round, "task": order.at.task, "work": order.work, "payload": str(payload),
             "returns": [list(leaf) for leaf in order.returns], "local": local,
             "seal": order.seal and [len(order.seal.roster), order.seal.threshold],
+            "publics": self._publics() if worker.report.get("relays") else None,
             "update": str(self.shelf.update(stem)), "new_local": str(self.shelf.local(stem)),
         }  # fmt: skip
         point("agent.before-work")
@@ -212,6 +214,10 @@ class Tasks:
         pending = self._checked(order, done, policy, build, declared)
         self.shelf.keep(pending)
         return pending
+
+    def _publics(self) -> dict[str, str]:
+        """The enrolled keys of all sites, as this one pinned them."""
+        return {name: public.hex() for name, public in self.publics().items()}
 
     def _base(self, order: Order) -> str | None:
         """The file of the local state that the Task goes on from."""

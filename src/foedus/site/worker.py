@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from foedus import build, frames, jobfile, progress
+from foedus.algorithms.relayed import TRAIT
 from foedus.core import Decline, Metrics, Update
 from foedus.errors import FoedusError, Refused, SiteError, WireError
 from foedus.faults import point
@@ -26,7 +27,7 @@ from foedus.job import Job
 from foedus.keys import Key
 from foedus.params import Params
 from foedus.preview.rehearsal import Leaving, named, rehearsed
-from foedus.privacy import dp_metrics, presets
+from foedus.privacy import dp_metrics, presets, relays
 from foedus.privacy.distributed import DistributedDp
 from foedus.privacy.dp_sgd import plan
 from foedus.privacy.site_level import LocalDp, noise_of
@@ -50,6 +51,21 @@ class Loaded(NamedTuple):
     site: str
     data: Any
     texts: bool  # whether what errors say may leave the site
+
+
+class Known:
+    """Who this site is to the others of its run, by what its agent has signed, and who they are, as it pinned them."""
+
+    def __init__(self, order: Mapping[str, Any], secret: Key) -> None:
+        self.run, self.statement, self.secret = order["run"], bytes.fromhex(order["statement"]), secret
+        self.publics: Mapping[str, str] = {}
+
+    def __call__(self, site: str) -> relays.Identity:
+        return relays.Identity(self.run, site, relays.private_of(self.secret), self.statement, self.public)
+
+    def public(self, site: str) -> bytes | None:
+        """The enrolled key of a site, or None."""
+        return bytes.fromhex(self.publics[site]) if site in self.publics else None
 
 
 def main(fd: int) -> None:
@@ -110,8 +126,9 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
         data = named if order["many"] else next(iter(named.values()))
         bench = job.bench(order["seed"])
         bench.secret = Key((order["secret"],))
+        bench.identify = Known(order, bench.secret)
         report = describe_split(bench.split(order["site"], data)) | {"schema": "fits" if job.schema else None}
-        report |= {"privacy": protection(job, report["rows"].get("train", 0))}
+        report |= {"privacy": protection(job, report["rows"].get("train", 0)), "relays": TRAIT in job.method.traits}
     except SiteError as error:
         return None, _raised(error, error.stage, order["error_texts"])
     except (FoedusError, NotImplementedError) as error:
@@ -183,6 +200,8 @@ def describe_split(split: Any) -> Json:
 
 def work(message: Mapping[str, Any], loaded: Loaded) -> Json:
     """Performs one Task and writes its files; what became of it."""
+    if isinstance(loaded.bench.identify, Known):
+        loaded.bench.identify.publics = message.get("publics") or {}
     try:
         order = Order(message["work"], _payload(message["payload"]), loaded.site, message["round"], message["task"],
                       spec_of(message["returns"]), _sealed(message.get("seal")))  # fmt: skip
