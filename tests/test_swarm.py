@@ -194,6 +194,7 @@ def test_a_neighbour_whose_message_was_changed_leaves_its_share_to_the_site() ->
 FILE = """
 import numpy as np
 import foedus as fd
+from foedus.core import Deadline
 from foedus.numpy import NumpyLearner
 
 def load(site):
@@ -204,10 +205,10 @@ def gradient(p, x, y):
     error = x @ p["w"] - y
     return error**2, {"w": 2 * x.T @ error / len(x)}
 
-def job(how="swarm", rounds=3):
+def job(how="swarm", rounds=3, total=600.0):
     learner = NumpyLearner({"w": np.zeros(3)}, gradient, lambda p, x: x @ p["w"], lr=0.05)
     method = {"swarm": fd.swarm(), "gossip": fd.gossip(sealed=True), "fedavg": fd.fedavg()}[how]
-    return fd.Job(method, learner, load, rounds=rounds, min_sites=2, privacy="none")
+    return fd.Job(method, learner, load, rounds=rounds, min_sites=2, privacy="none", deadline=Deadline(600.0, total))
 """
 
 
@@ -239,3 +240,26 @@ def exported(made: Any, name: str, run: str, folder: Path) -> Params:
     until(lambda: not (home / "sites" / name / "work" / run).exists())
     assert foedus(home, "site", "export", run, "--out", file)[0] == 0
     return frames.read_model(file)
+
+
+@pytest.mark.long
+@pytest.mark.kills
+def test_a_site_that_is_killed_is_passed_by_and_comes_back(tmp_path: Path) -> None:
+    """Whoever is to combine: killed in round 2 and back in round 6, the run goes on, and all end with one model."""
+    names = ["east", "north", "southern"]
+    for name in names:
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "job").mkdir()
+    file = tmp_path / "job" / "job.py"
+    file.write_text(FILE)
+    with joined(tmp_path / "home", {name: tmp_path / "data" / name for name in names}) as made:
+        run = made.remote().submit(file, {"rounds": "12", "total": "3"})
+        until(lambda: run.status()["rounds"] >= 2)
+        made.kill("north")
+        until(lambda: run.status()["rounds"] >= 5)
+        made.start_site("north")
+        result = finished(run)
+        models = {name: exported(made, name, result.run, tmp_path) for name in names}
+    assert len(result.history) == 12
+    assert fd.digest(models["east"]) == fd.digest(models["southern"])
+    assert models["east"]["w"] == pytest.approx([1.0, 2.0, 3.0], abs=0.5)

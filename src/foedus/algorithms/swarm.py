@@ -55,8 +55,10 @@ def swarm(base: Algorithm | None = None, **task: Any) -> Algorithm:
         relay = Relay(context, keys, relayed.spec_of(state["spec"]))
         if state["begun"]:
             holders = [site for site in there if site in state["holders"]]
-            holders += yield from relay.welcomed(holders, [site for site in cohort if site not in holders])
-            start, cohort = None, [site for site in cohort if site in holders]
+            lacking = [site for site in cohort if site not in holders]
+            welcome = yield from relay.welcomed(holders, lacking)
+            start, cohort = None, [site for site in cohort if site in {*holders, *welcome}]
+            there = [site for site in there if site not in lacking or site in welcome]
         if not cohort:
             raise Paused(f"round {context.round}: no site that has the model is there; resume the run when one is back")
         holders = yield from relay.combined(cohort, there, start, task)
@@ -90,7 +92,9 @@ class Relay(NamedTuple):
         narrow = tuple(leaf._replace(dtype=leaf.sent or leaf.dtype, sent="") for leaf in self.spec)
         returns, to = letter_spec(packed_size(narrow), 1), order[0]
         first = join(said=self._said({"do": "train", "to": to}, [to]), **begin)
-        sent = (yield Task("train", first, cohort, each(), returns=returns, **task)).apart
+        total = yield Task("train", first, cohort, each(), returns=returns, **task)
+        sent, gone = total.apart, {outcome.site for outcome in total.outcomes if outcome.status == "lost"}
+        there = [site for site in there if site not in gone]  # nobody waits for them twice
         for one in [site for site in order if site in sent]:
             if one != to:
                 again = join(said=self._said({"do": "seal", "to": one}, [one]))
