@@ -55,7 +55,7 @@ def opened(folder: Path) -> Iterator[Opened]:
 def new_folder(name: str | None = None, given: Any = None) -> Path:
     """A folder for a new run; its name is the run's id."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return home.folder(given) / "runs" / f"{stamp}-{name or 'run'}-{secrets.token_hex(2)}"
+    return home.folder(given) / "runs" / f"{stamp}-{name or 'run'}-{secrets.token_hex(4)}"
 
 
 def finish(journal: Journal, folder: Path, ended: Ended, seconds: float) -> None:
