@@ -104,6 +104,11 @@ def test_sums_that_are_no_counts_of_examples_are_refused() -> None:
         sums(job(fd.dp_metrics(1.0), [real]))
 
 
+def test_noise_in_which_no_metric_is_left_is_refused() -> None:
+    with pytest.raises(FoedusError, match=r"each count would get noise of 2e\+04: spend more epsilon"):
+        sums(job(fd.dp_metrics(20_000.0)))
+
+
 @pytest.mark.parametrize("words", [{}, {"noise_multiplier": 1.0, "epsilon": 1.0}, {"epsilon": -1.0}])
 def test_a_wrong_word_is_refused(words: Any) -> None:
     with pytest.raises(JobError, match="dp_metrics"):

@@ -18,6 +18,8 @@ from foedus.core import RoundContext
 from foedus.errors import Paused
 from foedus.numpy import NumpyLearner
 from foedus.params import Params
+from foedus.preview.rehearsal import dry_run
+from foedus.privacy import presets
 
 NAMES = [f"s{i}" for i in range(5)]
 
@@ -184,10 +186,34 @@ def test_a_neighbour_whose_message_was_changed_leaves_its_share_to_the_site() ->
         return Params({**params, "body": params["body"] ^ 1}) if note["do"] == "train" else params
 
     played = Played(job(fd.gossip(sealed=True)))
-    played.play(NAMES, changed=flipped)
+    told = played.play(NAMES, changed=flipped)
+    assert told["train_refused"].tolist() == [2, 2, 2]  # both neighbours', at the last site and each other
     alone = {name: job(fd.fedavg(), rounds=1).run({name: SITES[name]}).params["w"] for name in NAMES}
     for name in NAMES:
         assert played.locals["train", name]["model"]["w"] == pytest.approx(alone[name], abs=0.1)
+
+
+# ---- what is said ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("method", [fd.swarm(), fd.gossip(sealed=True)], ids=["swarm", "gossip"])
+def test_who_reads_what_is_said_and_a_rehearsal_says_what_it_cannot_show(method: Any, tmp_path: Path) -> None:
+    made = job(method)
+    (line,) = presets.said("none", made.method.traits)
+    assert "hands on updates that it cannot read, and other sites read them" in line and presets.READABLE not in line
+    found = dry_run(made, SITES, tmp_path)
+    assert [row["work"] for row in found["updates"]] == ["introduce"]
+    assert "encrypted with keys that they tell in the run" in found["why"]
+
+
+def test_an_update_is_encrypted_for_the_one_who_combines_alone() -> None:
+    seen: list[int] = []
+
+    def watched(note: Any, params: Params) -> Params:
+        if note["do"] == "train":
+            seen.append(len(params["wraps"]))
+        return params
+
+    Played(job(fd.swarm())).play(NAMES, changed=watched)
+    assert seen == [1] * 5
 
 
 # ---- a real federation -----------------------------------------------------------------------------------------------
@@ -215,23 +241,26 @@ def job(how="swarm", rounds=3, total=600.0):
 @pytest.mark.long
 @pytest.mark.processes
 def test_real_sites_have_the_models_of_a_simulation_and_the_server_has_none(tmp_path: Path) -> None:
-    names = ["east", "north", "southern"]
-    for name in names:
-        (tmp_path / "data" / name).mkdir(parents=True)
-    (tmp_path / "job").mkdir()
-    file = tmp_path / "job" / "job.py"
-    file.write_text(FILE)
-    sites = {name: tmp_path / "data" / name for name in names}
+    file, sites = placed(tmp_path)
     with joined(tmp_path / "home", sites) as made:
         for how in ("swarm", "gossip"):
             result = finished(made.remote().submit(file, {"how": how}))
             here = jobfile.load(file, {"how": how}).job.run(sites)
-            models = {name: exported(made, name, result.run, tmp_path) for name in names}
-            assert {n: fd.digest(x) for n, x in models.items()} == {n: fd.digest(here.personal(n)) for n in names}
+            models = {name: exported(made, name, result.run, tmp_path) for name in sites}
+            assert {n: fd.digest(x) for n, x in models.items()} == {n: fd.digest(here.personal(n)) for n in sites}
             kept = [path.read_bytes() for path in (tmp_path / "home" / "server").rglob("*") if path.is_file()]
             assert kept and not any(x["w"].tobytes() in data for x in models.values() for data in kept)
     plain, swarm = (jobfile.load(file, {"how": how}).job.run(sites) for how in ("fedavg", "swarm"))
     assert fd.digest(swarm.personal("east")) == fd.digest(plain.params)
+
+
+def placed(folder: Path) -> tuple[Path, dict[str, Path]]:
+    """A job file, and the folders of three sites."""
+    sites = {name: folder / "data" / name for name in ("east", "north", "southern")}
+    for place in [*sites.values(), folder / "job"]:
+        place.mkdir(parents=True)
+    (folder / "job" / "job.py").write_text(FILE)
+    return folder / "job" / "job.py", sites
 
 
 def exported(made: Any, name: str, run: str, folder: Path) -> Params:
@@ -246,20 +275,15 @@ def exported(made: Any, name: str, run: str, folder: Path) -> Params:
 @pytest.mark.kills
 def test_a_site_that_is_killed_is_passed_by_and_comes_back(tmp_path: Path) -> None:
     """Whoever is to combine: killed in round 2 and back in round 6, the run goes on, and all end with one model."""
-    names = ["east", "north", "southern"]
-    for name in names:
-        (tmp_path / "data" / name).mkdir(parents=True)
-    (tmp_path / "job").mkdir()
-    file = tmp_path / "job" / "job.py"
-    file.write_text(FILE)
-    with joined(tmp_path / "home", {name: tmp_path / "data" / name for name in names}) as made:
+    file, sites = placed(tmp_path)
+    with joined(tmp_path / "home", sites) as made:
         run = made.remote().submit(file, {"rounds": "12", "total": "3"})
         until(lambda: run.status()["rounds"] >= 2)
         made.kill("north")
         until(lambda: run.status()["rounds"] >= 5)
         made.start_site("north")
         result = finished(run)
-        models = {name: exported(made, name, result.run, tmp_path) for name in names}
+        models = {name: exported(made, name, result.run, tmp_path) for name in sites}
     assert len(result.history) == 12
     assert fd.digest(models["east"]) == fd.digest(models["southern"])
     assert models["east"]["w"] == pytest.approx([1.0, 2.0, 3.0], abs=0.5)

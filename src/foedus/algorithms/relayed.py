@@ -14,12 +14,15 @@ from foedus.aggregators import each
 from foedus.algorithms.exchange import noted
 from foedus.core import Local, RoundContext, SiteContext, Task, Update
 from foedus.keys import Key, key
+from foedus.metrics import moments
 from foedus.params import DTYPES, Array, Leaf, Params, Spec
 from foedus.privacy import relays
+from foedus.privacy.presets import RELAYS
 
+TRAITS = (RELAYS, "tells train_refused")
 Keys = Mapping[str, Array]  # site -> its statement of a key for messages
 INTRODUCE = "introduce"  # the work that tells a site's key for messages
-TRAIT = "relays"  # of algorithms whose sites are given the pinned register
+REFUSED = "train_refused"  # the share of messages that a site could not open, in the history
 INTRODUCED = (Leaf("statement", (relays.STATEMENT,), "uint8", "integer"),)
 
 
@@ -62,7 +65,7 @@ def written(site: SiteContext, readers: Mapping[str, bytes], matter: str, messag
     return Params({"body": array(found.body), "wraps": rows})
 
 
-def told(note: Mapping[str, Any], statements: Keys, letters: Mapping[str, Params] = {}) -> Params:
+def told(note: Mapping[str, Any], statements: Keys, letters: Mapping[str, Params]) -> Params:
     """A payload: a note, the keys of `statements`, and of each sender its `body` and the reader's `wrap`."""
     arrays = {f"letters/{i}/{name}": x for i, sender in enumerate(letters) for name, x in letters[sender].items()}
     keys = {f"statements/{i}": x for i, x in enumerate(statements.values())}
@@ -86,12 +89,19 @@ def heard(site: SiteContext, payload: Params, note: Mapping[str, Any], sender: s
     return relays.opened(site.identity(), sender, statement, matter, body, wrap)
 
 
+def left_out(senders: int, counted: int) -> dict[str, Array]:
+    """What is told where not every message could be opened."""
+    lost = senders - counted
+    return {REFUSED: moments(np.repeat([1.0, 0.0], [lost, counted]))} if lost else {}
+
+
 def packed(model: Params, weight: float = 0.0) -> bytes:
     """A weight and a model's numbers, in the order of its arrays."""
     return struct.pack("<d", weight) + b"".join(model[leaf.name].tobytes() for leaf in model.spec)
 
 
 def packed_size(spec: Spec) -> int:
+    """How many bytes that is."""
     return 8 + sum(int(np.prod(leaf.shape, dtype=np.int64)) * DTYPES[leaf.dtype].itemsize for leaf in spec)
 
 

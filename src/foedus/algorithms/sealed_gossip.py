@@ -44,13 +44,11 @@ def sealed_gossip(method: Algorithm, drawn: Graph, task: Mapping[str, Any]) -> A
         near = {site: [other for other in row if other != site] for site, row in rows.items()}
         room = max(1, *map(len, near.values()))
 
-        def begin(site: str) -> Params:
-            note = {"do": "train", "round": at, "room": room}
-            said = relayed.told(note, {other: keys[other] for other in near[site]}, {})
-            return join(said=said) if site in state["begun"] else join(said=said, start=start)
-
+        note = {"do": "train", "round": at, "room": room}
+        said = {site: relayed.told(note, {other: keys[other] for other in near[site]}, {}) for site in cohort}
+        first = {"start": start}
+        letters = {site: join(said=x, **({} if site in state["begun"] else first)) for site, x in said.items()}
         returns = letter_spec(packed_size(start.spec), room)
-        letters = {site: begin(site) for site in cohort}
         total = yield Task("train", letters[cohort[0]], cohort, each(), returns=returns, letters=letters, **task)
         wrote = {site: Params(found) for site, found in total.apart.items()}
         replies = {site: _reply(site, rows[site], near, keys, wrote, at) for site in wrote}
@@ -63,7 +61,7 @@ def sealed_gossip(method: Algorithm, drawn: Graph, task: Mapping[str, Any]) -> A
         round,
         {"train": work, relayed.INTRODUCE: relayed.introducing},
         lambda state: Params({}),
-        ("gossip", relayed.TRAIT, *method.traits, *stateful(method), *based),
+        ("gossip", *relayed.TRAITS, *method.traits, *stateful(method), *based),
         Personal(lambda nothing, local: local["model"].narrow(), alone=True),
     )
 
@@ -95,4 +93,5 @@ def _averaged(
             continue
         models.append(model.widen())
         shares.append(share)
-    return {**local, "model": mixed([own, *models], [1 - sum(shares), *shares])}, Update(counting(1))
+    told = relayed.left_out(len(note["senders"]), len(models))
+    return {**local, "model": mixed([own, *models], [1 - sum(shares), *shares])}, Update(counting(1), 1.0, told)

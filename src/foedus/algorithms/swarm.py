@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from foedus.aggregators import Folding, each, mean
 from foedus.algorithms import relayed
 from foedus.algorithms.exchange import COUNTED, counting, note_of
@@ -28,10 +26,7 @@ from foedus.core import (
     Update,
 )
 from foedus.errors import JobError, Paused, Refused
-from foedus.metrics import moments
 from foedus.params import Params, Spec, join
-
-REFUSED = "train_refused"  # the share of updates that the combining site could not open, in the history
 
 
 def swarm(base: Algorithm | None = None, **task: Any) -> Algorithm:
@@ -73,7 +68,7 @@ def swarm(base: Algorithm | None = None, **task: Any) -> Algorithm:
         round,
         {"train": work, relayed.INTRODUCE: relayed.introducing},
         lambda state: Params({}),
-        ("swarm", relayed.TRAIT, f"tells {REFUSED}", *method.traits, *stateful(method), *based),
+        ("swarm", *relayed.TRAITS, *method.traits, *stateful(method), *based),
         Personal(lambda nothing, local: local["model"].narrow(), alone=True),
     )
 
@@ -176,7 +171,8 @@ def _seal(asked: Asked, local: Local, site: SiteContext) -> tuple[Local, Update]
 
 
 def _for_one(asked: Asked, mine: Local, site: SiteContext) -> Params:
-    return written(site, asked.keys(), asked.about("update"), packed(mine["update"], mine["weight"]))
+    to = asked.note["to"]
+    return written(site, {to: asked.keys()[to]}, asked.about("update"), packed(mine["update"], mine["weight"]))
 
 
 def _combine(asked: Asked, local: Local, site: SiteContext) -> tuple[Local, Update | Decline]:
@@ -196,9 +192,7 @@ def _combine(asked: Asked, local: Local, site: SiteContext) -> tuple[Local, Upda
     found = folding.total()
     model = _ended(steps, Total(found.params, found.weight, found.count, {}, []))
     wrote = written(site, {name: keys[name] for name in asked.note["to"]}, asked.about("model"), packed(model))
-    lost = len(senders) - folding.count
-    told = {REFUSED: moments(np.repeat([1.0, 0.0], [lost, folding.count]))} if lost else {}
-    return local, Update(wrote, 1.0, told)
+    return local, Update(wrote, 1.0, relayed.left_out(len(senders), folding.count))
 
 
 def _receive(asked: Asked, local: Local, site: SiteContext) -> tuple[Local, Update]:

@@ -19,10 +19,15 @@ from foedus.files import write_atomic
 from foedus.job import Job
 from foedus.journal import Journal, Memory
 from foedus.preview import shown
+from foedus.privacy.presets import RELAYS
 from foedus.privacy.secagg import ROWS
 from foedus.run import Checkpoints, draw, execute
 from foedus.work import Among, Bench, Order
 
+RELAYED = (
+    "what sites write to one another is encrypted with keys that they tell in the run, and cannot be shown before it; "
+    "preview the Job with the algorithm inside (fedavg, fedprox, …) for what is in it"
+)
 Json = dict[str, Any]
 
 
@@ -53,7 +58,7 @@ def rehearsed(
     try:
         execute(plan, runner, journal, Checkpoints(None))
     except (Ended, Paused) as error:
-        return crew.left, str(error)
+        return crew.left, RELAYED if RELAYS in job.method.traits else str(error)
     trains = any(left.order.work not in (ROWS, EVALUATE) for left in crew.left)
     return crew.left, "" if trains else f"{target!r} is in no cohort of the first {rounds} rounds: take more, --rounds"
 

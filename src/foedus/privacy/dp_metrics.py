@@ -25,6 +25,8 @@ from foedus.privacy.accounting import Steps
 from foedus.privacy.keystream import discrete_normals
 from foedus.privacy.site_level import check, goal
 
+MOST = 10_000.0  # examples of noise: no metric has so many that it would be one, and tables would be large
+
 
 class DpMetrics(NamedTuple):
     """What a Job says of noise on its metrics; see `dp_metrics`."""
@@ -91,6 +93,11 @@ def noised(work: Work, how: DpMetrics, metrics: Sequence[Metric], each: int, tim
         if not isinstance(update, Update):
             return local, update
         z, kept = noise_of(how, each * times), {}
+        if z > MOST:
+            raise JobError(
+                f"dp_metrics: each count would get noise of {z:.3g}: spend more epsilon, name fewer metrics, or "
+                "evaluate less often"
+            )
         name = site.secret("dp_metrics", *site.key.names, digest(payload), before)
         for told, sums in update.metrics.items():
             if found := known.get(plain(told)):

@@ -9,6 +9,7 @@ from typing import Any
 from foedus.privacy.dp_sgd import dp_sgd
 from foedus.privacy.secagg import secagg
 
+RELAYS = "relays"  # a trait of algorithms whose sites write to one another: they are given the pinned register
 READABLE = "the server can read each site's update"
 HOSPITAL = (dp_sgd(clip=1.0, epsilon=8.0, delta=1e-5), secagg())
 WORDS: dict[str, tuple[Any, ...]] = {"none": (), "secagg": (secagg(),), "hospital": HOSPITAL}
@@ -21,6 +22,7 @@ MEANS = {
         "ledger"
     ),
 }
+RELAYED = "the server hands on updates that it cannot read, and other sites read them"  # swarm, sealed gossip
 UNSTATED = "\n".join(
     (
         "real sites are asked, and nothing says how private their updates are: write Job(privacy=…), or give one of",
@@ -68,4 +70,5 @@ def said(privacy: Any, traits: Sequence[str]) -> list[str]:
         return []
     signed = stated(found)
     name = privacy if isinstance(privacy, str) else signed
-    return [told(name, guards(signed, "secagg")), *(x.said(traits) for x in found)]
+    line = told(name, guards(signed, "secagg"))
+    return [line.replace(READABLE, RELAYED) if RELAYS in traits else line, *(x.said(traits) for x in found)]

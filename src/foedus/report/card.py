@@ -20,7 +20,19 @@ from foedus.report.story import Measured, Story
 
 MOST_SITES = 200
 SPENT = "train_epsilon"
-HELPERS = ("rounds", "mixing", "parts", "optimizers", "exchange", "halves", "crossing", "graphs", "columns", "buffered")
+HELPERS = (
+    "rounds",
+    "mixing",
+    "parts",
+    "optimizers",
+    "exchange",
+    "halves",
+    "crossing",
+    "graphs",
+    "columns",
+    "buffered",
+    "relayed",
+)
 PROTECTIONS: Mapping[str, Any] = {
     "secagg": Secagg,
     "dp_sgd": DpSgd,

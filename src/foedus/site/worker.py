@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from foedus import build, frames, jobfile, progress
-from foedus.algorithms.relayed import TRAIT
 from foedus.core import Decline, Metrics, Update
 from foedus.errors import FoedusError, Refused, SiteError, WireError
 from foedus.faults import point
@@ -128,7 +127,10 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
         bench.secret = Key((order["secret"],))
         bench.identify = Known(order, bench.secret)
         report = describe_split(bench.split(order["site"], data)) | {"schema": "fits" if job.schema else None}
-        report |= {"privacy": protection(job, report["rows"].get("train", 0)), "relays": TRAIT in job.method.traits}
+        report |= {
+            "privacy": protection(job, report["rows"].get("train", 0)),
+            "relays": presets.RELAYS in job.method.traits,
+        }
     except SiteError as error:
         return None, _raised(error, error.stage, order["error_texts"])
     except (FoedusError, NotImplementedError) as error:
