@@ -174,7 +174,8 @@ def tell(console: Console, past: Mapping[str, Any] | None, now: Scores | None = 
     if past is None:
         console.print("One seed; `make demo-figures` computes five, with intervals.")
         return
-    count, differ = len(past["seeds"]), differences(past["build"], build or past["build"])
+    asked = {k: x for k, x in (build or {}).items() if k in past["build"]}  # what was not recorded then says nothing
+    count, differ = len(past["seeds"]), differences(past["build"], asked or past["build"])
     console.print(f"* mean and 95 % interval of {count} seeds, simulated on {past['date']}; gain: federated − alone")
     console.print("E takes no part; its `alone` is the best there of the models that A, B, C and D trained alone.")
     if differ:
