@@ -11,20 +11,8 @@ import pandas as pd
 
 import foedus as fd
 
-ASSAYS = (
-    15,
-    40,
-    100,
-    181,
-    68,
-    51,
-    44,
-    183,
-    137,
-    46,
-    19,
-    38,
-)  # those with most actives, but 4, which has nearly all
+# those with most actives, but 4, which has nearly all
+ASSAYS = (15, 40, 100, 181, 68, 51, 44, 183, 137, 46, 19, 38)
 TASKS = ("liver_injury", *(f"bio_assay_{number:03}" for number in ASSAYS))
 PRINTS = [f"chem_fp_{number:03}" for number in range(1, 193)]
 INACTIVE = 4.0  # the reading of a compound that does nothing
