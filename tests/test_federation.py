@@ -157,10 +157,12 @@ def test_run_with_backend_network_is_one_command(tmp_path):
 
 def test_a_run_at_the_server_is_listed_stopped_and_resumed_by_its_verbs(federation, tmp_path):
     made, sites = federation
+    slow(sites, 2)
     run = foedus(made.home, "submit", JOB, "rounds=8", "--no-wait")[1]["run"]
     until(lambda: made.remote().run(run).status()["rounds"] >= 1)
     foedus(made.home, "stop", run)
     assert foedus(made.home, "runs")[1]["runs"][-1]["state"] == "stopped"
+    slow(sites, 0)
     foedus(made.home, "resume", run)
     assert foedus(made.home, "watch", run)[1]["state"] == "finished"
     assert foedus(made.home, "pull", run)[1]["digest"] == simulated(sites, tmp_path / "sim", rounds=8)
