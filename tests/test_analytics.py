@@ -340,7 +340,7 @@ def test_sites_may_be_absent_where_the_job_says_so() -> None:
 
 
 def test_what_would_make_sums_inexact_is_refused() -> None:
-    with pytest.raises(Incompatible, match=r"an exact analysis .* and compress, cohort, .*leave them out"):
+    with pytest.raises(Incompatible, match=r"an exact model .* and compress, cohort, .*leave them out"):
         analytics.describe.job(compress=fd.int8())
     with pytest.raises(TypeError, match="unexpected keyword argument 'colums'"):
         analytics.describe.job(colums="age")

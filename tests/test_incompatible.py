@@ -180,7 +180,7 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"algorithm": union(FOREST), "learner": FOREST, "compress": top_k(0.1)},
         {"compress": None},
     ),
-    ("an exact analysis (foedus.analytics)", "compress, cohort, quorum or late='keep'"): (
+    ("an exact model (foedus.analytics, histogram_boosting)", "compress, cohort, quorum or late='keep'"): (
         {"algorithm": describe.make(), "learner": None, "compress": clip(1.0)},
         {"compress": None, "min_sites": 2},
     ),
@@ -269,10 +269,10 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
     ),
     (
         "secagg",
-        "an algorithm that reads what each site sends (afl, union, split_learning, vertical, link, analytics)",
+        "an algorithm that reads what each site sends (afl, union, split_learning, vertical, link)",
     ): (
-        {"privacy": "secagg", "algorithm": describe.make(), "learner": None},
-        {"algorithm": fednova()},
+        {"privacy": "secagg", "algorithm": union(FOREST), "learner": FOREST},
+        {"algorithm": fedavg(), "learner": learner()},
     ),
     ("secagg", "a topology (cyclic, gossip, hierarchical, swarm)"): (
         {"privacy": "secagg", "algorithm": cyclic(fedprox(0.1))},

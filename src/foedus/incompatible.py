@@ -326,7 +326,7 @@ TABLE = (
     Row(
         "a topology (cyclic, gossip, hierarchical, swarm)",
         "an algorithm that asks every site, or in several steps (afl, split_learning, vertical)",
-        lambda j: bool(_topologies(j)) and (_has(j, "everybody") or _has(j, "exchange")),
+        lambda j: bool(_topologies(j)) and bool({"everybody", "exact", "exchange"} & set(j.method.traits)),
         "it says itself whom it asks: use it as it is, or wrap fedavg or fedprox",
     ),
     Row(
@@ -399,7 +399,7 @@ TABLE = (
         "numbers of trees have to arrive as they are: leave compress out, and say max_leaf_nodes or num_leaves",
     ),
     Row(
-        "an exact analysis (foedus.analytics)",
+        "an exact model (foedus.analytics, histogram_boosting)",
         "compress, cohort, quorum or late='keep'",
         lambda j: _has(j, "exact") and bool(j.compress or j.cohort or j.quorum or j.late == "keep"),
         "its sums are those of every site, whole: leave them out; min_sites=… lets sites be absent",
@@ -430,8 +430,8 @@ TABLE = (
     ),
     Row(
         "secagg",
-        "an algorithm that reads what each site sends (afl, union, split_learning, vertical, link, analytics)",
-        lambda j: j.seal is not None and bool(READ & set(j.method.traits)),
+        "an algorithm that reads what each site sends (afl, union, split_learning, vertical, link)",
+        lambda j: j.seal is not None and bool((READ - {"exact"}) & set(j.method.traits)),
         "only sums leave under a seal: take fedavg, fedopt, scaffold, fednova, or an algorithm that averages updates",
     ),
     Row(

@@ -33,6 +33,7 @@ from foedus.privacy.dp_sgd import DpSgd, private
 from foedus.privacy.ftrl import DpFtrl
 from foedus.privacy.secagg import Secagg, measuring, sealed
 from foedus.privacy.site_level import CentralDp, LocalDp
+from foedus.privacy.wide import spread
 from foedus.run import Plan
 from foedus.stop import Stop
 from foedus.transforms import chain, transformed
@@ -134,6 +135,7 @@ class Job(Options):
         """The algorithm with what the Job adds to it: its compression, a seal, a choice of sites by their losses."""
         found = private(self.algorithm, self.dp_sgd, self.learner, self.rounds) if self.dp_sgd else self.algorithm
         found = self._noised(found)
+        found = spread(found) if self.seal and self.exact_sums else found
         found = transformed(found, chain(*self.links)) if self.links else found
         found = sealed(found, self.seal, self.least, self.quorum) if self.seal else found
         chosen = self.cohort.trains if isinstance(self.cohort, Participation) and self.cohort.by_loss else None
@@ -153,7 +155,13 @@ class Job(Options):
     def seal(self) -> Secagg | None:
         """How updates are sealed, if they are."""
         found = next((x for x in self.protections if isinstance(x, Secagg)), None)
-        return found._replace(wmax=found.wmax or 1.0) if found and self.site_level else found  # all weigh 1 there
+        alike = self.site_level or self.exact_sums  # all sites weigh 1 there
+        return found._replace(wmax=found.wmax or 1.0) if found and alike else found
+
+    @property
+    def exact_sums(self) -> bool:
+        """Whether the algorithm asks for nothing but sums of all sites, which limbs can hold."""
+        return "exact" in self.algorithm.traits
 
     @property
     def dp_sgd(self) -> DpSgd | None:

@@ -30,11 +30,12 @@ class Sent(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What all sites answered: sums, the largest whole numbers, and what each showed."""
+    """What all sites answered: sums, the largest whole numbers, and what each showed: under a seal, nothing."""
 
     of: Mapping[str, Array]
     most: Mapping[str, Array]
     shown: Mapping[str, Mapping[str, Array]]
+    sites: Sequence[str]  # who answered
 
 
 Answering = Callable[[Held, Mapping[str, Array]], Sent]  # (table, payload) -> what the site answers
@@ -52,7 +53,7 @@ def _answered(answer: Answering, payload: Params, local: Local, site: SiteContex
         if not np.isfinite(x).all():
             raise JobError(f"the sums {name!r} are beyond float64: scale the columns, or take out extreme values")
     whole = {name: np.asarray(x, np.int64) for name, x in sent.most.items()}
-    shown = {name: np.asarray(x) for name, x in sent.shown.items()}
+    shown = {} if site.seal else {name: np.asarray(x) for name, x in sent.shown.items()}
     return local, Update(Params(floats | whole), 1.0, shown)
 
 
@@ -67,9 +68,10 @@ def ask(
     """The sums of what these sites answer to `payload`: of every one of them, or of those who do answer."""
     spec = Params({n: np.zeros(s) for n, s in sums.items()} | {n: np.zeros(s, np.int64) for n, s in most.items()}).spec
     total = yield Task(name, Params(payload), sites, quorum=len(sites) if every else None, late="drop", returns=spec)
-    shown = {o.site: o.metrics for o in total.outcomes if o.status == "counted"}
+    there = sorted(o.site for o in total.outcomes if o.status == "counted")
+    shown = {o.site: o.metrics for o in total.outcomes if o.site in there and o.metrics}
     added = {n: total.count * np.asarray(total.params[n]) for n in sums}
-    return Sums(added, {n: np.asarray(total.params[n]) for n in most}, shown)
+    return Sums(added, {n: np.asarray(total.params[n]) for n in most}, shown, there)
 
 
 def whole(x: Any) -> Any:
@@ -106,6 +108,8 @@ def collect(
     while True:
         total = yield from ask(name, sites, {**payload, "size": np.int64(size)}, most={"size": ()}, every=every)
         need = int(total.most["size"])
+        if not total.shown:
+            raise JobError(f"under secagg no site lists its {name}: {remedy}")
         if need <= size:
             return {site: unpacked(shown["list"]) for site, shown in sorted(total.shown.items())}
         if need > MOST_SIZE:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from foedus.analytics.analysis import Table
-from foedus.analytics.asking import Asking, collect, listing
+from foedus.analytics.asking import Asking, Sent, ask, collect, listing, work
 from foedus.analytics.held import Held, column, numbers
 from foedus.core import Work
 from foedus.errors import JobError
 from foedus.params import Array
+
+KINDS = ("number", "text", "empty")
 
 
 def chosen(columns: Any, least: int) -> tuple[str, ...]:
@@ -27,36 +29,51 @@ def chosen(columns: Any, least: int) -> tuple[str, ...]:
     return found
 
 
-def naming(columns: tuple[str, ...], least: int) -> Work:
-    """The work of `named`: each site lists the kinds of these columns, or of all it has."""
-    return listing(partial(_names, columns, least))
+def naming(columns: tuple[str, ...], least: int) -> dict[str, Work]:
+    """The works of `named`: each site says the kinds of these columns, or lists those of all it has."""
+    return {"names": listing(partial(_names, least)), "kinds": work(partial(_kinds, columns, least))}
 
 
-def _names(columns: tuple[str, ...], least: int, table: Held, payload: Mapping[str, Array]) -> dict[str, str]:
-    if table.rows < least:
-        return {}
-    return {name: column(table, name).kind for name in columns or table.columns}
+def _names(least: int, table: Held, payload: Mapping[str, Array]) -> dict[str, str]:
+    return {name: column(table, name).kind for name in table.columns} if table.rows >= least else {}
 
 
-def named(sites: Sequence[str], every: bool) -> Asking[tuple[dict[str, str], list[str]]]:
-    """column -> kind, in the order of the first site that has it, and the sites. Raises JobError where sites differ."""
-    listed = yield from collect("names", sites, {}, "name the columns", every)
+def _kinds(columns: tuple[str, ...], least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
+    found = [column(table, name).kind if table.rows >= least else "" for name in columns]
+    flags = {word: np.array([kind == word for kind in found], np.int64) for word in KINDS}
+    return Sent({}, flags, flags)
+
+
+def named(columns: tuple[str, ...], sites: Sequence[str], every: bool) -> Asking[tuple[dict[str, str], list[str]]]:
+    """column -> kind, and the sites: of these, or of all in the order of the first site that has each.
+
+    Raises JobError where sites differ.
+    """
     found: dict[str, dict[str, list[str]]] = {}
-    for site, columns in listed.items():
-        for name, kind in columns.items():
-            found.setdefault(name, {}).setdefault(kind, []).append(site)
+    if columns:
+        told = yield from ask("kinds", sites, {}, most=dict.fromkeys(KINDS, (len(columns),)), every=every)
+        there = list(told.sites)
+        for at, name in enumerate(columns):
+            kinds = {k: [s for s, x in sorted(told.shown.items()) if x[k][at]] for k in KINDS if told.most[k][at]}
+            found |= {name: {k: where or ["some sites"] for k, where in kinds.items()}} if kinds else {}
+    else:
+        listed = yield from collect("names", sites, {}, "name the columns", every)
+        there = sorted(listed)
+        for site, own in listed.items():
+            for name, kind in own.items():
+                found.setdefault(name, {}).setdefault(kind, []).append(site)
     for name, kinds in found.items():
         if {"text", "number"} <= kinds.keys():
             text, number = (", ".join(kinds[word]) for word in ("text", "number"))
             raise JobError(f"column {name!r} holds text at {text} and numbers at {number}: code it alike at all sites")
     if not found:
         raise JobError("no site has a row: bind data, or lower least")
-    return {name: next((k for k in kinds if k != "empty"), "number") for name, kinds in found.items()}, sorted(listed)
+    return {name: next((k for k in kinds if k != "empty"), "number") for name, kinds in found.items()}, there
 
 
 def numeric(columns: tuple[str, ...], sites: Sequence[str], every: bool) -> Asking[tuple[list[str], list[str]]]:
     """These columns, or all that hold numbers, and the sites. Raises JobError for one of text."""
-    kinds, there = yield from named(sites, every)
+    kinds, there = yield from named(columns, sites, every)
     texts = [name for name in columns if kinds.get(name) == "text"]
     if texts:
         raise JobError(f"column {texts[0]!r} holds text where numbers are needed: turn it into numbers at every site")

@@ -98,22 +98,24 @@ def _round(model: Model, state: State, context: RoundContext, every: bool = True
         raise JobError("no feature has two levels: name another one")
     times = np.zeros(0) if model.strata else (yield from survival.times(made, coded))
     p, k = len(coded.terms), len(times)
-    seen = yield from ask("events", coded.sites, {**coded.payload(), "times": times}, {"events": (k,), "moved": (k, p)})
+    shapes = {"events": (k,), "moved": (k, p), "came": ()}
+    seen = yield from ask("events", coded.sites, {**coded.payload(), "times": times}, shapes)
     known = whole(seen.of["events"]), seen.of["moved"]
-    came = [int(seen.shown[site]["events"]) for site in coded.per_site]
-    if not sum(came):
+    own = [int(seen.shown[site]["events"]) for site in coded.per_site]
+    came = int(whole(seen.of["came"]))
+    if not came:
         raise JobError(f"no site has an event in {made.asked.numbers[1]!r}: there is nothing to estimate")
     null = yield from _at(model, coded, times, known, np.zeros(p))
-    use = kept(null[0].information, sum(came))
+    use = kept(null[0].information, came)
     here, steps, infinite = yield from _climb(model, coded, times, known, null, use)
     facts = {
         "n": coded.used,
-        "events": sum(came),
+        "events": came,
         "iterations": steps,
         "converged": steps < STEPS and not infinite.any(),
     }
     baseline = {} if model.strata else {"baseline": _baseline(times, known[0], here[1])}
-    tables = {"per_site": design.per_site(coded, events=came), **baseline}
+    tables = {"per_site": design.per_site(coded, events=own), **baseline}
     return _answer(model, coded, here[0], null[0].loglik, use, infinite, facts, tables)
 
 
@@ -171,7 +173,8 @@ def _events(model: Model, table: Held, payload: Mapping[str, Array]) -> Sent:
     came = int(survival.checked(model.survival, found.rows)[1].sum())
     x, k, on = found.rows.x, len(payload["times"]), found.event >= 0
     moved = survival.summed(found.event, k, x.shape[1], lambda part: x[part])
-    return Sent({"events": np.bincount(found.event[on], minlength=k)[:k], "moved": moved}, {}, {"events": came})
+    sums = {"events": np.bincount(found.event[on], minlength=k)[:k], "moved": moved, "came": came}
+    return Sent(sums, {}, {"events": came})
 
 
 def _risk(model: Model, table: Held, payload: Mapping[str, Array]) -> Sent:

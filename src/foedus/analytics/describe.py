@@ -13,8 +13,8 @@ from foedus.analytics import columns as single
 from foedus.analytics.analysis import Table, analysis, answer
 from foedus.analytics.asking import Sent, ask, packed, unpacked, whole, work
 from foedus.analytics.held import Held, column
-from foedus.analytics.ordered import NOTHING, float_of, whole_of
 from foedus.core import Algorithm, RoundContext, State
+from foedus.ordered import NOTHING, float_of, whole_of
 from foedus.params import Array
 
 SHOWN = ("count", "missing", "sum", "squares", "min", "max")
@@ -31,15 +31,15 @@ def describe(columns: str | Sequence[str] = (), *, extremes: bool = True, least:
     """
     names = single.chosen(columns, least)
     works = {
-        "names": single.naming(names, least),
+        **single.naming(names, least),
         "moments": work(partial(_moments, least, extremes)),
         "spread": work(partial(_spread, least)),
     }
-    return analysis(_round, works)
+    return analysis(partial(_round, names), works)
 
 
-def _round(state: State, context: RoundContext, every: bool = True) -> Any:
-    kinds, sites = yield from single.named(context.cohort, every)
+def _round(names: tuple[str, ...], state: State, context: RoundContext, every: bool = True) -> Any:
+    kinds, sites = yield from single.named(names, context.cohort, every)
     payload = {"columns": packed(list(kinds))}
     n = (len(kinds),)
     first = yield from ask("moments", sites, payload, {"count": n, "missing": n, "sum": n}, {"least": n, "most": n})
@@ -48,11 +48,11 @@ def _round(state: State, context: RoundContext, every: bool = True) -> Any:
     second = yield from ask("spread", sites, {**payload, "mean": np.nan_to_num(mean)}, {"squares": n})
     ends = -float_of(first.most["least"]), float_of(first.most["most"])
     pooled = _columns(kinds, count, whole(first.of["missing"]), first.of["sum"], second.of["squares"], *ends)
-    per_site = [_columns(kinds, *(np.asarray(first.shown[s][word]) for word in SHOWN)) for s in sites]
+    per_site = [_columns(kinds, *(np.asarray(first.shown[s][word]) for word in SHOWN)) for s in sorted(first.shown)]
     return answer("describe", {
         "pandas": Table(list(kinds), pooled, ("column",)),
         "per_site": Table(
-            [(s, c) for s in sites for c in kinds],
+            [(s, c) for s in sorted(first.shown) for c in kinds],
             {k: [x for found in per_site for x in found[k]] for k in pooled}, ("site", "column"),
         ),
     }, {"sites": len(sites)})  # fmt: skip

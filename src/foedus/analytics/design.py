@@ -50,7 +50,8 @@ class Coded(NamedTuple):
     scale: Array
     means: Array
     used: int
-    per_site: Mapping[str, Sequence[int]]  # site -> rows, used rows
+    per_site: Mapping[str, Sequence[int]]  # site -> rows, used rows; of none under a seal
+    some: int = 1  # sites with used rows
 
     def payload(self) -> dict[str, Array]:
         return {"levels": packed(dict(self.levels)), "centre": self.centre, "scale": self.scale}
@@ -101,7 +102,7 @@ def learn(asked: Wanted, sites: Sequence[str], every: bool = True) -> Asking[Cod
     """How the columns are coded, from counts and sums; where texts have no `categories`, each site lists its own."""
     shape = (len(asked.all),)
     kinds = yield from ask("kinds", sites, {}, most={"number": shape, "text": shape, "rows": ()}, every=every)
-    sites = sorted(kinds.shown)
+    sites = kinds.sites
     texts = _texts(asked, kinds)
     levels = {name: found for name, found in asked.categories.items() if name in asked.all}
     missing = sorted((set(texts) | set(asked.groups)) - set(levels))
@@ -116,36 +117,42 @@ def _texts(asked: Wanted, kinds: Sums) -> list[str]:
     found = []
     for at, name in enumerate(asked.all):
         if kinds.most["text"][at] and kinds.most["number"][at] and name not in asked.groups:
-            by = {word: [s for s, x in sorted(kinds.shown.items()) if x[word][at]] for word in ("text", "number")}
+            by = {word: _where(kinds, word, at) for word in ("text", "number")}
             raise JobError(
-                f"column {name!r} holds text at {', '.join(by['text'])} and numbers at {', '.join(by['number'])}: "
-                "code it alike at all sites"
+                f"column {name!r} holds text at {by['text']} and numbers at {by['number']}: code it alike at all sites"
             )
         if kinds.most["text"][at] and name in asked.numbers:
-            where = ", ".join(s for s, x in sorted(kinds.shown.items()) if x["text"][at])
+            where = _where(kinds, "text", at)
             raise JobError(f"column {name!r} holds text at {where}, and numbers are needed: code it as numbers there")
         if kinds.most["text"][at] and name in asked.features:
             found.append(name)
     return found
 
 
+def _where(kinds: Sums, word: str, at: int) -> str:
+    """Which sites said so of a column, for people."""
+    return ", ".join(s for s, x in sorted(kinds.shown.items()) if x[word][at]) or "some sites"
+
+
 def _scaled(asked: Wanted, sites: Sequence[str], levels: Levels) -> Asking[Coded]:
     terms = tuple(term for name in asked.features for term in _terms(name, levels))
     count = len(asked.numbers) + len(terms)
     found = yield from ask(
-        "scale", sites, {"levels": packed(dict(levels))}, {"n": (), "sum": (count,), "squares": (count,)}
-    )
+        "scale", sites, {"levels": packed(dict(levels))},
+        {"n": (), "sum": (count,), "squares": (count,), "sites": ()},
+    )  # fmt: skip
     n = int(whole(found.of["n"]))
     per_site = {site: [int(shown["rows"]), int(shown["used"])] for site, shown in sorted(found.shown.items())}
     if not n:
         raise JobError(
-            f"no site holds {asked.least} complete rows of {', '.join(asked.all)} ({_counts(per_site)}): "
+            f"no site holds {asked.least} complete rows of {', '.join(asked.all)}{_counts(per_site)}: "
             "leave out columns with many gaps" + (", or lower least" if asked.least > 1 else "")
         )
     mean, square = found.of["sum"] / n, found.of["squares"] / n
     scale = np.sqrt(np.maximum(square - mean**2, FLAT * square))
     k = len(asked.numbers)
-    return Coded(sites, levels, terms, mean[k:], np.where(scale > 0, scale, 1.0)[k:], mean[:k], n, per_site)
+    return Coded(sites, levels, terms, mean[k:], np.where(scale > 0, scale, 1.0)[k:], mean[:k], n, per_site,
+                 int(whole(found.of["sites"])))  # fmt: skip
 
 
 def per_site(coded: Coded, **more: Sequence[float]) -> Table:
@@ -155,7 +162,8 @@ def per_site(coded: Coded, **more: Sequence[float]) -> Table:
 
 
 def _counts(per_site: Mapping[str, Sequence[int]]) -> str:
-    return ", ".join(f"{site}: {used} of {rows}" for site, (rows, used) in per_site.items())
+    told = ", ".join(f"{site}: {used} of {rows}" for site, (rows, used) in per_site.items())
+    return f" ({told})" if told else ""
 
 
 def _terms(name: str, levels: Levels) -> list[str]:
@@ -179,7 +187,7 @@ def _scales(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> Sent:
     terms = sum(len(_terms(name, levels)) for name in asked.features)
     rows = read(asked, table, {**payload, "centre": np.zeros(terms), "scale": np.ones(terms)})
     x = np.concatenate([rows.numbers, rows.x], axis=1)
-    sums = {"n": rows.used, "sum": x.sum(axis=0), "squares": np.square(x).sum(axis=0)}
+    sums = {"n": rows.used, "sum": x.sum(axis=0), "squares": np.square(x).sum(axis=0), "sites": rows.used > 0}
     return Sent(sums, {}, {"rows": table.rows, "used": rows.used})
 
 

@@ -14,9 +14,9 @@ from foedus.analytics import columns as single
 from foedus.analytics.analysis import Table, analysis, answer
 from foedus.analytics.asking import Sent, ask, whole, work
 from foedus.analytics.held import Held
-from foedus.analytics.ordered import NOTHING, float_of, whole_of
 from foedus.core import Algorithm, RoundContext, State
 from foedus.errors import JobError
+from foedus.ordered import NOTHING, float_of, whole_of
 from foedus.params import Array
 
 
@@ -43,16 +43,16 @@ def _round(
     ends = yield from ask(
         "range", context.cohort, {"wanted": np.int64(bins)}, most={"least": (), "most": ()}, every=every
     )
-    sites = sorted(ends.shown)
+    sites = ends.sites
     low, high = -float(float_of(ends.most["least"])), float(float_of(ends.most["most"]))
     cuts = np.array(edges) if edges else np.histogram_bin_edges([] if np.isnan(low) else [low, high], bins)
     found = yield from ask("counts", sites, {"edges": cuts}, {"count": (len(cuts) - 1,)})
     count = single.hidden(whole(found.of["count"]), least)
-    shown = {site: np.asarray(found.shown[site]["count"]) for site in sites}
-    columns = {f"{a:g} to {b:g}": np.array([shown[s][i] for s in sites]) for i, (a, b) in enumerate(pairwise(cuts))}
+    shown = {site: np.asarray(x["count"]) for site, x in sorted(found.shown.items())}
+    columns = {f"{a:g} to {b:g}": np.array([x[i] for x in shown.values()]) for i, (a, b) in enumerate(pairwise(cuts))}
     return answer("histogram", {
         "pandas": Table(list(range(len(count))), {"low": cuts[:-1], "high": cuts[1:], "count": count}, ("bin",)),
-        "per_site": Table(sites, columns, ("site",)),
+        "per_site": Table(list(shown), columns, ("site",)),
     }, {})  # fmt: skip
 
 

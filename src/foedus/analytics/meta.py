@@ -61,8 +61,8 @@ def _round(model: glm.Model, effects: Effects, state: State, context: RoundConte
     i2 = np.where(q > 0, np.maximum(0, (q - df) / np.where(q > 0, q, 1)), 0.0)
     columns |= {"sites": whole(first.of["sites"]), "q": q, "q_df": df, "i2": i2, "tau2": tau2}
     terms = [glm.CONST, *coded.terms]
-    rows = [(site, term) for site in coded.sites for term in terms]
-    own = {name: np.concatenate([first.shown[site][name] for site in coded.sites]) for name in ("coef", "se")}
+    rows = [(site, term) for site in sorted(first.shown) for term in terms]
+    own = {name: np.array([x for _, s in sorted(first.shown.items()) for x in s[name]]) for name in ("coef", "se")}
     return answer("meta", {
         "pandas": Table(terms, columns, ("term",), [Tail("q_p", "chi2", "q", "q_df")]),
         "per_site": Table(rows, own, ("site", "term")),

@@ -61,7 +61,7 @@ def mixed(
 
 def _round(asked: Wanted, reml: bool, state: State, context: RoundContext, every: bool = True) -> Any:
     coded = yield from design.learn(asked, context.cohort, every)
-    if sum(used > 0 for _, used in coded.per_site.values()) < 2:
+    if coded.some < 2:
         raise JobError("a variance between sites needs two sites with complete rows: take glm('gaussian') for one")
     first = yield from _asked(coded, np.zeros(1))
     use = kept(first[0][0][:-1, :-1], coded.used)

@@ -34,8 +34,7 @@ def correlation(columns: Sequence[str] = (), *, least: int = 1) -> Algorithm:
     """
     names = single.chosen(columns, least)
     works = {"sums": work(partial(_column_sums, least)), "products": work(partial(_pair_sums, least))}
-    works["names"] = single.naming(names, least)
-    return analysis(partial(_correlation, names), works)
+    return analysis(partial(_correlation, names), works | single.naming(names, least))
 
 
 def pca(

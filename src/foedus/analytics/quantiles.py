@@ -14,9 +14,9 @@ from foedus.analytics import columns as single
 from foedus.analytics.analysis import Table, analysis, answer
 from foedus.analytics.asking import Asking, Sent, ask, packed, unpacked, whole, work
 from foedus.analytics.held import Held
-from foedus.analytics.ordered import float_of, whole_of
 from foedus.core import Algorithm, RoundContext, State
 from foedus.errors import JobError
+from foedus.ordered import float_of, whole_of
 from foedus.params import Array
 
 DIGITS, BASE = 8, 256  # of a number: 8 bits each
@@ -60,7 +60,7 @@ def quantiles(
         raise JobError(f"quantiles(error={error!r}): it is a share from 0 to 1, such as 0.01")
     asked = Asked(single.chosen(columns, least), tuple(map(float, points)), float(error), least)
     works = {"counts": work(partial(_counts, asked)), "digits": work(partial(_digits, asked))}
-    return analysis(partial(_round, asked), works | {"names": single.naming(asked.columns, least)})
+    return analysis(partial(_round, asked), works | single.naming(asked.columns, least))
 
 
 def _round(asked: Asked, state: State, context: RoundContext, every: bool = True) -> Any:

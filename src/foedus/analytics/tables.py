@@ -78,7 +78,7 @@ def _counted(asked: Wanted, sites: Sequence[str], every: bool) -> Asking[tuple[C
     coded = yield from design.learn(asked, sites, every)
     shape = tuple(len(coded.levels[name]) for name in asked.groups)
     found = yield from ask("counts", coded.sites, coded.payload(), {"count": shape})
-    return coded, whole(found.of["count"]), {s: np.asarray(found.shown[s]["count"]) for s in coded.sites}
+    return coded, whole(found.of["count"]), {s: np.asarray(x["count"]) for s, x in sorted(found.shown.items())}
 
 
 def _cells(asked: Wanted, least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
@@ -93,12 +93,12 @@ def _contingency(asked: Wanted, least: int, state: State, context: RoundContext,
     row, (down, across) = asked.groups[0], (coded.levels[name] for name in asked.groups)
     statistic, df = pearson(counts)
     pooled = single.hidden(counts, least)
-    stacked = np.concatenate([shown[site] for site in coded.sites])
+    stacked = np.concatenate([np.empty((0, len(across))), *shown.values()])
     facts = {"n": int(counts.sum()), "statistic": statistic, "df": df, "tails": [Tail("p", "chi2", "statistic", "df")]}
     return answer("contingency", {
         "pandas": Table(down, {level: pooled[:, i] for i, level in enumerate(across)}, (row,)),
         "per_site": Table(
-            [(s, level) for s in coded.sites for level in down],
+            [(s, level) for s in shown for level in down],
             {level: stacked[:, i] for i, level in enumerate(across)}, ("site", row),
         ),
     }, facts)  # fmt: skip
@@ -119,10 +119,10 @@ def _top(asked: Wanted, k: int, least: int, state: State, context: RoundContext,
     levels = coded.levels[asked.groups[0]]
     first = [i for i in np.argsort(-counts, kind="stable") if counts[i] >= max(1, least)][:k]
     found = {"count": counts[first], "share": counts[first] / max(1, counts.sum())}
-    sites = {levels[i]: np.array([shown[s][i] for s in coded.sites]) for i in first}
+    sites = {levels[i]: np.array([x[i] for x in shown.values()]) for i in first}
     return answer("top_k", {
         "pandas": Table([levels[i] for i in first], found, asked.groups),
-        "per_site": Table(coded.sites, sites, ("site",)),
+        "per_site": Table(list(shown), sites, ("site",)),
     }, {"n": int(counts.sum())})  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,7 +114,13 @@ def sealed(algorithm: Algorithm, how: Secagg, least: int = 1, quorum: int | None
         round=round,
         works={**algorithm.works, ROWS: announcing},
         params=lambda state: algorithm.params(state["inner"]),
+        measure=algorithm.measure and partial(_measured, algorithm.measure, measuring(how, least)),
     )
+
+
+def _measured(measure: Any, change: Callable[[Task], Task], state: State, context: RoundContext) -> Any:
+    """How the algorithm measures itself, every Task sealed; its Totals are all that is made of it."""
+    return each(measure(state["inner"], context), change)
 
 
 def announcing(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:

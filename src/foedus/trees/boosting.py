@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from foedus.aggregators import each, mean
-from foedus.core import Algorithm, RoundContext, State, Task, Work
+from foedus.aggregators import mean
+from foedus.core import Algorithm, RoundContext, State, Task, Total, Work
 from foedus.errors import JobError
+from foedus.ordered import float_of
 from foedus.params import Array, Params
 from foedus.trees import counting, growing
 from foedus.trees.model import empty, grown, told
 from foedus.trees.settings import Settings, settings
 
 FINE = 4096  # bins of the histograms from which edges are chosen
+MOST = float(np.finfo(np.float32).max)
 
 
 def histogram_boosting(params: Mapping[str, Any], bins: int = 256) -> Algorithm:
@@ -35,12 +37,12 @@ def histogram_boosting(params: Mapping[str, Any], bins: int = 256) -> Algorithm:
     """
     how = settings(params, bins)
     works: dict[str, Work] = {
-        "columns": counting.columns, "range": counting.range_, "fine": counting.fine,
+        "size": counting.size, "columns": counting.columns, "ends": counting.ends, "fine": counting.fine,
         "level": partial(counting.level, how), "measure": partial(counting.measured, how),
     }  # fmt: skip
     return Algorithm(
         lambda params: {"trees": empty(how.nodes)}, partial(_round, how), works, partial(_model, how),
-        ("fresh", "exact", "everybody"), None, partial(_measure, how),
+        ("fresh", "exact", "whole"), None, partial(_measure, how),
     )  # fmt: skip
 
 
@@ -66,12 +68,11 @@ def _round(how: Settings, state: State, context: RoundContext) -> Any:
 
 
 def _edges(how: Settings, state: State, context: RoundContext) -> Any:
-    total = yield Task("columns", Params({}), context.cohort, each(), len(context.cohort), returns=counting.NAMES.spec)
-    names = counting.named(total.apart)
-    ends = Params({"low": np.zeros(len(names)), "high": np.zeros(len(names))})
-    total = yield Task("range", Params({}), context.cohort, each(), len(context.cohort), returns=ends.spec)
-    low = np.min([found["low"] for found in total.apart.values()], 0)
-    high = np.max([found["high"] for found in total.apart.values()], 0)
+    names = yield from _names(context)
+    most = Params({"low": np.zeros(len(names), np.int64), "high": np.zeros(len(names), np.int64)})
+    total = yield from _ask("ends", Params({}), most, context)
+    low, high = -float_of(total.params["low"]), float_of(total.params["high"])
+    low, high = np.where(np.isnan(low), MOST, low), np.where(np.isnan(high), -MOST, high)
     cuts = counting.fine_edges(low, high, FINE)
     counts = yield from _sum("fine", Params({"cuts": cuts}), {"counts": (len(names), FINE)}, context)
     unknown = [name for name, _ in how.monotone if name not in names]
@@ -81,6 +82,15 @@ def _edges(how: Settings, state: State, context: RoundContext) -> Any:
     last = np.where(low <= high, high + abs(high) + 1e-5, np.inf)  # beyond all values: what is left of it are the gaps
     chosen = [_chosen(*row, how.bins) for row in zip(counts["counts"], cuts, last, strict=True)]
     return {**state, "names": names, "signs": signs, "edges": np.array(chosen, np.float32)}
+
+
+def _names(context: RoundContext) -> Any:
+    total = yield from _ask("size", Params({}), Params({"size": np.int64(0)}), context)
+    size = np.int64(total.params["size"])
+    text = Params({"names": np.zeros(size), "digest": np.zeros(32)})
+    total = yield from _ask("columns", Params({"size": size}), text, context)
+    shown = {outcome.site: outcome.metrics for outcome in total.outcomes if outcome.metrics}
+    return counting.named(_sums(total), total.count, shown)
 
 
 def _chosen(counts: Array, cuts: Array, last: float, bins: int) -> Array:
@@ -103,9 +113,17 @@ def _payload(state: State, tree: growing.Tree, depth: int) -> Params:
 
 def _sum(name: str, payload: Params, shapes: Mapping[str, tuple[int, ...]], context: RoundContext) -> Any:
     """The sums, whole numbers, of what all sites of the round answer."""
-    spec = Params({name: np.zeros(shape) for name, shape in shapes.items()}).spec
-    total = yield Task(name, payload, context.cohort, mean(), len(context.cohort), returns=spec)
-    return {name: np.rint(total.count * np.asarray(total.params[name])) for name in shapes}
+    total = yield from _ask(name, payload, Params({name: np.zeros(shape) for name, shape in shapes.items()}), context)
+    return _sums(total)
+
+
+def _ask(name: str, payload: Params, like: Params, context: RoundContext) -> Any:
+    """The Total of what all sites of the round answer: means of floats, the largest of whole numbers."""
+    return (yield Task(name, payload, context.cohort, mean(), len(context.cohort), late="drop", returns=like.spec))
+
+
+def _sums(total: Total) -> dict[str, Array]:
+    return {name: np.rint(total.count * np.asarray(x)) for name, x in total.params.items()}
 
 
 def _measure(how: Settings, state: State, context: RoundContext) -> Any:

@@ -3,6 +3,7 @@ The contract may come in; rows stay here, and so does each row's margin, which i
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -13,42 +14,57 @@ from foedus import metrics as measures
 from foedus.core import Local, SiteContext, Update
 from foedus.data import Pairs
 from foedus.errors import JobError
+from foedus.ordered import NOTHING, whole_of
 from foedus.params import Array, Params
 from foedus.trees.model import KEPT, base, leaves, margins, scored
 from foedus.trees.settings import Settings
 
 UNITS = float(1 << 30)  # gradients are whole multiples of 1 / UNITS
-MOST_NAMES = 1 << 16  # bytes
-NAMES = Params({"names": np.zeros(MOST_NAMES, np.uint8)})
+MOST_NAMES = 1 << 20  # bytes
+
+
+def size(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
+    """How long the text of its columns' names is."""
+    text = _text(site)
+    if len(text) > MOST_NAMES:
+        raise JobError(f"{site.name}: the columns' names have more than {MOST_NAMES} bytes: shorten them")
+    return None, Update(Params({"size": np.int64(len(text))}))
 
 
 def columns(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
-    """The names of its columns, as text."""
-    text = json.dumps(_names(site)).encode()
-    if len(text) > MOST_NAMES:
-        raise JobError(f"{site.name}: the columns' names have more than {MOST_NAMES} bytes: shorten them")
-    return None, Update(Params({"names": np.frombuffer(text.ljust(MOST_NAMES), np.uint8)}))
+    """The names of its columns as text, and its digest: where all sites have the same, their sum is n times it."""
+    text = _text(site).ljust(int(payload["size"]))
+    given = {"names": np.frombuffer(text, np.uint8), "digest": _digest(text)}
+    shown = {} if site.seal else given
+    return None, Update(Params({name: x.astype(np.float64) for name, x in given.items()}), metrics=shown)
 
 
-def named(apart: Mapping[str, Params]) -> list[str]:
-    """The names that all sites have. Raises JobError where they differ."""
-    found = {site: json.loads(bytes(np.asarray(answer["names"], np.uint8))) for site, answer in apart.items()}
-    (first, names), *others = sorted(found.items())
-    for site, theirs in others:
+def named(sums: Mapping[str, Array], count: int, shown: Mapping[str, Any]) -> list[str]:
+    """The names that all sites have, of the sums of their texts. Raises JobError where they differ."""
+    read = {site: json.loads(bytes(np.asarray(told["names"], np.uint8))) for site, told in sorted(shown.items())}
+    for site, theirs in read.items():
+        first, names = next(iter(read.items()))
         if theirs != names:
-            odd = next((f"{a!r} and {b!r}" for a, b in zip(names, theirs, strict=False) if a != b), "as many")
+            odd = next((f"{a!r} and {b!r}" for a, b in zip(names, theirs, strict=False) if a != b), "not as many")
             raise JobError(f"sites {first} and {site} have other columns: {odd}; load the same ones in the same order")
-    return list(names)
+    text = np.clip(sums["names"] / count, 0, 255).astype(np.uint8).tobytes()
+    if not np.array_equal(_digest(text) * float(count), sums["digest"]):
+        raise JobError(
+            "not all sites have the same columns, and under secagg nobody sees which: load the same ones in the same "
+            "order, as a schema says them"
+        )
+    return list(json.loads(text))
 
 
-def range_(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
-    """The least and largest value of each column; of one without values, nothing between infinities."""
-    x = _rows(site)[0]
-    whole = np.concatenate([x, np.full((1, x.shape[1]), np.nan)])
-    return None, Update(Params({
-        "low": np.where(np.isnan(whole), np.finfo(np.float32).max, whole).min(0).astype(np.float64),
-        "high": np.where(np.isnan(whole), np.finfo(np.float32).min, whole).max(0).astype(np.float64),
-    }))  # fmt: skip
+def ends(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
+    """Of each column the largest value and that of its negative, as whole numbers in the order of floats."""
+    x = _rows(site)[0].astype(np.float64)
+    found = {"low": np.full(x.shape[1], NOTHING), "high": np.full(x.shape[1], NOTHING)}
+    for i in range(x.shape[1]):
+        values = x[:, i][~np.isnan(x[:, i])]
+        if len(values):
+            found["low"][i], found["high"][i] = whole_of(-values).max(), whole_of(values).max()
+    return None, Update(Params(found))
 
 
 def fine_edges(low: Array, high: Array, count: int) -> Array:
@@ -135,7 +151,11 @@ def _of(data: Any, name: str, how: Settings | None) -> tuple[Array, Array]:
     return rows, y
 
 
-def _names(site: SiteContext) -> list[str]:
+def _text(site: SiteContext) -> bytes:
     x = _rows(site)[0]
     known = getattr(site.split.train, "names", None)
-    return list(known) if known else [f"f{i}" for i in range(x.shape[1])]
+    return json.dumps(list(known) if known else [f"f{i}" for i in range(x.shape[1])]).encode()
+
+
+def _digest(text: bytes) -> Array:
+    return np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
