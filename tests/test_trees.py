@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 import foedus as fd
 from federations import finished, joined
 from foedus import jobfile, launch
+from foedus.data import Pairs, take
 from foedus.errors import FoedusError, JobError, Paused
 from foedus.trees import histogram_boosting, predict
 
@@ -21,9 +22,12 @@ RNG = np.random.default_rng(0)
 N = 1500
 X = RNG.integers(0, 40, (N, 5)).astype(float)
 X[RNG.random((N, 5)) < 0.05] = np.nan
+NAMES = [f"f{i}" for i in range(5)]
 _Z = (np.nan_to_num(X, nan=20) - 20) / 10
 CLASS = (_Z[:, 0] + _Z[:, 1] * (_Z[:, 2] > 0) + RNG.normal(size=N) > 0).astype(int)
 NUMBER = _Z[:, 0] * _Z[:, 1] + _Z[:, 3] + RNG.normal(size=N) / 5
+THREE = np.digitize(NUMBER, [-0.7, 0.7])
+CLASSES = {"objective": "multi:softprob", "num_class": 3, "max_depth": 3, "eta": 0.4, "base_score": 0.5}
 BINARY = {"objective": "binary:logistic", "max_depth": 4, "eta": 0.3, "base_score": 0.5}
 SQUARES = {"objective": "reg:squarederror", "max_depth": 3, "eta": 0.5, "base_score": 0.5}
 CUTS = {"one": [N], "three": [100, 900, N], "uneven": [3, 4, N]}
@@ -38,8 +42,8 @@ def trained(params: dict[str, Any], y: Any, cuts: str = "three", rounds: int = 8
     return fd.Job(histogram_boosting(params, bins=64), rounds=rounds, **more).run(sites=sites(y, CUTS[cuts]))
 
 
-def pooled(params: dict[str, Any], y: Any, rounds: int = 8) -> Any:
-    data = xgboost.DMatrix(X, y, feature_names=[f"f{i}" for i in range(5)])
+def pooled(params: dict[str, Any], y: Any, rounds: int = 8, types: Any = None, **more: Any) -> Any:
+    data = xgboost.DMatrix(X, y, feature_names=NAMES, feature_types=types, enable_categorical=True, **more)
     return xgboost.train({**params, "tree_method": "hist", "max_bin": 64, "nthread": 1}, data, rounds).predict(data)
 
 
@@ -51,8 +55,10 @@ def pooled(params: dict[str, Any], y: Any, rounds: int = 8) -> Any:
         ({**BINARY, "monotone_constraints": {"f0": -1, "f1": 1}}, CLASS),
         (SQUARES, NUMBER),
         ({**SQUARES, "max_depth": 6, "monotone_constraints": {"f3": 1}}, NUMBER),
+        ({**BINARY, "gamma": 2.0, "reg_alpha": 1.5}, CLASS),
+        ({**CLASSES, "max_depth": 3}, THREE),
     ],
-    ids=["binary", "weights", "monotone", "squares", "monotone squares"],
+    ids=["binary", "weights", "monotone", "squares", "monotone squares", "gamma and alpha", "three classes"],
 )
 def test_the_model_is_that_of_xgboost_on_the_pooled_rows(params: dict[str, Any], y: Any) -> None:
     """Each of 40 values has a bin of its own here as there, so both may choose between the same splits.
@@ -61,6 +67,44 @@ def test_the_model_is_that_of_xgboost_on_the_pooled_rows(params: dict[str, Any],
     """
     found = predict(trained(params, y, rounds=6), X)
     np.testing.assert_allclose(found, pooled(params, y, 6), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("params", "y", "how"),
+    [
+        (BINARY, CLASS, {}),
+        ({**BINARY, "max_cat_to_onehot": 100}, CLASS, {}),
+        ({**SQUARES, "max_cat_threshold": 9}, NUMBER, {}),
+        (CLASSES, THREE, {}),
+        ({**BINARY, "alpha": 1.0}, CLASS, {"weight": "w"}),
+    ],
+    ids=["partitions", "one at a time", "fewer in a set", "three classes", "weights"],
+)
+def test_categories_and_weights_are_those_of_xgboost(params: dict[str, Any], y: Any, how: dict[str, Any]) -> None:
+    weight = np.arange(N) % 4 / 2
+    names, x = ["f0", "f1", "w", "f2", "f3", "f4"], np.insert(X, 2, weight, axis=1)
+    train = Pairs(x if how else X, y, names if how else ())
+    parts = [take(train, at) for at in np.array_split(np.arange(N), 3)]
+    algorithm = histogram_boosting(params, 64, categories={"f0": 40, "f3": 40}, **how)
+    held = {f"s{i}": fd.Split(part, part) for i, part in enumerate(parts)}
+    made = fd.Job(algorithm, rounds=4, evaluate=0).run(sites=held)
+    more = {"weight": weight} if how else {}
+    theirs = pooled(params, y, 4, ["c", "q", "q", "c", "q"], **more)
+    seen = weight > 0 if how else np.full(N, True)  # where a row without weight goes decides nothing
+    np.testing.assert_allclose(predict(made, X)[seen], theirs[seen], atol=2e-6)
+
+
+def test_a_file_of_categories_and_classes_is_loaded_by_xgboost(tmp_path: Path) -> None:
+    algorithm = histogram_boosting(CLASSES, 64, categories={"f0": [f"level {i}" for i in range(40)]})
+    result = fd.Job(algorithm, rounds=4, metrics=["accuracy"]).run(sites=sites(THREE, CUTS["three"]))
+    booster = xgboost.Booster(model_file=result.save(tmp_path / "model.json"))
+    types = ["c", "q", "q", "q", "q"]
+    data = xgboost.DMatrix(X, feature_names=[f"f{i}" for i in range(5)], feature_types=types, enable_categorical=True)
+    found = predict(result, X)
+    np.testing.assert_allclose(booster.predict(data), found, atol=1e-6)
+    assert found.shape == (N, 3) and result.metrics["accuracy"] == pytest.approx((found.argmax(1) == THREE).mean())
+    with pytest.raises(FoedusError, match="column 'f0' holds more than the codes 0 to 39"):
+        predict(result, X + 0.5)
 
 
 def test_the_bits_are_the_same_however_the_rows_are_divided() -> None:
@@ -113,8 +157,10 @@ def test_frames_give_columns_their_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("params", "why"),
     [
-        ({**BINARY, "gamma": 1}, "'gamma' is not known here; it takes objective, max_depth"),
-        ({"objective": "multi:softprob"}, "it is one of binary:logistic, reg:squarederror"),
+        ({**BINARY, "subsample": 0.5}, "'subsample' is not known here; it takes objective, max_depth"),
+        ({"objective": "rank:ndcg"}, "it is one of binary:logistic, reg:squarederror, multi:softprob"),
+        ({"objective": "multi:softprob"}, "and num_class, 2 or more, go together"),
+        ({**BINARY, "num_class": 2}, "and num_class, 2 or more, go together"),
         ({**BINARY, "max_depth": 0}, "max_depth=0"),
         ({**BINARY, "eta": 0}, "eta=0; it must be positive"),
         ({**BINARY, "base_score": 1.0}, "it is a probability"),

@@ -32,6 +32,7 @@ class Secagg(NamedTuple):
     wmax: float | None = None
     threshold: int | None = None
     masks: bool = True
+    shown: bool = False  # of a study, which is a simulation and reads what each site measures
 
     def needed(self, asked: int) -> int:
         """How many of so many sites must go to the end with a sealed Task."""
@@ -118,6 +119,11 @@ def sealed(algorithm: Algorithm, how: Secagg, least: int = 1, quorum: int | None
     )
 
 
+def visible(privacy: Sequence[Any]) -> list[Any]:
+    """The same protections, of which what sites measure is seen site by site; the model has the same bits."""
+    return [part._replace(shown=True) if isinstance(part, Secagg) else part for part in privacy]
+
+
 def _measured(measure: Any, change: Callable[[Task], Task], state: State, context: RoundContext) -> Any:
     """How the algorithm measures itself, every Task sealed; its Totals are all that is made of it."""
     return each(measure(state["inner"], context), change)
@@ -158,7 +164,7 @@ def ring_of(largest: float, wmax: float, sites: int) -> Sum:
 
 def measuring(how: Secagg, least: int = 1) -> Callable[[Task], Task]:
     """What seals a Task that only measures: it has no arrays, and its weights have all the room that there is."""
-    return lambda task: seal(task, how, fixed(1.0, 2.0**64), least)
+    return lambda task: task if how.shown else seal(task, how, fixed(1.0, 2.0**64), least)
 
 
 def masked(task: Task) -> bool:

@@ -37,6 +37,7 @@ class Asked(NamedTuple):
     metrics: Mapping[str, Metric]
     metric: str
     place: Place
+    bare: bool = False  # the algorithm knows no learner, and measures itself
 
 
 def compare(
@@ -85,7 +86,10 @@ def compare(
         raise JobError("on a federation code travels as files: give compare the path of a job file with `methods`")
     code = bundle.digest(bundle.pack(file.parent, file.name)) if file else ""
     place = Place(at, on, workers, say, file, code)
-    asked = Asked(made, tune or {}, chosen, given, table, by, place)
+    bare = first.learner is None and first.algorithm.measure is not None
+    if bare and real and beside:
+        raise JobError("on a federation an algorithm without a learner has no references: say references=()")
+    asked = Asked(made, tune or {}, chosen, given, table, by, place, bare)
     scores = _every(asked, beside)
     return Study(scores, by, table[by].better, next(iter(made)), at).save()
 
@@ -185,11 +189,25 @@ def _alone(asked: Asked, name: str, made: Any) -> list[Score]:
     tried = []
     for options in grid(name, made, asked.tune):
         by = built(name, made, options).best
+        if asked.bare:
+            job = built(name, made, options)
+            tried.append([_one_by_one(asked, job, options, seed) for seed in asked.seeds])
+            continue
         trials = _trials(asked, "alone", {"method": name, "options": options, "reference": "alone"})
         tried.append([_score(asked, trial, by, reference=True, apart=True) for trial in trials])
     sites = sorted({site for scores in tried for score in scores for site in score.sites})
     best = {site: max(tried, key=lambda scores: _worth(asked, scores, only=site)) for site in sites}
     return [_apart(tried[0][i], {site: best[site][i] for site in sites}, len(tried) > 1) for i in range(len(tried[0]))]
+
+
+def _one_by_one(asked: Asked, job: Job, options: Mapping[str, Any], seed: int) -> Score:
+    """A run at each site, of an algorithm that has no learner whom a site could train by itself."""
+    found = {}
+    for site in launch.bind(asked.sites(seed)).names:
+        trial = Trial(f"{site} alone", options, seed, refs.only(job, site), asked.sites(seed))
+        found[site] = _score(asked, trial, job.best, reference=True, apart=True)
+    valid = {site: score.valid_sites[site] for site, score in found.items() if site in score.valid_sites}
+    return _left_out(found)._replace(method="alone", valid_sites=valid)
 
 
 def _apart(score: Score, by_site: Mapping[str, Score], chosen: bool) -> Score:
@@ -209,6 +227,12 @@ def _pooled(asked: Asked, name: str, made: Any) -> list[Score]:
 
 def _one_place(asked: Asked, job: Job, options: Mapping[str, Any], seed: int) -> Score:
     parts = refs.splits(job, asked.sites(seed), seed)
+    if asked.bare:
+        held = {**refs.pool(parts), **parts}  # measured at the sites, and in the pool, which changes no measure of all
+        plain = refs.only(job, refs.POOLED).replace(data=None, datasets=(), schema=None)
+        whole = _score(asked, Trial(refs.POOLED, options, seed, plain, held), job.best, reference=True)
+        sites = {site: values for site, values in whole.sites.items() if site != refs.POOLED}
+        return whole._replace(sites=sites, valid_sites={}, bytes=0)
     trial = Trial(refs.POOLED, options, seed, refs.together(job), refs.pool(parts))
     folder = _run(trial, asked.place, "local")
     found = read(folder, asked.metrics, job.best)

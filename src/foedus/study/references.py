@@ -37,6 +37,11 @@ def without(job: Job, site: str) -> Job:
     return job.replace(algorithm=among(job.algorithm, without=[site]), best=None, stop=None, evaluate=_rounds(job))
 
 
+def only(job: Job, site: str) -> Job:
+    """The algorithm at this site alone, measured at all: for one that measures itself, and knows no learner."""
+    return simple(job, among(job.algorithm, [site]), best=None, stop=None)
+
+
 def simple(job: Job, algorithm: Any, **changes: Any) -> Job:
     """The Job with another algorithm, for which all sites are asked and waited for in each round, in the clear."""
     _rounds(job.replace(**({"rounds": changes["rounds"]} if "rounds" in changes else {})))

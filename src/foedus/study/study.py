@@ -61,6 +61,10 @@ class Study:
             [s._replace(curve=[(r, values) for r, values in s.curve]) for s in scores], folder=path.parent, **found
         )
 
+    def __str__(self) -> str:
+        """The table by method, and that by site."""
+        return f"{self.table()}\n\n{self.by_site()}\n\nstudy: {self.folder}"
+
     def save(self) -> Study:
         """Writes what `load` reads into the study's folder."""
         found = {"metric": self.metric, "better": self.better, "baseline": self.baseline}

@@ -14,6 +14,7 @@ from foedus import launch, runs
 from foedus.data import Sites
 from foedus.errors import FoedusError
 from foedus.job import Job
+from foedus.privacy.secagg import visible
 from foedus.remote import Remote
 from foedus.study import variants
 
@@ -63,7 +64,8 @@ def done(trial: Trial, place: Place, backend: str | None = None) -> Path:
 def _simulated(trial: Trial, folder: Path, backend: str, workers: int | None) -> None:
     exact = backend == "auto"  # it was chosen before: now it may only grow into what has the same bits
     how: Any = {"backend": backend, "seed": trial.seed, "workers": workers, "exact": exact}
-    launch.run(trial.job, trial.sites, folder=folder, **how)
+    job = trial.job.replace(privacy=visible(trial.job.protections)) if trial.job.seal else trial.job
+    launch.run(job, trial.sites, folder=folder, **how)
 
 
 def said(trial: Trial) -> str:

@@ -7,7 +7,7 @@ however the rows are divided among sites.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,29 +19,36 @@ from foedus.errors import JobError
 from foedus.ordered import float_of
 from foedus.params import Array, Params
 from foedus.trees import counting, growing
-from foedus.trees.model import empty, grown, told
+from foedus.trees.model import WAYS, empty, grown, told
 from foedus.trees.settings import Settings, settings
 
 FINE = 4096  # bins of the histograms from which edges are chosen
 MOST = float(np.finfo(np.float32).max)
 
 
-def histogram_boosting(params: Mapping[str, Any], bins: int = 256) -> Algorithm:
-    """Boosted trees by XGBoost's `params`, one tree a round, from sums over sites (Chen and Guestrin 2016).
+def histogram_boosting(
+    params: Mapping[str, Any],
+    bins: int = 256,
+    *,
+    categories: Mapping[str, int | Sequence[Any]] = {},
+    weight: str | None = None,
+) -> Algorithm:
+    """Boosted trees by XGBoost's `params`, one tree a round and class, from sums over sites (Chen and Guestrin 2016).
 
     A round asks the sites max_depth + 1 times for sums of gradients and Hessians by node, column and bin; the first
     round also for columns' names, least and largest values, and counts between them, from which up to `bins` - 1 edges
-    are chosen at quantiles. It takes objective (binary:logistic, reg:squarederror), max_depth, eta, lambda,
-    min_child_weight, scale_pos_weight, base_score and monotone_constraints by name; gaps (NaN) go to the better side.
-    `result.save("model.json")` is a file that XGBoost loads. It measures itself on valid and test parts.
+    are chosen at quantiles. It takes objective (binary:logistic, multi:softprob with num_class, reg:squarederror),
+    max_depth, eta, lambda, alpha, gamma, min_child_weight, scale_pos_weight, base_score and monotone_constraints by
+    name; gaps (NaN) go to the better side. `categories`: of columns that hold codes 0, 1, … the levels, or how many
+    there are. `weight`: the column with the rows' weights in training, which is no feature. `result.save("model.json")`
+    is a file that XGBoost loads. It measures itself on valid and test parts.
     """
-    how = settings(params, bins)
+    how = settings(params, bins, categories, weight)
     works: dict[str, Work] = {
-        "size": counting.size, "columns": counting.columns, "ends": counting.ends, "fine": counting.fine,
-        "level": partial(counting.level, how), "measure": partial(counting.measured, how),
-    }  # fmt: skip
+        name: partial(getattr(counting, name), how) for name in ("size", "columns", "ends", "fine", "level", "measured")
+    }
     return Algorithm(
-        lambda params: {"trees": empty(how.nodes)}, partial(_round, how), works, partial(_model, how),
+        lambda params: {"trees": empty(how)}, partial(_round, how), works, partial(_model, how),
         ("fresh", "exact", "whole"), None, partial(_measure, how),
     )  # fmt: skip
 
@@ -56,15 +63,17 @@ def _model(how: Settings, state: State) -> Params:
 def _round(how: Settings, state: State, context: RoundContext) -> Any:
     if "edges" not in state:
         state = yield from _edges(how, state, context)
-    edges, signs = state["edges"], np.array(state["signs"])
-    tree = growing.seed(how.nodes)
+    edges, levels = state["edges"], [dict(how.categories).get(name, 0) for name in state["names"]]
+    columns = growing.Columns(edges, np.array(state["signs"]), levels)
+    trees = [growing.seed(how) for _ in range(how.groups)]
     for depth in range(how.max_depth + 1):
-        if not growing.alive(tree, depth):
+        if not any(growing.alive(tree, depth) for tree in trees):
             break
-        shape = (1 << depth, len(edges), how.bins + 1, 2)
-        sums = yield from _sum("level", _payload(state, tree, depth), {"sums": shape}, context)
-        tree = growing.grow(tree, depth, sums["sums"] / counting.UNITS, edges, signs, how)
-    return {**state, "trees": grown(state["trees"], tree)}
+        shape = (how.groups, 1 << depth, len(edges), how.bins + 1, 2)
+        sums = yield from _sum("level", _payload(state, trees, depth), {"sums": shape}, context)
+        parts = zip(trees, sums["sums"] / counting.UNITS, strict=True)
+        trees = [growing.grow(tree, depth, part, columns, how) for tree, part in parts]
+    return {**state, "trees": grown(state["trees"], trees)}
 
 
 def _edges(how: Settings, state: State, context: RoundContext) -> Any:
@@ -75,13 +84,16 @@ def _edges(how: Settings, state: State, context: RoundContext) -> Any:
     low, high = np.where(np.isnan(low), MOST, low), np.where(np.isnan(high), -MOST, high)
     cuts = counting.fine_edges(low, high, FINE)
     counts = yield from _sum("fine", Params({"cuts": cuts}), {"counts": (len(names), FINE)}, context)
-    unknown = [name for name, _ in how.monotone if name not in names]
-    if unknown:
-        raise JobError(f"monotone_constraints: there is no column {unknown[0]!r}: choose from {', '.join(names)}")
+    for said, given in (("monotone_constraints", how.monotone), ("categories", how.categories)):
+        if unknown := [name for name, _ in given if name not in names]:
+            raise JobError(f"{said}: there is no column {unknown[0]!r}: choose from {', '.join(names)}")
     signs = [dict(how.monotone).get(name, 0) for name in names]
     last = np.where(low <= high, high + abs(high) + 1e-5, np.inf)  # beyond all values: what is left of it are the gaps
     chosen = [_chosen(*row, how.bins) for row in zip(counts["counts"], cuts, last, strict=True)]
-    return {**state, "names": names, "signs": signs, "edges": np.array(chosen, np.float32)}
+    edges = np.array(chosen, np.float32)
+    for name, levels in how.categories:  # a bin for each code
+        edges[names.index(name)] = [*range(1, levels), *[np.inf] * (how.bins - levels)]
+    return {**state, "names": names, "signs": signs, "edges": edges}
 
 
 def _names(context: RoundContext) -> Any:
@@ -105,9 +117,9 @@ def _chosen(counts: Array, cuts: Array, last: float, bins: int) -> Array:
     return np.concatenate([cuts[picked], [last], np.full(bins - 2 - len(picked), np.inf)])
 
 
-def _payload(state: State, tree: growing.Tree, depth: int) -> Params:
+def _payload(state: State, new: Sequence[growing.Tree], depth: int) -> Params:
     trees = {f"trees/{name}": x for name, x in state["trees"].items()}
-    now = {f"tree/{name}": getattr(tree, name) for name in ("feature", "threshold", "gaps_left")}
+    now = {f"tree/{name}": np.array([getattr(tree, name) for tree in new]) for name in WAYS}
     return Params({"edges": state["edges"], "depth": np.int64(depth), **now, **trees})
 
 
@@ -127,5 +139,5 @@ def _sums(total: Total) -> dict[str, Array]:
 
 
 def _measure(how: Settings, state: State, context: RoundContext) -> Any:
-    yield Task("measure", _model(how, state), context.cohort, returns=())
+    yield Task("measured", _model(how, state), context.cohort, returns=())
     return state

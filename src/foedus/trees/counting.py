@@ -6,34 +6,34 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from foedus import metrics as measures
 from foedus.core import Local, SiteContext, Update
 from foedus.data import Pairs
-from foedus.errors import JobError
+from foedus.errors import FoedusError, JobError
 from foedus.ordered import NOTHING, whole_of
 from foedus.params import Array, Params
-from foedus.trees.model import KEPT, base, leaves, margins, scored
+from foedus.trees.model import KEPT, WAYS, base, features, leaves, margins, scored
 from foedus.trees.settings import Settings
 
 UNITS = float(1 << 30)  # gradients are whole multiples of 1 / UNITS
 MOST_NAMES = 1 << 20  # bytes
 
 
-def size(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
+def size(how: Settings, payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
     """How long the text of its columns' names is."""
-    text = _text(site)
+    text = _text(how, site)
     if len(text) > MOST_NAMES:
         raise JobError(f"{site.name}: the columns' names have more than {MOST_NAMES} bytes: shorten them")
     return None, Update(Params({"size": np.int64(len(text))}))
 
 
-def columns(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
+def columns(how: Settings, payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
     """The names of its columns as text, and its digest: where all sites have the same, their sum is n times it."""
-    text = _text(site).ljust(int(payload["size"]))
+    text = _text(how, site).ljust(int(payload["size"]))
     given = {"names": np.frombuffer(text, np.uint8), "digest": _digest(text)}
     shown = {} if site.seal else given
     return None, Update(Params({name: x.astype(np.float64) for name, x in given.items()}), metrics=shown)
@@ -56,9 +56,9 @@ def named(sums: Mapping[str, Array], count: int, shown: Mapping[str, Any]) -> li
     return list(json.loads(text))
 
 
-def ends(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
+def ends(how: Settings, payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
     """Of each column the largest value and that of its negative, as whole numbers in the order of floats."""
-    x = _rows(site)[0].astype(np.float64)
+    x = rows(how, site).x.astype(np.float64)
     found = {"low": np.full(x.shape[1], NOTHING), "high": np.full(x.shape[1], NOTHING)}
     for i in range(x.shape[1]):
         values = x[:, i][~np.isnan(x[:, i])]
@@ -75,9 +75,9 @@ def fine_edges(low: Array, high: Array, count: int) -> Array:
     return (start[:, None] + width[:, None] * steps).astype(np.float32)
 
 
-def fine(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
+def fine(how: Settings, payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
     """How many rows of each column lie between the cuts."""
-    x, cuts = _rows(site)[0], payload["cuts"]
+    x, cuts = rows(how, site).x, payload["cuts"]
     counts = np.zeros((len(cuts), cuts.shape[1] + 1))
     for i, cut in enumerate(cuts):
         values = x[:, i][~np.isnan(x[:, i])]
@@ -86,34 +86,38 @@ def fine(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Updat
 
 
 def level(how: Settings, payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
-    """Gradients and Hessians by node of the level, column and bin, as whole numbers."""
-    x, y = _rows(site)
+    """Gradients and Hessians by class, node of the level, column and bin, as whole numbers."""
+    x, y, weight = rows(how, site)
     trees = {name: payload[f"trees/{name}"] for name in KEPT}
     count, kept = len(trees["feature"]), local or {}
     same = kept.get("rows") == len(x) and kept.get("trees", count + 1) <= count
-    margin, first = (kept["margin"], kept["trees"]) if same else (np.full(len(x), base(how)), 0)
-    margin = margin + margins(trees, x, first)
-    tree = {name: payload[f"tree/{name}"] for name in ("feature", "threshold", "gaps_left")}
-    at = leaves(tree["feature"], tree["threshold"], tree["gaps_left"], x)
+    margin, first = (kept["margin"], kept["trees"]) if same else (np.full((len(x), how.groups), base(how)), 0)
+    margin = margin + margins(trees, x, how, first)
     depth, edges = int(payload["depth"]), payload["edges"]
-    begin, nodes, bins = (1 << depth) - 1, 1 << depth, edges.shape[1] + 2
-    here = at >= begin
-    found = np.zeros((nodes, len(edges), bins, 2))
-    slopes = [np.rint(part[here] * UNITS) for part in _slopes(margin, y, how)]
+    bins, slopes = edges.shape[1] + 2, _slopes(margin, y, how)
+    where = np.empty(x.shape, np.int64)
     for i, edge in enumerate(edges):
-        values = x[here, i]
-        where = np.where(np.isnan(values), bins - 1, np.searchsorted(edge[np.isfinite(edge)], values, "right"))
-        index = (at[here] - begin) * bins + where
+        where[:, i] = np.where(np.isnan(x[:, i]), bins - 1, np.searchsorted(edge[np.isfinite(edge)], x[:, i], "right"))
+    found = np.zeros((how.groups, 1 << depth, len(edges), bins, 2))
+    for group in range(how.groups):
+        at = leaves({name: payload[f"tree/{name}"][group] for name in WAYS}, x) - (1 << depth) + 1
+        here = at >= 0
         for k, part in enumerate(slopes):
-            found[:, i, :, k] = np.bincount(index, part, nodes * bins).reshape(nodes, bins)
+            units = np.rint((part[:, group] * weight)[here] * UNITS)
+            for i in range(len(edges)):
+                index = at[here] * bins + where[here, i]
+                found[group, :, i, :, k] = np.bincount(index, units, bins << depth).reshape(-1, bins)
     return {"rows": len(x), "trees": count, "margin": margin}, Update(Params({"sums": found}))
 
 
 def _slopes(margin: Array, y: Array, how: Settings) -> tuple[Array, Array]:
-    """Gradients and Hessians of each row's loss at its margin."""
+    """Gradients and Hessians of each row's loss at its margins, (rows, classes)."""
+    if how.num_class:
+        p = scored(margin, how)
+        return p - (y[:, None] == np.arange(how.num_class)), np.maximum(2 * p * (1 - p), 1e-16)
     if not how.logistic:
-        return margin - y, np.ones(len(y))
-    p = scored(margin, how)
+        return margin - y[:, None], np.ones(margin.shape)
+    p, y = scored(margin, how)[:, None], y[:, None]
     weight = np.where(y > 0, how.scale_pos_weight, 1.0)
     return weight * (p - y), weight * np.maximum(p * (1 - p), 1e-16)
 
@@ -124,22 +128,34 @@ def measured(how: Settings, payload: Params, local: Local, site: SiteContext) ->
     parts = {"": site.split.valid, "test_": site.split.test}
     parts = {part: data for part, data in parts.items() if data is not None and len(data)}
     for part, data in parts.items():
-        x, y = _of(data, site.name, how)
-        outputs = scored(base(how) + margins(payload, x), how)
-        reads: measures.Reads = "probabilities" if how.logistic else "logits"
-        own = np.clip(np.where(y > 0, outputs, 1 - outputs), 1e-16, 1.0) if how.logistic else outputs
-        losses = -np.log(own) if how.logistic else np.square(outputs - y)
-        sums = measures.measure(site.metrics, outputs, y.astype(np.int64) if how.logistic else y, losses, reads)
+        x, y, _ = _of(data, site.name, how)
+        outputs, classes = scored(base(how) + margins(payload, x, how), how), how.logistic or how.num_class > 0
+        reads: measures.Reads = "probabilities" if classes else "logits"
+        own = outputs
+        if classes:
+            chosen = outputs[np.arange(len(y)), y.astype(int)] if how.num_class else np.where(y > 0, own, 1 - own)
+            own = np.clip(chosen, 1e-16, 1.0)
+        losses = -np.log(own) if classes else np.square(outputs - y)
+        sums = measures.measure(site.metrics, outputs, y.astype(np.int64) if classes else y, losses, reads)
         found |= {part + name: x for name, x in sums.items()}
     return None, Update(Params({}), float(max(1, sum(map(len, parts.values())))), found)
 
 
-def _rows(site: SiteContext) -> tuple[Array, Array]:
-    return _of(site.split.train, site.name, None)
+class Rows(NamedTuple):
+    """Features (rows, columns) float32, targets and weights (rows,) float64."""
+
+    x: Array
+    y: Array
+    weight: Array
 
 
-def _of(data: Any, name: str, how: Settings | None) -> tuple[Array, Array]:
-    """(float32 rows, float64 targets). Raises JobError with site and remedy."""
+def rows(how: Settings, site: SiteContext) -> Rows:
+    """What a site trains on. Raises JobError with site and remedy."""
+    return _of(site.split.train, site.name, how)
+
+
+def _of(data: Any, name: str, how: Settings) -> Rows:
+    """The rows of a part. Raises JobError with site and remedy."""
     if not isinstance(data, Pairs):
         raise JobError(f"{name}: boosted trees are of (x, y) arrays, and load gave {type(data).__name__}")
     x, y = np.asarray(data.x), np.asarray(data.y, np.float64)
@@ -148,13 +164,37 @@ def _of(data: Any, name: str, how: Settings | None) -> tuple[Array, Array]:
     rows = x.astype(np.float32)
     if np.isinf(rows).any() or not np.isfinite(y).all():
         raise JobError(f"{name}: x holds Inf, or y NaN or Inf: give NaN for gaps of x, and a target to each row")
-    return rows, y
+    most = how.num_class or 2
+    if (how.logistic or how.num_class) and not ((y >= 0) & (y < most) & (y == np.floor(y))).all():
+        raise JobError(f"{name}: y holds more than the classes 0 to {most - 1} of {how.objective}: number them so")
+    names, weight = _names(data), np.ones(len(rows))
+    if how.weight:
+        if how.weight not in names:
+            raise JobError(f"{name}: there is no column {how.weight!r} of weights: choose from {', '.join(names)}")
+        at = names.index(how.weight)
+        weight, rows = rows[:, at].astype(np.float64), np.delete(rows, at, 1)
+        names = [*names[:at], *names[at + 1 :]]
+        if not (weight >= 0).all():
+            raise JobError(f"{name}: the weights in {how.weight!r} are not all there, or below 0")
+    try:
+        return Rows(features(rows, names, how), y, weight)
+    except FoedusError as error:
+        raise JobError(f"{name}: {error}") from None
 
 
-def _text(site: SiteContext) -> bytes:
-    x = _rows(site)[0]
-    known = getattr(site.split.train, "names", None)
-    return json.dumps(list(known) if known else [f"f{i}" for i in range(x.shape[1])]).encode()
+def names(how: Settings, site: SiteContext) -> list[str]:
+    """The names of a site's features, whose rows are sound."""
+    rows(how, site)
+    return [name for name in _names(site.split.train) if name != how.weight]
+
+
+def _names(data: Any) -> list[str]:
+    known = getattr(data, "names", None)
+    return list(known) if known else [f"f{i}" for i in range(np.asarray(data.x).shape[1])]
+
+
+def _text(how: Settings, site: SiteContext) -> bytes:
+    return json.dumps(names(how, site)).encode()
 
 
 def _digest(text: bytes) -> Array:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from foedus.errors import JobError
 
-OBJECTIVES = ("binary:logistic", "reg:squarederror")
-ALIASES = {"learning_rate": "eta", "reg_lambda": "lambda"}
+OBJECTIVES = ("binary:logistic", "reg:squarederror", "multi:softprob")
+ALIASES = {"learning_rate": "eta", "reg_lambda": "lambda", "reg_alpha": "alpha", "min_split_loss": "gamma"}
 MOST_DEPTH, MOST_BINS = 10, 4096
 
 
@@ -20,15 +20,32 @@ class Settings(NamedTuple):
     max_depth: int = 6
     eta: float = 0.3
     lambda_: float = 1.0
+    alpha: float = 0.0
+    gamma: float = 0.0
     min_child_weight: float = 1.0
     scale_pos_weight: float = 1.0
     base_score: float = 0.5
+    num_class: int = 0
+    max_cat_to_onehot: int = 4
+    max_cat_threshold: int = 64
     monotone: tuple[tuple[str, int], ...] = ()
     bins: int = 256
+    categories: tuple[tuple[str, int], ...] = ()  # of these columns so many levels, coded 0, 1, …
+    weight: str = ""  # the column of rows' weights, if there is one
 
     @property
     def logistic(self) -> bool:
         return self.objective == "binary:logistic"
+
+    @property
+    def groups(self) -> int:
+        """Trees of a round: one a class, where there are more than two."""
+        return max(1, self.num_class)
+
+    @property
+    def levels(self) -> int:
+        """The most that a column of categories has."""
+        return max((levels for _, levels in self.categories), default=0)
 
     @property
     def nodes(self) -> int:
@@ -36,11 +53,14 @@ class Settings(NamedTuple):
         return (1 << (self.max_depth + 1)) - 1
 
 
-def settings(params: Mapping[str, Any], bins: int) -> Settings:
-    """The settings in XGBoost's `params`. Raises JobError."""
+def settings(
+    params: Mapping[str, Any], bins: int, categories: Mapping[str, Any] = {}, weight: str | None = None
+) -> Settings:
+    """The settings in XGBoost's `params`; `categories`: levels of columns, or how many. Raises JobError."""
     given = {ALIASES.get(name, name): value for name, value in params.items()}
-    known = ("objective", "max_depth", "eta", "lambda", "min_child_weight", "scale_pos_weight", "base_score",
-             "monotone_constraints", "tree_method")  # fmt: skip
+    known = ("objective", "max_depth", "eta", "lambda", "alpha", "gamma", "min_child_weight", "scale_pos_weight",
+             "base_score", "num_class", "max_cat_to_onehot", "max_cat_threshold", "monotone_constraints",
+             "tree_method")  # fmt: skip
     if odd := [name for name in given if name not in known]:
         raise JobError(f"histogram_boosting: {odd[0]!r} is not known here; it takes {', '.join(known)}")
     if given.get("objective") not in OBJECTIVES:
@@ -54,7 +74,8 @@ def settings(params: Mapping[str, Any], bins: int) -> Settings:
         raise JobError("histogram_boosting: monotone_constraints maps a column's name (or 'f0', …) to -1, 0 or 1")
     made = Settings(
         **{name if name != "lambda" else "lambda_": value for name, value in given.items()},
-        monotone=tuple(sorted(monotone.items())), bins=bins,
+        monotone=tuple(sorted(monotone.items())), bins=bins, weight=weight or "",
+        categories=tuple(sorted((name, x if isinstance(x, int) else len(x)) for name, x in categories.items())),
     )  # fmt: skip
     _check(made)
     return made
@@ -68,8 +89,16 @@ def _check(made: Settings) -> None:
     for name, value in {"eta": made.eta, "scale_pos_weight": made.scale_pos_weight}.items():
         if not value > 0:
             raise JobError(f"histogram_boosting: {name}={value!r}; it must be positive")
-    for name, value in {"lambda": made.lambda_, "min_child_weight": made.min_child_weight}.items():
+    least = {"lambda": made.lambda_, "min_child_weight": made.min_child_weight, "alpha": made.alpha}
+    for name, value in {**least, "gamma": made.gamma}.items():
         if not value >= 0:
             raise JobError(f"histogram_boosting: {name}={value!r}; it must be 0 or more")
+    if (made.objective == "multi:softprob") != bool(made.num_class) or not (made.num_class == 0 or made.num_class > 1):
+        raise JobError("histogram_boosting: objective='multi:softprob' and num_class, 2 or more, go together")
+    for name, levels in made.categories:
+        if not 1 <= levels < made.bins:
+            raise JobError(f"histogram_boosting(categories=…): {name!r} has {levels} levels: raise bins above it")
+    if odd := {name for name, _ in made.categories} & {name for name, sign in made.monotone if sign}:
+        raise JobError(f"histogram_boosting: {min(odd)!r} has categories, which have no order to be monotone in")
     if made.logistic and not 0 < made.base_score < 1:
         raise JobError(f"histogram_boosting: base_score={made.base_score!r}; of binary:logistic it is a probability")
