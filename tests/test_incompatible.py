@@ -251,30 +251,35 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"algorithm": cyclic(fedavg(aggregator=krum(0)))},
         {"algorithm": hierarchical({"a": ["x", "y", "z"]}, base=fedavg(aggregator=krum(0)))},
     ),
-    ("secagg", "a Gather (median, krum, …)"): (
+    ("secagg or he", "a Gather (median, krum, …)"): (
         {"privacy": "secagg", "algorithm": fedavg(aggregator=median())},
         {"algorithm": fedavg()},
     ),
-    ("secagg", "late='keep' or a buffer (fedbuff, fedasync)"): (
+    ("secagg or he", "late='keep' or a buffer (fedbuff, fedasync)"): (
         {"privacy": "secagg", "algorithm": fedbuff(3)},
         {"algorithm": fedavg()},
     ),
-    ("secagg", "a compression (top_k, int8, powersgd, …)"): (
+    ("secagg or he", "a compression (top_k, int8, powersgd, …)"): (
         {"privacy": "secagg", "compress": [clip(1.0), top_k(0.1)]},
         {"compress": clip(1.0)},
     ),
-    ("secagg", "power_of_choice"): (
+    ("secagg or he", "power_of_choice"): (
         {"privacy": "secagg", "cohort": power_of_choice(5, 3)},
         {"cohort": weighted(3, {})},
     ),
     (
-        "secagg",
+        "secagg or he",
         "an algorithm that reads what each site sends (afl, union, split_learning, vertical, link)",
     ): (
         {"privacy": "secagg", "algorithm": union(FOREST), "learner": FOREST},
         {"algorithm": fedavg(), "learner": learner()},
     ),
-    ("secagg", "a topology (cyclic, gossip, hierarchical, swarm)"): (
+    ("he", "secagg, distributed_dp or an exact model (foedus.analytics, histogram_boosting)"): (
+        {"privacy": ["he", "secagg"]},
+        {"privacy": "he"},
+    ),
+    ("he", "a cohort of fewer than 3 sites"): ({"privacy": "he", "cohort": 2}, {"cohort": 3}),
+    ("secagg or he", "a topology (cyclic, gossip, hierarchical, swarm)"): (
         {"privacy": "secagg", "algorithm": cyclic(fedprox(0.1))},
         {"algorithm": fedprox(0.1)},
     ),
@@ -417,7 +422,7 @@ def test_every_algorithm_of_a_row_is_refused(made: Any, why: str) -> None:
         ({"learner": None, "cohort": power_of_choice(5, 3)}, "reads the loss"),
         ({"privacy": "secagg", "cohort": uniform(2)}, "fewer sites than a sum needs"),
         ({"privacy": "secagg", "panel": 2}, "fewer sites than a sum needs"),
-        ({"privacy": "secagg", "late": "keep", "quorum": 3}, "secagg and late='keep'"),
+        ({"privacy": "secagg", "late": "keep", "quorum": 3}, "secagg or he and late='keep'"),
         ({"privacy": "secagg", "algorithm": afl()}, "reads what each site sends"),
         ({"privacy": "secagg", "quorum": 2}, "a quorum of fewer updates"),  # whatever the roster, it needs three
     ],

@@ -39,6 +39,7 @@ _WHERE = {
     "recall_at": "metrics",
     "after": "tables",
     "secagg": "privacy.secagg",
+    "he": "privacy.he",
     "dp_sgd": "privacy.dp_sgd",
     "central_dp local_dp": "privacy.site_level",
     "distributed_dp": "privacy.distributed",

@@ -47,6 +47,11 @@ def _peers(job: Any) -> bool:
     return _has(job, "gossip") or _has(job, "swarm")
 
 
+def _summed(job: Any) -> bool:
+    """Whether the server is to see sums of updates alone."""
+    return job.seal is not None or job.he is not None
+
+
 def _late(job: Any) -> bool:
     return job.late == "keep" or _has(job, "late")
 
@@ -405,39 +410,39 @@ TABLE = (
         "its sums are those of every site, whole: leave them out; min_sites=… lets sites be absent",
     ),
     Row(
-        "secagg",
+        "secagg or he",
         "a Gather (median, krum, …)",
-        lambda j: j.seal is not None and _has(j, "gather"),
+        lambda j: _summed(j) and _has(j, "gather"),
         "under a seal nobody sees single updates: leave out aggregator=…",
     ),
     Row(
-        "secagg",
+        "secagg or he",
         "late='keep' or a buffer (fedbuff, fedasync)",
-        lambda j: j.seal is not None and (_late(j) or size(j.method.traits) > 0),
+        lambda j: _summed(j) and (_late(j) or size(j.method.traits) > 0),
         "keys are of one round, and a late update's masks never cancel: drop late updates",
     ),
     Row(
-        "secagg",
+        "secagg or he",
         "a compression (top_k, int8, powersgd, …)",
-        lambda j: j.seal is not None and any(link.read for link in j.links),
+        lambda j: _summed(j) and any(link.read for link in j.links),
         "what is compressed is read update by update: compress with clip alone, masked words take 4 bytes a number",
     ),
     Row(
-        "secagg",
+        "secagg or he",
         "power_of_choice",
-        lambda j: j.seal is not None and _has(j, "chooses"),
+        lambda j: _summed(j) and _has(j, "chooses"),
         "it reads each site's loss: take fd.participation.weighted, or stratified",
     ),
     Row(
-        "secagg",
+        "secagg or he",
         "an algorithm that reads what each site sends (afl, union, split_learning, vertical, link)",
-        lambda j: j.seal is not None and bool((READ - {"exact"}) & set(j.method.traits)),
+        lambda j: _summed(j) and bool((READ - {"exact"}) & set(j.method.traits)),
         "only sums leave under a seal: take fedavg, fedopt, scaffold, fednova, or an algorithm that averages updates",
     ),
     Row(
-        "secagg",
+        "secagg or he",
         "a topology (cyclic, gossip, hierarchical, swarm)",
-        lambda j: j.seal is not None and bool(_topologies(j)),
+        lambda j: _summed(j) and bool(_topologies(j)),
         "it asks one site, or few: use the algorithm inside it as it is",
     ),
     Row(
@@ -445,6 +450,18 @@ TABLE = (
         "a cohort or panel of fewer sites than a sum needs",
         lambda j: j.seal is not None and min(_asks(j), _measure(j)) < _sealed(j, min(_asks(j), _measure(j))),
         "of two sites each learns the other's update: ask at least 3 in a round and on a panel, or lower threshold",
+    ),
+    Row(
+        "he",
+        "secagg, distributed_dp or an exact model (foedus.analytics, histogram_boosting)",
+        lambda j: j.he is not None and (bool(j.seal) or isinstance(j.site_level, DistributedDp) or _has(j, "exact")),
+        "its words are the sums of plain updates: take secagg alone, which goes together with them",
+    ),
+    Row(
+        "he",
+        "a cohort of fewer than 3 sites",
+        lambda j: j.he is not None and _asks(j) < 3,
+        "of two sites each learns the other's update: ask at least 3 in a round",
     ),
     Row(
         "secagg(threshold=…)",

@@ -31,7 +31,8 @@ from foedus.privacy.distributed import DistributedDp
 from foedus.privacy.dp_metrics import DpMetrics, counted
 from foedus.privacy.dp_sgd import DpSgd, private
 from foedus.privacy.ftrl import DpFtrl
-from foedus.privacy.secagg import Secagg, measuring, sealed
+from foedus.privacy.he import He, encrypted
+from foedus.privacy.secagg import LEAST, Secagg, measuring, sealed
 from foedus.privacy.site_level import CentralDp, LocalDp
 from foedus.privacy.wide import spread
 from foedus.run import Plan
@@ -138,6 +139,7 @@ class Job(Options):
         found = spread(found) if self.seal and self.exact_sums else found
         found = transformed(found, chain(*self.links)) if self.links else found
         found = sealed(found, self.seal, self.least, self.quorum) if self.seal else found
+        found = encrypted(found, self.he) if self.he else found
         chosen = self.cohort.trains if isinstance(self.cohort, Participation) and self.cohort.by_loss else None
         return by_loss(found, chosen) if chosen else found
 
@@ -149,7 +151,8 @@ class Job(Options):
     @property
     def least(self) -> int:
         """How many updates a Task needs: `min_sites`, or what the algorithm's aggregator needs."""
-        return max(self.min_sites, needed(self.algorithm.traits), self.seal.needed(0) if self.seal else 1)
+        summed = self.seal.needed(0) if self.seal else LEAST if self.he else 1
+        return max(self.min_sites, needed(self.algorithm.traits), summed)
 
     @property
     def seal(self) -> Secagg | None:
@@ -162,6 +165,11 @@ class Job(Options):
     def exact_sums(self) -> bool:
         """Whether the algorithm asks for nothing but sums of all sites, which limbs can hold."""
         return "exact" in self.algorithm.traits
+
+    @property
+    def he(self) -> He | None:
+        """How updates are encrypted, if they are."""
+        return next((x for x in self.protections if isinstance(x, He)), None)
 
     @property
     def dp_sgd(self) -> DpSgd | None:
@@ -300,13 +308,13 @@ def _check(job: Job) -> None:
 
 
 def _check_privacy(job: Job) -> None:
-    strange = [x for x in job.protections if not isinstance(x, (Secagg, DpSgd, DpMetrics, *SITE_LEVEL))]
-    kinds = [type(x) for x in (job.seal, job.dp_sgd, job.site_level, job.dp_metrics) if x is not None]
+    strange = [x for x in job.protections if not isinstance(x, (Secagg, He, DpSgd, DpMetrics, *SITE_LEVEL))]
+    kinds = [type(x) for x in (job.seal, job.he, job.dp_sgd, job.site_level, job.dp_metrics) if x is not None]
     if strange or len(kinds) < len(job.protections):
         raise JobError(
             f"Job(privacy={job.privacy!r}): it is 'none', 'secagg', 'hospital', fd.secagg(…), fd.dp_sgd(…), "
-            "fd.central_dp(…), fd.dp_ftrl(…), fd.distributed_dp(…), fd.local_dp(…), fd.dp_metrics(…), or a list of "
-            "one of each kind"
+            "fd.central_dp(…), fd.dp_ftrl(…), fd.distributed_dp(…), fd.local_dp(…), fd.dp_metrics(…), fd.he(…), or a "
+            "list of one of each kind"
         )
     if job.dp_sgd is not None:
         whose = getattr(

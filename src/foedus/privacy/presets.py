@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from foedus.privacy.dp_sgd import dp_sgd
+from foedus.privacy.he import he
 from foedus.privacy.secagg import secagg
 
 RELAYS = "relays"  # a trait of algorithms whose sites write to one another: they are given the pinned register
 READABLE = "the server can read each site's update"
 HOSPITAL = (dp_sgd(clip=1.0, epsilon=8.0, delta=1e-5), secagg())
-WORDS: dict[str, tuple[Any, ...]] = {"none": (), "secagg": (secagg(),), "hospital": HOSPITAL}
+WORDS: dict[str, tuple[Any, ...]] = {"none": (), "secagg": (secagg(),), "he": (he(),), "hospital": HOSPITAL}
 MEANS = {
     "none": f"no protection: {READABLE}, and each site's policy must allow that",
     "secagg": "secure aggregation: the server sees sums of updates, weights and metrics alone, never one site's",
+    "he": "homomorphic encryption: the server adds what it cannot read; sites share the key, metrics are open",
     "hospital": (
         f"DP-SGD of records (clip {HOSPITAL[0].clip:g}, epsilon {HOSPITAL[0].epsilon:g} at delta "
         f"{HOSPITAL[0].delta:g} for each site, over the whole run) under secure aggregation, counted in each site's "
@@ -26,7 +28,7 @@ RELAYED = "the server hands on updates that it cannot read, and other sites read
 UNSTATED = "\n".join(
     (
         "real sites are asked, and nothing says how private their updates are: write Job(privacy=…), or give one of",
-        *(f"  --privacy {word:9} {means}" for word, means in MEANS.items()),
+        *(f"  --privacy {word:9} {means}" for word, means in MEANS.items() if word != "he"),
     )
 )
 

@@ -137,7 +137,7 @@ def announcing(payload: Params, local: Local, site: SiteContext) -> tuple[Local,
 
 def seal(task: Task, how: Secagg, ring: Fixed, least: int = 1, quorum: int | None = None) -> Task:
     """The Task with its seal and the arithmetic that it needs. Raises Incompatible, JobError."""
-    _check(task)
+    check_task(task)
     asked, quorum = len(task.sites), (task.quorum if task.quorum is not None else quorum) or None
     needed = how.needed(asked)
     if asked < needed:
@@ -190,7 +190,8 @@ def each(steps: Any, change: Callable[[Task], Task]) -> Any:
         answer = yield change(asked) if isinstance(asked, Task) else [change(task) for task in asked]
 
 
-def _check(task: Task) -> None:
+def check_task(task: Task) -> None:
+    """Raises Incompatible for a Task whose updates are no words that can be added up."""
     rule, name = task.aggregator, f"task {task.work!r}"
     if task.letters:
         raise Incompatible(f"secagg and {name} do not go together: it sends sites different models")

@@ -12,6 +12,7 @@ from foedus.privacy.distributed import DistributedDp
 from foedus.privacy.dp_metrics import DpMetrics
 from foedus.privacy.dp_sgd import DpSgd
 from foedus.privacy.ftrl import DpFtrl
+from foedus.privacy.he import He
 from foedus.privacy.presets import READABLE
 from foedus.privacy.secagg import Secagg
 from foedus.privacy.site_level import CentralDp, LocalDp
@@ -35,6 +36,7 @@ HELPERS = (
 )
 PROTECTIONS: Mapping[str, Any] = {
     "secagg": Secagg,
+    "he": He,
     "dp_sgd": DpSgd,
     "central_dp": CentralDp,
     "local_dp": LocalDp,

@@ -22,9 +22,13 @@ Some = tuple[str, ...]
 Names = Some | None  # None: all
 Hours = tuple[int, int] | None
 Most = int | None  # None: no limit
-Privacy = Literal["none", "secagg", "dp"]
+Privacy = Literal["none", "secagg", "he", "dp"]
 Demands = tuple[Privacy, ...]
-SIGNED = {"secagg": ("secagg",), "dp": ("dp_sgd", "local_dp", "distributed_dp")}  # what a submission says of each
+SIGNED = {  # what a submission says of each
+    "secagg": ("secagg",),
+    "he": ("he", "secagg"),
+    "dp": ("dp_sgd", "local_dp", "distributed_dp"),
+}
 NICEST = 19
 _HOURS = re.compile(r"([01]?[0-9]|2[0-4])-([01]?[0-9]|2[0-4])")
 
@@ -62,7 +66,7 @@ class Policy(NamedTuple):
         ]
         if not lacking:
             return ""
-        word = "hospital" if "dp" in lacking else "secagg"
+        word = "hospital" if "dp" in lacking else lacking[0]
         return (
             f"the job's privacy is {privacy!r}, and the site's policy demands {lacking[0]!r} (`privacy`): "
             f"submit it with privacy={word!r}"
@@ -217,7 +221,7 @@ most_update_bytes = {most}
 # "could not convert string to float: 'Smith'" quotes data. It always stands in the worker's log, here.
 # error_texts = true
 
-# The privacy that a job must have: "none", "secagg", "dp", or ["dp", "secagg"], which is what `hospital` has.
+# The privacy that a job must have: "none", "secagg", "he", "dp", or ["dp", "secagg"], which is what `hospital` has.
 # privacy = "none"
 
 # What the process that loads and trains may take of this machine: bytes of memory (each process that it starts may take
