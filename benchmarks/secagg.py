@@ -160,7 +160,7 @@ def measured(count: int, size: int, lost: int, at_site: int, at_server: int, rep
 
 
 def homomorphic(repeats: int, sites: int = 4, size: int = 204_800) -> dict[str, Any]:
-    """What `fd.he` takes of the same words: milliseconds a million numbers, of a site and, for each site, the server."""
+    """What `fd.he` takes: milliseconds a million numbers, of a site and, for each site, the server."""
     from foedus.privacy import ckks
 
     key, rng, rounds = ckks.new_key(), np.random.default_rng(0), list[dict[str, float]]()

@@ -106,7 +106,7 @@ def test_the_numbers_that_metrics_are_stand_in_the_sites_record() -> None:
 def test_under_a_seal_no_row_of_the_server_has_a_sites_metrics(tmp_path: Path) -> None:
     with started(tmp_path, ["east", "north", "south"]) as (made, _):
         (made.site_home("east") / "sites" / "east" / "policy.toml").write_text(
-            'trust = ["owner"]\nleast_measured = 11\n'
+            'trust = ["owner"]\nprivacy = "none"\nleast_measured = 11\n'
         )
         sealed = finished(submit(made, privacy="secagg", rounds=1))
         clear = finished(submit(made, rounds=1))

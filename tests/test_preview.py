@@ -312,7 +312,7 @@ def test_a_preview_is_of_what_waits_and_of_what_a_check_left(made: Federation, t
     assert "metric train_loss: float64 3" in shown and "nothing was sent; the bytes are in" in shown
     home, policy = made.site_home("north"), made.site_home("north") / "sites" / "north" / "policy.toml"
     before = policy.read_text()
-    policy.write_text(f'{before}\nprivacy = "secagg"\n')
+    policy.write_text(before.replace('\nprivacy = "none"', '\nprivacy = "secagg"'))
     found = json.loads(made.site("north", "preview", run, "--out", str(tmp_path / "again"), "--json"))
     assert found["forbidden"].startswith("the job's privacy is 'none', and the site's policy demands 'secagg'")
     policy.write_text(before.replace('datasets = "all"', 'datasets = ["heart"]'))

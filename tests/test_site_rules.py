@@ -42,7 +42,9 @@ def store(tmp_path: Path) -> Any:
 # ---- the policy -----------------------------------------------------------------------------------------------------
 def test_the_policy_that_joining_writes_is_read_as_the_defaults_and_the_trusted_names(tmp_path: Path) -> None:
     policy.write(tmp_path / "policy.toml", ["alice", "bob"])
-    assert policy.load(tmp_path / "policy.toml") == Policy(trust=("alice", "bob"))
+    assert policy.load(tmp_path / "policy.toml") == Policy(trust=("alice", "bob"), privacy=("none",))
+    policy.write(tmp_path / "nobody.toml", [])
+    assert policy.load(tmp_path / "nobody.toml") == Policy()
     policy.write(tmp_path / "policy.toml", ["mallory"])  # one that is there already is the owner's
     assert policy.load(tmp_path / "policy.toml").trust == ("alice", "bob")
 
@@ -118,18 +120,27 @@ def test_hours_may_pass_midnight(tmp_path: Path, hours: str, awake: Any) -> None
 
 def test_code_is_let_in_by_approval_or_trust_and_a_refusal_wins_over_both(store: SqliteStore) -> None:
     code, trusting = Code("c" * 64, "alice", "QQ=="), Policy(trust=("alice",))
-    assert consent(store, Policy(), code) == f"waiting for approval: foedus site approve {'c' * 12}"
-    assert consent(store, Policy(approved=("c" * 64,)), code) == ""
+    assert consent(store, Policy(), code, "none") == f"waiting for approval: foedus site approve {'c' * 12}"
+    assert consent(store, Policy(approved=("c" * 64,)), code, "none") == ""
     approve(store, code.bundle)
-    assert consent(store, Policy(), code) == "" and consent(store, Policy(), code._replace(bundle="d" * 64)) != ""
-    refuse(store, code.bundle)
-    assert "refused" in consent(store, trusting, code) and "refused" in consent(
-        store, Policy(approved=("c" * 64,)), code
-    )
     other = code._replace(bundle="d" * 64)
-    assert consent(store, trusting, other) == "" and "another key" in consent(
-        store, trusting, other._replace(public="Qg==")
+    assert consent(store, Policy(), code, "none") == "" and consent(store, Policy(), other, "secagg") != ""
+    refuse(store, code.bundle)
+    for rules in (trusting, Policy(approved=("c" * 64,))):
+        assert "refused" in consent(store, rules, code, "secagg")
+    assert consent(store, trusting, other, "secagg") == ""
+    assert "another key" in consent(store, trusting, other._replace(public="Qg=="), "secagg")
+
+
+def test_trust_does_not_cover_a_job_without_protection_unless_the_policy_says_so(store: SqliteStore) -> None:
+    code, trusting = Code("c" * 64, "alice", "QQ=="), Policy(trust=("alice",))
+    why = consent(store, trusting, code, "none")
+    assert (
+        "its privacy is 'none', and trust in 'alice' does not cover that" in why and "site approve cccccccccccc" in why
     )
+    assert consent(store, trusting._replace(privacy=("none",)), code, "none") == ""
+    approve(store, code.bundle)  # by hand, where it is shown
+    assert consent(store, trusting, code, "none") == ""
 
 
 # ---- data and packages ----------------------------------------------------------------------------------------------

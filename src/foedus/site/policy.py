@@ -147,7 +147,8 @@ def load(path: Path) -> Policy:
 def write(path: Path, trust: Collection[str]) -> None:
     """Writes the policy of a new site, with every rule explained; one that is there already stays."""
     if not path.exists():
-        path.write_text(_TEMPLATE.format(trust=", ".join(f'"{name}"' for name in trust)))
+        names, word = ", ".join(f'"{name}"' for name in trust), "" if trust else "# "
+        path.write_text(_TEMPLATE.format(trust=names, word=word))
 
 
 def _value(key: str, value: Any) -> Any:
@@ -222,7 +223,8 @@ most_update_bytes = {most}
 # error_texts = true
 
 # The privacy that a job must have: "none", "secagg", "he", "dp", or ["dp", "secagg"], which is what `hospital` has.
-# privacy = "none"
+# With "none" those whom you trust may send jobs without any: the server then reads each update of this site.
+{word}privacy = "none"
 
 # What the process that loads and trains may take of this machine: bytes of memory (each process that it starts may take
 # as much), seconds of CPU time in its life, after which the run gets no more from this site, and its priority, from 0

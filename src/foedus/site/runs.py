@@ -236,7 +236,8 @@ class SiteRun:
     def _consent(self, rules: policy.Policy) -> str:
         assert self.offer is not None
         submitter = self.context.roll.submitter(self.offer.public)
-        return consent(self.context.place.store, rules, Code(self.offer.bundle.digest, submitter, self.offer.public))
+        code = Code(self.offer.bundle.digest, submitter, self.offer.public)
+        return consent(self.context.place.store, rules, code, self.offer.privacy)
 
     # ---- getting ready -----------------------------------------------------------------------------------------------
     def _prepare(self) -> None:

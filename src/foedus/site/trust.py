@@ -71,8 +71,11 @@ class Roll:
         raise Denied(f"the key {public} belongs to no submitter of this federation; its owner can invite one")
 
 
-def consent(store: Store, policy: Policy, code: Code) -> str:
-    """ "" if the site's owner lets this code run here, else why not and the remedy."""
+def consent(store: Store, policy: Policy, code: Code, privacy: str) -> str:
+    """ "" if the site's owner lets this code run here, else why not and the remedy.
+
+    Trust in a submitter is none in a job without protection: such a one is let in by hand, or by the policy's word.
+    """
     if store.get(REFUSED, code.bundle):
         return f"the site's owner refused this code: foedus site approve {code.bundle[:SHOWN]} would take that back"
     if code.bundle in policy.approved or store.get(APPROVED, code.bundle):
@@ -80,8 +83,13 @@ def consent(store: Store, policy: Policy, code: Code) -> str:
     if code.submitter in policy.trust:
         store.add(TRUSTED, code.submitter, {"public": code.public})
         known = (store.get(TRUSTED, code.submitter) or {}).get("public")
-        if known == code.public:
+        if known == code.public and (privacy != "none" or policy.privacy):  # what that demands is another matter
             return ""
+        if known == code.public:
+            return (
+                f"its privacy is 'none', and trust in {code.submitter!r} does not cover that: waiting for approval: "
+                f'foedus site approve {code.bundle[:SHOWN]} (or privacy = "none" in policy.toml, for all such jobs)'
+            )
         return (
             f"{code.submitter!r} is trusted with another key ({fingerprint(str(known))}) than the one that signed "
             f"({fingerprint(code.public)}): waiting for approval: foedus site approve {code.bundle[:SHOWN]}"
