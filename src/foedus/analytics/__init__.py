@@ -10,15 +10,17 @@ from foedus.analytics import kmeans as _kmeans
 from foedus.analytics import meta as _meta
 from foedus.analytics import mixed as _mixed
 from foedus.analytics import moments as _moments
+from foedus.analytics import overview as _overview
 from foedus.analytics import quantiles as _quantiles
 from foedus.analytics import tables as _tables
-from foedus.analytics.analysis import Analysis, Answer, read
+from foedus.analytics.analysis import Analysis, Answer, is_answer, read
 from foedus.analytics.held import loader as table
 
 contingency = Analysis(_tables.contingency)
 correlation = Analysis(_moments.correlation)
 cox = Analysis(_cox.cox)
 describe = Analysis(_describe.describe)
+drift = Analysis(_overview.drift)
 glm = Analysis(_glm.glm)
 histogram = Analysis(_histogram.histogram)
 kaplan_meier = Analysis(_kaplan_meier.kaplan_meier)
@@ -28,6 +30,8 @@ meta = Analysis(_meta.meta)
 mixed = Analysis(_mixed.mixed)
 pca = Analysis(_moments.pca)
 quantiles = Analysis(_quantiles.quantiles)
+schema = Analysis(_overview.schema)
+table_one = Analysis(_overview.table_one)
 top_k = Analysis(_tables.top_k)
 ttest = Analysis(_moments.ttest)
 unique = Analysis(_tables.unique)
@@ -39,8 +43,10 @@ __all__ = [
     "correlation",
     "cox",
     "describe",
+    "drift",
     "glm",
     "histogram",
+    "is_answer",
     "kaplan_meier",
     "kmeans",
     "logrank",
@@ -49,7 +55,9 @@ __all__ = [
     "pca",
     "quantiles",
     "read",
+    "schema",
     "table",
+    "table_one",
     "top_k",
     "ttest",
     "unique",

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from foedus.analytics.asking import packed, unpacked
 from foedus.analytics.held import loader
 from foedus.core import Algorithm
 from foedus.errors import FoedusError, Missing, Paused, SiteError
+from foedus.files import write_atomic
 from foedus.job import Job, Options
 from foedus.params import Array, Params
 
@@ -143,9 +145,29 @@ class Answer(Mapping[str, Any]):
             return self._found[name]
         raise AttributeError(f"{self.analysis} has no {name!r}; it has {', '.join(self._found)}")
 
+    @property
+    def digest(self) -> str:
+        """That of the run: the same for the same data and build, simulated or real. FoedusError where it has none."""
+        if self.result is None:
+            raise FoedusError("this answer was read from arrays alone: read the Result of a run, or its folder")
+        return str(self.result.digest)
+
+    def html(self, path: str | os.PathLike[str], *others: Answer, title: str = "") -> Path:
+        """One HTML page of this answer's tables and figures, and those of others."""
+        from foedus.report.answers import page  # lazy, as what else a user calls on a result
+
+        place = Path(path)
+        write_atomic(place, page([self, *others], title).encode())
+        return place
+
     def __repr__(self) -> str:
         facts = {k: v for k, v in self._found.items() if not hasattr(v, "columns")}
         return f"{self.analysis}: {json.dumps(facts, default=str)}\n{self._found['pandas']}"
+
+
+def is_answer(params: Mapping[str, Array]) -> bool:
+    """Whether a run's params are an analysis's answer."""
+    return "about" in params and "tables" in unpacked(params["about"])
 
 
 def read(result: Any) -> Answer:
@@ -160,7 +182,7 @@ def read(result: Any) -> Answer:
     if isinstance(result, (str, os.PathLike)):
         result = frames.read_model(home.model_file(result))
     params = getattr(result, "params", result)
-    if "about" not in params:
+    if not is_answer(params):
         raise FoedusError("this is no run of an analysis: read the Result of a Job that analytics.….job(…) made")
     about = unpacked(params["about"])
     facts = dict(about["facts"])

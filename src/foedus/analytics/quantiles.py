@@ -12,9 +12,9 @@ import numpy as np
 
 from foedus.analytics import columns as single
 from foedus.analytics.analysis import Table, analysis, answer
-from foedus.analytics.asking import Asking, Sent, ask, packed, unpacked, whole, work
+from foedus.analytics.asking import Asking, Sent, Sums, ask, packed, unpacked, whole, work
 from foedus.analytics.held import Held
-from foedus.core import Algorithm, RoundContext, State
+from foedus.core import Algorithm, RoundContext, State, Work
 from foedus.errors import JobError
 from foedus.ordered import float_of, whole_of
 from foedus.params import Array
@@ -59,27 +59,38 @@ def quantiles(
     if not 0 <= error < 1:
         raise JobError(f"quantiles(error={error!r}): it is a share from 0 to 1, such as 0.01")
     asked = Asked(single.chosen(columns, least), tuple(map(float, points)), float(error), least)
-    works = {"counts": work(partial(_counts, asked)), "digits": work(partial(_digits, asked))}
-    return analysis(partial(_round, asked), works | single.naming(asked.columns, least))
+    return analysis(partial(_round, asked), works(least) | single.naming(asked.columns, least))
+
+
+def works(least: int) -> dict[str, Work]:
+    """The works of `grid`."""
+    return {"counts": work(partial(_counts, least)), "digits": work(partial(_digits, least))}
 
 
 def _round(asked: Asked, state: State, context: RoundContext, every: bool = True) -> Any:
     columns, sites = yield from single.numeric(asked.columns, context.cohort, every)
     asked = asked._replace(columns=tuple(columns))
-    named = {"columns": packed(columns)}
-    seen = yield from ask("counts", sites, named, {"count": (len(columns),)})
-    counts = whole(seen.of["count"])
-    ends = [_ranks(int(n), x) for n in counts for x in asked.q]
-    wanted = {Rank(i // len(asked.q), r) for i, pair in enumerate(ends) for r in pair if r >= 0}
-    found = yield from _searched(asked, sites, wanted)
-    grid = np.array([_between(int(counts[i // len(asked.q)]), asked.q[i % len(asked.q)], i // len(asked.q), pair, found)
-                     for i, pair in enumerate(ends)]).reshape(len(asked.columns), len(asked.q))  # fmt: skip
-    pooled = {name: grid[i] for i, name in enumerate(asked.columns)}
+    found, seen = yield from grid(asked, sites)
+    pooled = {name: found[i] for i, name in enumerate(asked.columns)}
     tables = {
         "pandas": Table(list(asked.q), pooled, ("q",)),
         "per_site": single.per_site(seen.shown, "count", asked.columns),
     }
     return answer("quantiles", tables, {})
+
+
+def grid(asked: Asked, sites: Sequence[str]) -> Asking[tuple[Array, Sums]]:
+    """(columns, q): the quantiles of each column, and what sites said of how many values they have."""
+    seen = yield from ask("counts", sites, {"columns": packed(asked.columns)}, {"count": (len(asked.columns),)})
+    counts = whole(seen.of["count"])
+    ends = [_ranks(int(n), x) for n in counts for x in asked.q]
+    wanted = {Rank(i // len(asked.q), r) for i, pair in enumerate(ends) for r in pair if r >= 0}
+    found = yield from _searched(asked, sites, wanted)
+    rows = [
+        _between(int(counts[i // len(asked.q)]), asked.q[i % len(asked.q)], i // len(asked.q), pair, found)
+        for i, pair in enumerate(ends)
+    ]
+    return np.array(rows).reshape(len(asked.columns), len(asked.q)), seen
 
 
 def _ranks(n: int, q: float) -> tuple[int, int]:
@@ -127,16 +138,16 @@ def _ends(prefix: int, level: int) -> tuple[float, float]:
     return float(found[0]), float(found[1])
 
 
-def _counts(asked: Asked, table: Held, payload: Mapping[str, Array]) -> Sent:
-    found = np.array([len(single.values(table, name, asked.least)) for name in unpacked(payload["columns"])])
+def _counts(least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
+    found = np.array([len(single.values(table, name, least)) for name in unpacked(payload["columns"])])
     return Sent({"count": found}, {}, {"count": found})
 
 
-def _digits(asked: Asked, table: Held, payload: Mapping[str, Array]) -> Sent:
+def _digits(least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
     columns = unpacked(payload["columns"])
     level, found = int(payload["level"]), np.zeros((len(payload["column"]), BASE))
     for i, (column, prefix) in enumerate(zip(payload["column"], payload["prefix"], strict=True)):
-        x = single.values(table, columns[int(column)], asked.least)
+        x = single.values(table, columns[int(column)], least)
         bits = whole_of(x).view(np.uint64) ^ _HALF
         same = bits[bits >> np.uint64(64 - 8 * level) == prefix] if level else bits
         found[i] = np.bincount(((same >> np.uint64(56 - 8 * level)) & np.uint64(255)).astype(np.int64), minlength=BASE)

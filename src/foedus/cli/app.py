@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from foedus.cli import audit, federation, kept, personal, privacy, remote, simulate, site, studies, validate
+from foedus.cli import audit, data, federation, kept, personal, privacy, remote, simulate, site, studies, validate
 
 
 def _version(asked: bool) -> None:
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (simulate, studies, kept, personal, federation, site, remote, privacy, audit, validate):
+for group in (simulate, studies, kept, personal, federation, site, remote, privacy, data, audit, validate):
     group.add_to(app)
 
 

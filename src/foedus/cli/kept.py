@@ -190,6 +190,21 @@ def tell(result: Result, json: bool) -> None:
     out(found, json, [])
     for line in [] if json else result_lines(found):
         note(line)
+    if not json:
+        _answered(result)
+
+
+def _answered(result: Result) -> None:
+    """Prints the table of an analysis; where pandas is not installed, how it is read elsewhere."""
+    from foedus import analytics
+    from foedus.errors import Missing
+
+    if not analytics.is_answer(result.params):
+        return
+    try:
+        out({}, False, [repr(analytics.read(result))])
+    except Missing:
+        note(f"the answer: foedus.analytics.read({str(result.folder)!r}), where pandas and scipy are installed")
 
 
 def reported(result: Result) -> dict[str, Any]:

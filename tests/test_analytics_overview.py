@@ -1,0 +1,143 @@
+"""Who is in the federation, where sites differ, and the schema that their data have; the page and the verb of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import ks_2samp
+
+from analytics_tables import pooled, sites
+from foedus import analytics
+from foedus import schema as schemas
+from foedus.errors import FoedusError, JobError
+from test_cli_run import foedus
+
+ANN = {
+    "a": pd.DataFrame({"age": [50, 60, 70, 80], "sex": ["f", "f", "m", None]}),
+    "b": pd.DataFrame({"age": [40, 40, np.nan, 50], "sex": ["f", "m", "m", "m"]}),
+}
+
+
+def test_a_table_one_worked_out_by_hand() -> None:
+    found = analytics.table_one(sites=ANN, least=2)
+    table = found.pandas
+    assert list(table.columns) == ["all", "a", "b"] and found.n == 8
+    assert table.loc[("rows", ""), :].tolist() == ["8", "4", "4"]
+    # 390 / 7; squares about it: sums of (x - 55.714)²; and 65 with sd 12.91, 43.33 with 5.774
+    sd = np.std([50, 60, 70, 80, 40, 40, 50], ddof=1)
+    assert table.loc[("age", "mean (sd)"), :].tolist() == [f"55.71 ({sd:.3g})", "65 (12.9)", "43.33 (5.77)"]
+    assert table.loc[("age", "missing"), :].tolist() == ["1 (12.5 %)", "0 (0.0 %)", "1 (25.0 %)"]
+    assert table.loc[("sex", "f"), :].tolist() == ["3 (42.9 %)", "few", "few"]  # with m, which would tell it
+    assert table.loc[("sex", "m"), :].tolist() == ["4 (57.1 %)", "few", "few"]
+
+
+def test_few_rows_are_in_no_mean_and_a_level_that_tells_another_is_hidden_with_it() -> None:
+    counts = pd.DataFrame({"c": ["x"] * 3 + ["y"] * 9 + ["z"] * 20, "n": [1.0] * 2 + [np.nan] * 30})
+    found = analytics.table_one(sites={"a": counts, "b": counts}, least=5).pandas["a"]
+    assert [found["c", level] for level in "xyz"] == ["few", "few", "20 (62.5 %)"]
+    assert found["n", "mean (sd)"] == "–"
+
+
+def test_drift_is_the_difference_from_all_other_sites() -> None:
+    found = analytics.drift(sites=sites()).pandas
+    held = {name: table for name, table in sites().items() if len(table)}
+    for name in ("chol", "score"):
+        for site, table in held.items():
+            others = pd.concat([other for key, other in held.items() if key != site])[name].dropna()
+            mine, every = table[name].dropna(), pooled(name)[name]
+            gap = (mean := mine.mean()) - others.mean()
+            assert found.loc[(name, site), "difference"] == pytest.approx(gap / every.std(ddof=0), rel=1e-9), mean
+            cells = pd.cut(every, [-math.inf, *np.quantile(every, np.arange(1, 10) / 10), math.inf], labels=False)
+            ours = np.array([((cells.index.isin(mine.index)) & (cells == i)).sum() for i in range(10)])
+            theirs = np.bincount(cells, minlength=10) - ours
+            p, q = ((x + 0.5) / (x + 0.5).sum() for x in (ours, theirs))
+            assert found.loc[(name, site), "psi"] == pytest.approx(((p - q) * np.log(p / q)).sum(), rel=1e-9)
+            exact = ks_2samp(mine, others).statistic
+            assert exact - 0.1 <= found.loc[(name, site), "ks"] <= exact + 1e-12
+    assert found.loc[("sex", "south"), "psi"] > 0.25  # which has no "m"
+    assert found.loc[("age", "west")].isna().all()
+    with pytest.raises(JobError, match="which secagg hides"):
+        analytics.drift("chol", sites=sites(), privacy="secagg")
+
+
+def test_a_site_with_other_values_stands_out_and_an_equal_one_does_not() -> None:
+    rng = np.random.default_rng(0)
+    held = {f"s{i}": pd.DataFrame({"x": rng.normal(3 * (i == 2), 1, 4000)}) for i in range(3)}
+    found = analytics.drift(sites=held).pandas["psi"]
+    assert found["x", "s2"] > 2 and found["x", "s0"] > 0.1
+    assert analytics.drift(sites={**held, "s2": held["s0"]}).pandas["psi"].max() < 0.01
+
+
+def test_the_schema_proposed_is_one_that_all_sites_pass(tmp_path: Path) -> None:
+    found = analytics.schema(sites=sites(), dataset="cohort")
+    (tmp_path / "schema.toml").write_text(found.toml)
+    rules = schemas.read(tmp_path / "schema.toml")
+    columns = rules.datasets["cohort"].columns
+    assert columns["sex"].codes == ("f", "m", "x") and columns["ill"].codes == (0, 1)
+    assert (columns["age"].type, columns["age"].min, columns["age"].max) == ("number", 34, 83)
+    assert columns["days"].type == "integer" and columns["age"].missing == 0.05
+    assert rules.datasets["cohort"].least_rows == 60
+    for site, table in sites().items():
+        if len(table):
+            assert not schemas.check(rules, "cohort", table, site=site).findings
+    odd = {**sites(), "south": sites()["south"].drop(columns="cost")}
+    assert analytics.schema(sites=odd).lacking == ["cost"]
+    sealed = analytics.schema(["age", "sex"], categories={"sex": ["f", "m", "x"]}, sites=sites(), privacy="secagg")
+    assert 'codes = ["f", "m", "x"]' in sealed.toml and "min = 34" in sealed.toml
+    with pytest.raises(JobError, match="give a name of letters"):
+        analytics.schema(dataset="a b", sites=sites())
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.said = ""
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.said += data
+
+
+def test_the_page_has_every_table_escapes_names_and_draws(tmp_path: Path) -> None:
+    held = {("<b>north</b>" if name == "north" else name): table for name, table in sites().items()}
+    people, apart = analytics.table_one(sites=held), analytics.drift(sites=held)
+    bars = analytics.histogram("chol", sites=held)
+    curves = analytics.kaplan_meier(time="days", event="died", group="sex", sites=held)
+    page = Page()
+    page.feed(people.html(tmp_path / "page.html", apart, bars, curves, title="Who & where").read_text())
+    assert page.tags.count("section") == 4 and page.tags.count("svg") == 2 and page.tags.count("rect") == 10
+    assert "<b>north</b>" in page.said and "Who & where" in page.said and "much" in page.said
+    assert people.digest == analytics.table_one(sites=held).digest
+    with pytest.raises(FoedusError, match="read from arrays alone"):
+        analytics.read(people.result.params).digest  # noqa: B018
+
+
+@pytest.mark.processes
+def test_the_verb_proposes_a_schema_of_files_and_a_run_of_an_analysis_prints_its_table(tmp_path: Path) -> None:
+    for name, table in sites().items():
+        if len(table):
+            table.to_csv(tmp_path / f"{name}.csv", index=False)
+    files = [str(tmp_path / f"{name}.csv") for name in ("north", "east", "south")]
+    page, file = tmp_path / "page.html", tmp_path / "schema.toml"
+    said = foedus(tmp_path, "data", "describe", *files, "--html", page, "--schema", file, "--least", "3")
+    assert said.code == 0 and "mean (sd)" in said.out and "distributed otherwise at south" in said.err
+    assert schemas.read(file).datasets["data"].columns["sex"].codes == ("f", "m", "x") and page.exists()
+    told = json.loads(foedus(tmp_path, "data", "describe", files[0], "--json").out)
+    assert told["rows"] == 60 and told["sites"] == ["north"] and "[data.columns]" in told["schema"]
+    assert foedus(tmp_path, "data", "describe").code == 2
+    (tmp_path / "job.py").write_text(
+        "from foedus import analytics\njob = analytics.glm.job('gaussian', target='score', features='age')\n"
+    )
+    bound = [word for path in files for word in ("--site", f"{Path(path).stem}={path}")]
+    ran = foedus(tmp_path, "run", tmp_path / "job.py", *bound)
+    assert ran.code == 0 and "const" in ran.out and "digest: " in ran.err
