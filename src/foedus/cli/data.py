@@ -57,9 +57,8 @@ def describe(
         note(f"column {name!r} is not at every site, and left out")
     if apart is not None and not json:
         for name, at in apart.pandas.index[apart.pandas["psi"] >= 0.25]:
-            note(
-                f"column {name!r} is distributed otherwise at {at} than elsewhere (psi {apart.pandas.psi[name, at]:.2f})"
-            )
+            much = apart.pandas.psi[name, at]
+            note(f"column {name!r} is distributed otherwise at {at} than elsewhere (psi {much:.2f})")
     shown = [f"# {people.n} rows at {', '.join(sorted(named))}; add units, and tighten what has to be", found.toml]
     lines = [people.pandas.to_string(), ""] + ([f"schema: {schema}"] if schema else shown)
     out(told, json, [*lines, f"page: {html}"] if html else lines)
