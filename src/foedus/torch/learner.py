@@ -3,10 +3,12 @@ Machines, batches and losses come in; what it knows of the federation is the con
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from foedus.keys import Key, key
 from foedus.loops import Loop, fitted
 from foedus.params import Array, Params
 from foedus.progress import progress
-from foedus.torch import build, private
+from foedus.torch import build, handover, private
 from foedus.torch.arrays import as_array, snapshot
 from foedus.torch.batches import Batch, Feed, arguments, measured_at_once, order
 from foedus.torch.loop import Context
@@ -141,6 +143,17 @@ class TorchLearner:
             raise
         finally:
             machine.clear()
+
+    def module(self, result: Any) -> nn.Module:
+        """An ordinary module, in evaluation mode, with the arrays of a Result, of its params, or of a file."""
+        return handover.module(self, result)
+
+    def onnx(self, result: Any, path: str | os.PathLike[str], example: Any) -> Path:
+        """Writes the model as ONNX (`pip install 'foedus[onnx]'`): input `x` of any number of examples, output `y`.
+
+        `example`: a batch of inputs, of two or more. Raises Missing, and FoedusError for what ONNX cannot say.
+        """
+        return handover.onnx(self, result, path, example)
 
     @cached_property
     def stacked(self) -> Together:
