@@ -86,12 +86,13 @@ def begun(link: bool, label: str | None, sites: Sequence[str]) -> Generator[Any,
         for site, own in found.items()
     ]
     told = {name: [int(total.params[name]) for total in totals] for name in ("people", "width", "targets")}
-    people, width = (_same(name, dict(zip(found, told[name], strict=True))) for name in ("people", "width"))
-    holder = _holder(label, list(found), told["targets"])
+    people, width = (same(name, dict(zip(found, told[name], strict=True))) for name in ("people", "width"))
+    holder = holder_of(label, list(found), told["targets"])
     return {"sites": list(found), "people": people, "width": width, "holder": holder}
 
 
-def _same(name: str, told: dict[str, int]) -> int:
+def same(name: str, told: dict[str, int]) -> int:
+    """What all sites said alike. Raises JobError where they differ."""
     if len(set(told.values())) > 1:
         remedy = {"people": "let link=True find who is everywhere", "width": "give every site the same bottom"}
         raise JobError(f"sites differ in {name} ({', '.join(f'{s}: {n}' for s, n in told.items())}): {remedy[name]}")
@@ -100,7 +101,8 @@ def _same(name: str, told: dict[str, int]) -> int:
     return next(iter(told.values()))
 
 
-def _holder(label: str | None, sites: Sequence[str], targets: Sequence[int]) -> str:
+def holder_of(label: str | None, sites: Sequence[str], targets: Sequence[int]) -> str:
+    """Who has the targets. Raises JobError where it is nobody, or not said who."""
     have = [site for site, found in zip(sites, targets, strict=True) if found]
     if label is None and len(have) == 1:
         return have[0]

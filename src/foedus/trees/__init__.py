@@ -4,5 +4,6 @@ Numpy alone is needed; xgboost itself only by whoever wants to load what is save
 from foedus.trees.boosting import histogram_boosting
 from foedus.trees.model import model_json, predict
 from foedus.trees.sites import xgboost_bagging, xgboost_cyclic
+from foedus.trees.vertical import vertical_boosting
 
-__all__ = ["histogram_boosting", "model_json", "predict", "xgboost_bagging", "xgboost_cyclic"]
+__all__ = ["histogram_boosting", "model_json", "predict", "vertical_boosting", "xgboost_bagging", "xgboost_cyclic"]

@@ -117,6 +117,15 @@ def _chosen(counts: Array, cuts: Array, last: float, bins: int) -> Array:
     return np.concatenate([cuts[picked], [last], np.full(bins - 2 - len(picked), np.inf)])
 
 
+def cut(values: Array, bins: int) -> Array:
+    """The edges that a column's values alone would have, (bins - 1,): at quantiles, infinite where there are fewer."""
+    there = values[~np.isnan(values)].astype(np.float64)
+    low, high = (there.min(), there.max()) if len(there) else (MOST, -MOST)
+    (cuts,) = counting.fine_edges(np.array([low]), np.array([high]), FINE)
+    counts = np.bincount(np.searchsorted(cuts, values[~np.isnan(values)], "right"), minlength=FINE).astype(np.float64)
+    return _chosen(counts, cuts, high + abs(high) + 1e-5 if low <= high else np.inf, bins)
+
+
 def _payload(state: State, new: Sequence[growing.Tree], depth: int) -> Params:
     trees = {f"trees/{name}": x for name, x in state["trees"].items()}
     now = {f"tree/{name}": np.array([getattr(tree, name) for tree in new]) for name in WAYS}

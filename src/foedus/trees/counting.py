@@ -94,15 +94,13 @@ def level(how: Settings, payload: Params, local: Local, site: SiteContext) -> tu
     margin, first = (kept["margin"], kept["trees"]) if same else (np.full((len(x), how.groups), base(how)), 0)
     margin = margin + margins(trees, x, how, first)
     depth, edges = int(payload["depth"]), payload["edges"]
-    bins, slopes = edges.shape[1] + 2, _slopes(margin, y, how)
-    where = np.empty(x.shape, np.int64)
-    for i, edge in enumerate(edges):
-        where[:, i] = np.where(np.isnan(x[:, i]), bins - 1, np.searchsorted(edge[np.isfinite(edge)], x[:, i], "right"))
+    bins, found_slopes = edges.shape[1] + 2, slopes(margin, y, how)
+    where = binned(x, edges)
     found = np.zeros((how.groups, 1 << depth, len(edges), bins, 2))
     for group in range(how.groups):
         at = leaves({name: payload[f"tree/{name}"][group] for name in WAYS}, x) - (1 << depth) + 1
         here = at >= 0
-        for k, part in enumerate(slopes):
+        for k, part in enumerate(found_slopes):
             units = np.rint((part[:, group] * weight)[here] * UNITS)
             for i in range(len(edges)):
                 index = at[here] * bins + where[here, i]
@@ -110,7 +108,16 @@ def level(how: Settings, payload: Params, local: Local, site: SiteContext) -> tu
     return {"rows": len(x), "trees": count, "margin": margin}, Update(Params({"sums": found}))
 
 
-def _slopes(margin: Array, y: Array, how: Settings) -> tuple[Array, Array]:
+def binned(x: Array, edges: Array) -> Array:
+    """The bin of each row in each column, (rows, columns); the last one is that of gaps."""
+    where = np.empty(x.shape, np.int64)
+    for i, edge in enumerate(edges):
+        inside = np.searchsorted(edge[np.isfinite(edge)], x[:, i], "right")
+        where[:, i] = np.where(np.isnan(x[:, i]), edges.shape[1] + 1, inside)
+    return where
+
+
+def slopes(margin: Array, y: Array, how: Settings) -> tuple[Array, Array]:
     """Gradients and Hessians of each row's loss at its margins, (rows, classes)."""
     if how.num_class:
         p = scored(margin, how)
@@ -129,16 +136,21 @@ def measured(how: Settings, payload: Params, local: Local, site: SiteContext) ->
     parts = {part: data for part, data in parts.items() if data is not None and len(data)}
     for part, data in parts.items():
         x, y, _ = _of(data, site.name, how)
-        outputs, classes = scored(base(how) + margins(payload, x, how), how), how.logistic or how.num_class > 0
-        reads: measures.Reads = "probabilities" if classes else "logits"
-        own = outputs
-        if classes:
-            chosen = outputs[np.arange(len(y)), y.astype(int)] if how.num_class else np.where(y > 0, own, 1 - own)
-            own = np.clip(chosen, 1e-16, 1.0)
-        losses = -np.log(own) if classes else np.square(outputs - y)
-        sums = measures.measure(site.metrics, outputs, y.astype(np.int64) if classes else y, losses, reads)
-        found |= {part + name: x for name, x in sums.items()}
+        outputs = scored(base(how) + margins(payload, x, how), how)
+        found |= {part + name: x for name, x in told(site.metrics, outputs, y, how).items()}
     return None, Update(Params({}), float(max(1, sum(map(len, parts.values())))), found)
+
+
+def told(wanted: Any, outputs: Array, y: Array, how: Settings) -> Mapping[str, Any]:
+    """The sums of these metrics, of scores and targets."""
+    classes = how.logistic or how.num_class > 0
+    reads: measures.Reads = "probabilities" if classes else "logits"
+    own = outputs
+    if classes:
+        chosen = outputs[np.arange(len(y)), y.astype(int)] if how.num_class else np.where(y > 0, own, 1 - own)
+        own = np.clip(chosen, 1e-16, 1.0)
+    losses = -np.log(own) if classes else np.square(outputs - y)
+    return measures.measure(wanted, outputs, y.astype(np.int64) if classes else y, losses, reads)
 
 
 class Rows(NamedTuple):

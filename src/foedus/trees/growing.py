@@ -89,6 +89,11 @@ def grow(tree: Tree, depth: int, sums: Array, columns: Columns, how: Settings) -
     return tree
 
 
+def leaf(g: Array, h: Array, how: Settings) -> Array:
+    """What leaves of these sums say, after the learning rate; 0 where nobody is."""
+    return np.asarray(_weight(g, h, -np.inf, np.inf, how) * how.eta)
+
+
 def _split(tree: Tree, node: int, sums: Array, whole: tuple[Any, Any], columns: Columns, how: Settings) -> None:
     bounds = tree.low[node], tree.high[node]
     parent = float(_score(*whole, _weight(*whole, *bounds, how), how))
