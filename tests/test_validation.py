@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +234,44 @@ def test_real_sites_send_the_same_counts_as_a_simulation_of_them(tmp_path: Path)
         result = finished(made.remote().submit(tmp_path / "job" / "job.py"))
     simulated = fd.validate(JOB, MODEL, {n: SITES[n] for n in sites}, by={"age": AGES})
     assert validation.read(result, by={"age": AGES}).plain()["lines"] == simulated.plain()["lines"]
+
+
+def test_under_a_seal_all_sites_together_are_told_of_and_none_alone() -> None:
+    sites = {name: rows(i, 300) for i, name in enumerate(("a", "b", "c"))}
+    how: dict[str, Any] = {"claim": Claim("auc", reference=0.7), "by": {"sex": SEXES}}
+    open_, sealed = (fd.validate(JOB, MODEL, sites, privacy=p, **how) for p in ("none", "secagg"))
+    assert {line.site for line in sealed.lines} == {validation.validating.EVERYWHERE}
+    assert {line.site for line in open_.lines} == {validation.validating.EVERYWHERE, "a", "b", "c"}
+    for line in sealed.lines:
+        same = open_.line(by=line.by, group=line.group)
+        assert line.found == same.found and line.calibration_error == pytest.approx(same.calibration_error, rel=1e-9)
+        assert (line.examples, line.positives) == (same.examples, same.positives)
+    assert sealed.verdict.split(". ")[0] == open_.verdict.split(". ")[0]
+
+
+def masks(found: Sequence[int]) -> fd.Split:
+    """Cases of 8 pixels of which 4 are the organ: a model that finds so many of them, and nothing else."""
+    x = np.zeros((len(found), 8))
+    for row, count in zip(x, found, strict=True):
+        row[:count] = 1
+    return fd.Split(train=(x[:1], np.ones((1, 8), int)), test=(x, np.tile([1] * 4 + [0] * 4, (len(found), 1))))
+
+
+def test_the_dice_of_cases_is_a_claim_about_their_mean() -> None:
+    """Found k of 4 pixels: Dice 2k / (k + 4), so 1, 6/7, 2/3, 0."""
+    logits = lambda p, x: np.stack([10 - 20 * x, 20 * x - 10], axis=1)  # noqa: E731
+    learner = NumpyLearner({"w": np.zeros(1)}, predict=logits, train=print, metrics=["dice"])
+    job, model = fd.Job(fd.fedavg(), learner, rounds=1), Params({"w": np.zeros(1)})
+    sites = {"a": masks([4] * 12 + [3] * 8), "b": masks([2] * 10 + [0] * 10)}
+    found = fd.validate(job, model, sites, Claim("dice", reference=0.9, margin=0.05))
+    whole = (12 + 8 * 6 / 7 + 10 * 2 / 3) / 40
+    assert found.line().found["dice"].value == pytest.approx(whole, abs=2e-4) and found.line().examples == 40
+    assert found.line("a").found["dice"].value == pytest.approx((12 + 8 * 6 / 7) / 20, abs=2e-4)
+    assert found.meets(found.line("a")) is True and found.meets(found.line("b")) is False and "dice" in found.verdict
+    low, high = found.line("b").found["dice"].low, found.line("b").found["dice"].high
+    half = 1.96 * np.std([2 / 3] * 10 + [0] * 10) / np.sqrt(20)
+    assert (low, high) == (pytest.approx(1 / 3 - half, abs=0.03), pytest.approx(1 / 3 + half, abs=0.03))
+    with pytest.raises(JobError, match="this run counted for 'dice'"):
+        validation.read(validation.job(job, model, metric="dice").run(sites=sites), Claim("auc"))
+    with pytest.raises(JobError, match=r"Claim\(metric='iou'\): choose from auc, sensitivity, specificity, loss, dice"):
+        fd.validate(job, model, sites, Claim("iou"))

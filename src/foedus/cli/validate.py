@@ -34,7 +34,7 @@ def validate(
     options: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the job.")] = None,
     sites: Annotated[int | None, typer.Option(help="A number of sites, in place of --site.")] = None,
     site: SiteOption = None,
-    metric: Annotated[str, typer.Option(help="auc, sensitivity or specificity.")] = "auc",
+    metric: Annotated[str, typer.Option(help="auc, sensitivity, specificity, or one of examples: dice.")] = "auc",
     reference: Annotated[float | None, typer.Option(help=REFERENCE)] = None,
     margin: Annotated[float, typer.Option(help="How much below the reference would still do.")] = 0.05,
     threshold: Annotated[float, typer.Option(help="The probability from which a score is positive.")] = 0.5,
@@ -42,6 +42,7 @@ def validate(
     part: Annotated[str, typer.Option(help="test or valid.")] = "test",
     least: Annotated[int, typer.Option(help="Groups of fewer examples at a site are not told of.")] = 10,
     seed: Annotated[int, typer.Option(help="Names the bootstrap's randomness.")] = 0,
+    privacy: Annotated[str, typer.Option(help="none, or secagg: counts of all sites together alone.")] = "none",
     out_folder: Annotated[Path | None, typer.Option("--out", help="Folder for validation.json and .txt.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -55,7 +56,8 @@ def validate(
     with quiet():
         loaded = jobfile.load(job, pairs(options, "KEY=VALUE"))
         held = as_paths(loaded.sites if given is None else given)
-        found = validation.validate(loaded.job, model, held, claim, groups, part=part, least=least, seed=seed)
+        how: Any = {"part": part, "least": least, "seed": seed, "privacy": privacy}
+        found = validation.validate(loaded.job, model, held, claim, groups, **how)
         report = None if out_folder is None else str(found.save(out_folder))
     out(found.plain() | {"report": report}, json, [*found.text(), *([f"report: {report}"] if report else [])])
     if found.meets(found.line()) is False:

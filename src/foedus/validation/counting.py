@@ -10,37 +10,43 @@ from typing import Any
 import numpy as np
 
 from foedus import metrics
-from foedus.aggregators import each
+from foedus.aggregators import mean
 from foedus.core import Algorithm, Local, RoundContext, SiteContext, State, Task, Update
 from foedus.data import Pairs, take
 from foedus.errors import JobError
 from foedus.metrics import BINS, CALIBRATED, Metric
 from foedus.params import Params, join
 from foedus.validation.groups import Cut, listed
+from foedus.validation.judging import STATISTICS
 
 WORK = "validate"
 NAMES = ("auc", "ece")  # whose sums are counts by class and score, and by probability
 
 
-def counted(by: Mapping[str, Cut], part: str, least: int) -> Algorithm:
-    """One round in which every site counts: its answer is `SITE/counts`, `SITE/calibration`, `SITE/hidden`.
+def counted(by: Mapping[str, Cut], part: str, least: int, metric: str = "auc") -> Algorithm:
+    """One round in which every site counts: `counts`, `calibration`, `hidden` of all sites, and of each as `SITE/…`.
 
-    The model stays as it is. A group of fewer than `least` examples at a site is left out of all that it sends.
+    Under a seal of all sites alone. `metric`: where it is none of scores, the examples are counted by their own values
+    of it, from 0 to 1. The model stays as it is. A group of fewer than `least` examples at a site is left out of all
+    that it sends.
     """
-    groups = len(listed(by))
-    spec = _answer(groups).spec
+    spec = _answer(len(listed(by))).spec
 
     def round(state: State, context: RoundContext) -> Any:
-        total = yield Task(WORK, state, context.cohort, each(), len(context.cohort), returns=spec, late="drop")
-        return join(**dict(total.apart))
+        total = yield Task(WORK, state, context.cohort, mean(), len(context.cohort), returns=spec, late="drop")
+        sums = {name: total.count * np.asarray(x) for name, x in total.params.items()}
+        sums |= {name: np.rint(x) for name, x in sums.items() if name != "calibration"}  # which sums probabilities
+        shown = {o.site: Params(dict(o.metrics)) for o in total.outcomes if o.metrics}
+        told = Params({"metric": np.frombuffer(metric.encode(), np.uint8)})
+        return join(about=told, all=Params(sums), **{f"site/{site}": x for site, x in shown.items()})
 
-    return Algorithm(
-        lambda params: params, round, {WORK: partial(_count, by, part, least)}, traits=("everybody", "exact")
-    )
+    works = {WORK: partial(_count, by, part, least, metric)}
+    told = tuple(f"tells {name}" for name in _answer(0))
+    return Algorithm(lambda params: params, round, works, traits=("exact", *told))
 
 
 def _count(
-    by: Mapping[str, Cut], part: str, least: int, model: Params, local: Local, site: SiteContext
+    by: Mapping[str, Cut], part: str, least: int, metric: str, model: Params, local: Local, site: SiteContext
 ) -> tuple[Local, Update]:
     data = getattr(site.split, part)
     if data is None or not len(data):
@@ -50,9 +56,25 @@ def _count(
         if rows is None or len(rows) < least:
             found["hidden"][i] = rows is None or len(rows) > 0
             continue
+        if metric not in STATISTICS:
+            found["counts"][i, 1] = _cases(site, model, data, rows, metric)
+            continue
         sums = site.evaluate(model, take(data, rows), wanted)
         found["counts"][i], found["calibration"][i] = (_two_classes(sums, m, site.name) for m in wanted)
-    return local, Update(found, float(len(data)))
+    return local, Update(found, 1.0, {} if site.seal else dict(found))
+
+
+def _cases(site: SiteContext, model: Params, data: Any, rows: Any, name: str) -> Any:
+    """How many examples have which value of a metric, each measured by itself; one without a value is not counted."""
+    table = [m for m in (*site.metrics, metrics.metric(name)) if m.name == name][:1]
+    found = np.zeros(BINS)
+    for row in rows:
+        value = metrics.values(site.evaluate(model, take(data, np.array([row])), table), table)[name]
+        if np.isfinite(value):
+            if not 0 <= value <= 1:
+                raise JobError(f"{site.name}: {name} is {value:g} for an example: a claim is about values from 0 to 1")
+            found[round(value * (BINS - 1))] += 1
+    return found
 
 
 def _rows(by: Mapping[str, Cut], data: Any, least: int, site: str) -> list[Any]:

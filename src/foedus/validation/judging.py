@@ -23,8 +23,9 @@ SURE = 0.95
 class Claim(NamedTuple):
     """What is to be shown, stated before anybody looks: `metric` is no more than `margin` below `reference`.
 
-    `metric`: auc, sensitivity or specificity, the latter two at `threshold`, a probability. `reference`: a reader's
-    score, a published figure, that of the pooled model; None: nothing is claimed, and intervals are all there is.
+    `metric`: auc, sensitivity or specificity, the latter two at `threshold`, a probability; or a metric of single
+    examples from 0 to 1, such as `dice` of a segmentation, whose mean is meant. `reference`: a reader's score, a
+    published figure, that of the pooled model; None: nothing is claimed, and intervals are all there is.
     """
 
     metric: str = "auc"
@@ -69,6 +70,11 @@ def specificity(found: Sampled) -> Array:
     return _ratio(found.counts[:, 0, ~found.above].sum(1), found.counts[:, 0].sum(1))
 
 
+def of_cases(centres: Array) -> Statistic:
+    """The mean of values by example, of counts by value."""
+    return lambda found: _ratio((found.counts[:, 1] * centres).sum(1), found.counts[:, 1].sum(1))
+
+
 STATISTICS: Mapping[str, Statistic] = {"auc": areas, "sensitivity": sensitivity, "specificity": specificity}
 
 
@@ -78,10 +84,11 @@ def judged(counts: Array, key: Key, replicates: int, claim: Claim) -> dict[str, 
     p = (1 + replicates at or below reference - margin) / (1 + replicates) (Davison and Hinkley 1997, 4.11).
     """
     used = np.flatnonzero(counts.sum(0))
+    known = STATISTICS if claim.metric in STATISTICS else {claim.metric: of_cases(used / (counts.shape[1] - 1))}
     above = np.append(EDGES, np.inf)[used] > math.log(claim.threshold / (1 - claim.threshold))
     there, found = counts[:, used].astype(np.float64), dict[str, Judged]()
     drawn = Sampled(key.numpy().poisson(there, (replicates, *there.shape)).astype(np.float64), above)
-    for name, statistic in STATISTICS.items():
+    for name, statistic in known.items():
         value, sample = float(statistic(Sampled(there[None], above))[0]), statistic(drawn)
         sample = sample[~np.isnan(sample)]
         if math.isnan(value) or not len(sample):

@@ -110,8 +110,8 @@ class Validation:
         found, shown = line.found[self.claim.metric], {None: "", True: "yes", False: "no"}[self.meets(line)]
         interval = f"{found.low:.3f} to {found.high:.3f}" if not math.isnan(found.low) else ""
         value = f"{found.value:.3f}" if not math.isnan(found.value) else "one class"
-        return [line.site, group, str(line.examples), str(line.positives), value, interval,
-                f"{line.calibration_error:.3f}", shown]  # fmt: skip
+        error = "" if math.isnan(line.calibration_error) else f"{line.calibration_error:.3f}"
+        return [line.site, group, str(line.examples), str(line.positives), value, interval, error, shown]
 
     def save(self, folder: str | Path) -> Path:
         """Writes validation.json and validation.txt into the folder; the path of the latter."""
@@ -122,10 +122,20 @@ class Validation:
         return place / "validation.txt"
 
 
-def job(of: Job, model: Any, by: Mapping[str, Cut] | None = None, *, part: str = "test", least: int = LEAST) -> Job:
+def job(
+    of: Job,
+    model: Any,
+    by: Mapping[str, Cut] | None = None,
+    *,
+    metric: str = "auc",
+    part: str = "test",
+    least: int = LEAST,
+    privacy: Any = "none",
+) -> Job:
     """The Job that validates `model` (a Result, its file, Params) by the learner, data and schema of the Job `of`.
 
-    One round; sites count, and nothing trains. Its counts are in the clear, of groups of at least `least` examples.
+    One round; sites count, and nothing trains. Its counts are of groups of at least `least` examples: in the clear, or
+    under `privacy="secagg"` of all sites together alone. `metric`: the claim's.
     """
     if of.learner is None:
         raise JobError("this Job has no learner, so it has no scores: validate a Job that trains a model")
@@ -134,9 +144,14 @@ def job(of: Job, model: Any, by: Mapping[str, Cut] | None = None, *, part: str =
     if not isinstance(least, int) or least < 1:
         raise JobError(f"least={least!r}: it must be a whole number of at least 1")
     name = f"{of.name or 'job'}-validation"
-    return Job(counted(by or {}, part, least), of.learner, of.data, name=name, datasets=of.datasets, schema=of.schema,
-               requires=of.requires, files=of.files, purpose=of.purpose, start=model, rounds=1, evaluate=0,
-               privacy="none")  # fmt: skip
+    if metric not in STATISTICS and metric not in of.table():
+        raise JobError(f"Claim(metric={metric!r}): choose from {', '.join((*STATISTICS, *of.table()))}")
+    named = [*(of.metrics or of.learner.metrics)] if metric not in STATISTICS else []
+    return Job(
+        counted(by or {}, part, least, metric), of.learner, of.data, name=name, datasets=of.datasets, schema=of.schema,
+        requires=of.requires, files=of.files, purpose=of.purpose, start=model, rounds=1, evaluate=0, metrics=named,
+        privacy=privacy,
+    )  # fmt: skip
 
 
 def validate(
@@ -150,13 +165,17 @@ def validate(
     least: int = LEAST,
     seed: int = 0,
     replicates: int = REPLICATES,
+    privacy: Any = "none",
 ) -> Validation:
     """The Validation of a fixed model at every site, simulated; a real federation runs `job(…)`, and `read`s it.
 
     claim: stated beforehand. by: name -> `cut(…)`, subgroups. part: test, or valid. least: examples below which a group
-    at a site is not told of. replicates: of the bootstrap. Raises JobError.
+    at a site is not told of. replicates: of the bootstrap. privacy: "secagg" tells of all sites together alone.
+    Raises JobError.
     """
-    found = job(of, model, by, part=part, least=least).run(sites=sites, seed=seed)
+    metric = (claim or Claim()).metric
+    asked = job(of, model, by, metric=metric, part=part, least=least, privacy=privacy)
+    found = asked.run(sites=sites, seed=seed)
     return read(found, claim, by, least=least, seed=seed, replicates=replicates, model=model)
 
 
@@ -174,9 +193,8 @@ def read(
     params: Params = getattr(result, "params", result)
     stated, groups = claim or Claim(), listed(by or {})
     _check(stated, params, groups)
-    names = sorted({name.rpartition("/")[0] for name in params})
-    each = {site: _counts(params.part(site)) for site in names}
-    each = {EVERYWHERE: [_added(row) for row in zip(*each.values(), strict=True)]} | each
+    names = sorted({name.removeprefix("site/").rpartition("/")[0] for name in params if name.startswith("site/")})
+    each = {EVERYWHERE: _counts(params.part("all"))} | {site: _counts(params.part(f"site/{site}")) for site in names}
     lines = [
         _line(site, group, found[i], stated, key(seed, 0, 0, site, "validate")(*group), replicates)
         for i, group in enumerate(groups)
@@ -200,14 +218,10 @@ def _counts(found: Params) -> list[Counts]:
     return [Counts(*row) for row in rows]
 
 
-def _added(rows: Sequence[Counts]) -> Counts:
-    scores, calibration, hidden = zip(*rows, strict=True)
-    return Counts(np.sum(scores, 0), np.sum(calibration, 0), sum(hidden))
-
-
 def _check(claim: Claim, params: Params, groups: Sequence[Any]) -> None:
-    if claim.metric not in STATISTICS:
-        raise JobError(f"Claim(metric={claim.metric!r}): choose from {', '.join(STATISTICS)}")
+    told = bytes(np.asarray(params.get("about/metric", b""), np.uint8)).decode() if "about/metric" in params else "auc"
+    if claim.metric != told and not {claim.metric, told} <= set(STATISTICS):
+        raise JobError(f"Claim(metric={claim.metric!r}): this run counted for {told!r}, see validation.job(metric=…)")
     if not 0 < claim.threshold < 1:
         raise JobError(f"Claim(threshold={claim.threshold!r}): it is a probability, above 0 and below 1")
     if claim.reference is not None and not 0 <= claim.reference <= 1:
