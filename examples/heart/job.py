@@ -46,9 +46,9 @@ def tuned(rounds=100, tuning=20):
 methods = {"federated": job, "tuned": tuned}
 
 if __name__ == "__main__":
-    study = fd.compare(methods, sites=sites(), references=["alone", "pooled"], metric="accuracy")
+    study = fd.compare(methods, sites=sites(), references=["alone", "pooled", "unseen-site"], metric="accuracy")
     print(study.by_site())
-    for one, other in (("alone", "federated"), ("pooled", "federated"), ("tuned", "alone")):
+    for one, other in (("alone", "federated"), ("pooled", "federated"), ("tuned", "alone"), ("unseen-site", "federated")):
         for site in (*study.sites, "mean"):
             mean, half = study.difference(one, other, of=site)
             print(f"{one} less {other}, {site}: {mean:+.3f} ± {half:.3f}")
