@@ -69,10 +69,10 @@ def test_pooled_is_one_model_measured_at_each_site(tmp_path: Path) -> None:
 
 
 def test_a_site_that_was_never_seen_chooses_nothing(tmp_path: Path) -> None:
-    """Without north, south's valid part takes lr 2: w = 8 in the end, off by 2. Without south, north's takes lr 0.5,
-    the first, for both miss by 1: w = 2 in the end, off by 8."""
+    """Without north, south's valid part takes lr 2 and w = 4, the first that misses 5 by 1: off by 6. Without south,
+    north's takes lr 0.5, the first, for both miss by 1: w = 2, off by 8."""
     found = study(tmp_path, tune=LR, references=["unseen-site"])
-    assert at(found, "unseen-site") == {"north": 2.0, "south": 8.0}
+    assert at(found, "unseen-site") == {"north": 6.0, "south": 8.0}
     for site, others in (("north", ["south"]), ("south", ["north"])):
         (path,) = (tmp_path / "runs").glob(f"without-{site}-*seed-0*")
         counted = [row["counted"] for row in runs.journal(path).all("close") if row["task"] == 0]

@@ -48,7 +48,12 @@ methods = {"federated": job, "tuned": tuned}
 if __name__ == "__main__":
     study = fd.compare(methods, sites=sites(), references=["alone", "pooled", "unseen-site"], metric="accuracy")
     print(study.by_site())
-    for one, other in (("alone", "federated"), ("pooled", "federated"), ("tuned", "alone"), ("unseen-site", "federated")):
+    for one, other in (
+        ("alone", "federated"),
+        ("pooled", "federated"),
+        ("tuned", "alone"),
+        ("unseen-site", "federated"),
+    ):
         for site in (*study.sites, "mean"):
             mean, half = study.difference(one, other, of=site)
             print(f"{one} less {other}, {site}: {mean:+.3f} ± {half:.3f}")

@@ -140,10 +140,11 @@ def _trials(asked: Asked, name: str, words: Mapping[str, Any]) -> list[Trial]:
 
 
 def _score(
-    asked: Asked, trial: Trial, by: str | None, reference: bool = False, apart: bool = False, own: bool = True
-) -> Score:
+    asked: Asked, trial: Trial, by: str | None, reference: bool = False, apart: bool = False, own: bool = True,
+    without: str | None = None,
+) -> Score:  # fmt: skip
     """A trial's Score, of the round with the best `by`; `own`: of a site's own model, where it has one."""
-    found = read(_run(trial, asked.place), asked.metrics, by, apart, own)
+    found = read(_run(trial, asked.place), asked.metrics, by, apart, own, without)
     if not any(asked.metric in values for values in found["sites"].values()):
         raise JobError(f"{said(trial)}: no site measured {asked.metric!r} on test; give sites a test part")
     return Score(trial.name, reference, trial.seed, dict(trial.options), **found)
@@ -249,7 +250,8 @@ def _unseen(asked: Asked, name: str, tried: Tried) -> list[Score]:
         options = _chosen(asked, tried, without=site)[0].options
         words = {"method": name, "options": dict(options), "reference": "unseen-site", "site": site}
         for trial in _trials(asked, f"without {site}", words):
-            found[trial.seed][site] = _score(asked, trial, None, reference=True, own=False)
+            best = built(name, asked.methods[name], options).best
+            found[trial.seed][site] = _score(asked, trial, best, reference=True, own=False, without=site)
     return [_left_out(scores) for scores in found.values()]
 
 

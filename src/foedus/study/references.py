@@ -33,8 +33,9 @@ def together(job: Job) -> Job:
 
 
 def without(job: Job, site: str) -> Job:
-    """The method without a site, which is measured when all is over; nothing is chosen by what it says."""
-    return job.replace(algorithm=among(job.algorithm, without=[site]), best=None, stop=None, evaluate=_rounds(job))
+    """The method without a site, which is measured as the others are; nothing is chosen by what it says."""
+    often = job.evaluate if job.best else _rounds(job)
+    return job.replace(algorithm=among(job.algorithm, without=[site]), best=None, stop=None, evaluate=often)
 
 
 def only(job: Job, site: str) -> Job:

@@ -45,19 +45,25 @@ def sign(metric: Metric) -> int:
 
 
 def read(
-    folder: Path, metrics: Mapping[str, Metric], by: str | None, apart: bool = False, own: bool = True
+    folder: Path,
+    metrics: Mapping[str, Metric],
+    by: str | None,
+    apart: bool = False,
+    own: bool = True,
+    without: str | None = None,
 ) -> dict[str, Any]:
     """A finished run's part of a Score: the round with the best `by` on valid, the last one if it is None.
 
-    `apart`: each site has chosen its own round. `own`: of each site's own model, if there is one. Raises JobError where
-    nothing was measured.
+    `apart`: each site has chosen its own round. `own`: of each site's own model, if there is one. `without`: a site
+    whose valid part is not looked at for that. Raises JobError where nothing was measured.
     """
     journal = runs.journal(folder)
     steps = _steps(journal)
     own = own and any(name.startswith("personal_") for step in steps for name in step["metrics"])
     whose = "personal_" if own else ""
     curve = [(step["round"], _named(step["metrics"], whose, metrics)) for step in steps]
-    chosen = _best(curve, by, metrics)
+    seen = curve if without is None else [(step["round"], _others(step, without, whose, metrics)) for step in steps]
+    chosen = _best(seen, by, metrics)
     at = dict.fromkeys(_sites(steps), chosen)
     if apart and by is not None:
         at = {s: _best([(n["round"], _named(_of(n, s), whose, metrics)) for n in steps], by, metrics) for s in at}
@@ -98,6 +104,13 @@ def _best(curve: Sequence[tuple[int, Values]], by: str | None, metrics: Mapping[
 
 def _named(values: Mapping[str, Any], prefix: str, metrics: Mapping[str, Metric]) -> dict[str, float | None]:
     return {name: values[prefix + name] for name in metrics if prefix + name in values}
+
+
+def _others(step: Mapping[str, Any], without: str, prefix: str, metrics: Mapping[str, Metric]) -> Values:
+    """The means over all sites but one."""
+    each = [_named(values, prefix, metrics) for site, values in step["per_site"].items() if site != without]
+    found = {name: [v for own in each if (v := own.get(name)) is not None] for name in metrics}
+    return {name: sum(values) / len(values) for name, values in found.items() if values}
 
 
 def _of(step: Mapping[str, Any], site: str) -> Mapping[str, Any]:
