@@ -11,7 +11,7 @@ from federations import finished, kinds, simulated, started, submit, until
 from foedus import jobfile, launch, runs
 from foedus.remote import Run
 from test_kills_network import SEALED, Survived, named
-from toys import JOB
+from toys import JOB, calls, gate
 
 NAMES = ["east", "north", "south"]
 FOUR = [*NAMES, "west"]  # 2 * 4 // 3 + 1 = 3 of them must go to the end
@@ -32,6 +32,19 @@ def test_a_sealed_run_has_the_bits_of_the_simulation_and_of_masks_off(tmp_path: 
     left = {row["digest"] for row in record if row.get("sealed")}
     assert left == {row["digest"] for row in rows if row["site"] == "east"}, "the record has what left the site"
     assert len(rows) == 3 * 4 and {(row["weight"], row["metrics"]) for row in rows} == {("0x0.0p+0", "")}
+
+
+@pytest.mark.processes
+def test_keys_for_a_round_ride_on_the_round_before(tmp_path: Path) -> None:
+    """Everybody's keys are there while a site still trains: they came with the last message of round 1."""
+    with started(tmp_path, NAMES) as (made, sites):
+        gate(sites["east"], 2)  # rounds 0 and 1
+        run = submit(made, privacy="secagg", rounds=3, evaluate=0)
+        found = until(lambda: [row for row in kinds(run, "seal-keys") if row["round"] == 2])
+        assert [row["task"] for row in found] == [0] and calls(sites)["east"] == 2
+        gate(sites["east"], None)
+        digest = finished(run).digest
+    assert digest == simulated(sites, tmp_path / "same", privacy="secagg", rounds=3, evaluate=0)
 
 
 def arrived(run: Run) -> set[str]:

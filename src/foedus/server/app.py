@@ -333,13 +333,15 @@ class App:
     def seals(self, asked: Asked) -> Response:
         """A site's message of a sealed Task; the answer is what comes after it, or {} while others are awaited."""
         body = said.place(asked.json())
-        kind, message = said.sealing(body)
+        (kind, message), ahead = said.sealing(body), said.ahead(body)
         with self.hub.news:
             live, until = self.hub.run(body["run"]), time.monotonic() + SEALING
             task = live.book.tasks.get((body["round"], body["task"]))
             try:
                 sealing = live.sealed(asked.name, task, body["attempt"])
                 sealing.hear(asked.name, kind, message, body.get("figures"))
+                if task is not None and kind == "reveal" and ahead is not None:
+                    live.keys_ahead(task)[asked.name] = (ahead, body.get("figures"))
                 self.hub.told()
                 while (found := sealing.reply(asked.name, kind)) is None and time.monotonic() < until:
                     if not self._wait(asked, until) or not self.hub.at_work(live):

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 MOST_ENVELOPES = 4096
 MOST_TEXT = 2000  # characters of a reason
 Body = dict[str, Any]
+Ahead = dict[str, tuple[bytes, Any]]  # site -> keys for a sealed Task that is not there yet, the layout of its metrics
 
 
 class Delivery:
@@ -63,6 +64,7 @@ class Run:
         self.nudged = False
         self.envelopes: dict[str, Body] = {}
         self.seals: dict[tuple[int, int], Sealing] = {}
+        self.ahead: dict[int, tuple[Any, Ahead]] = {}  # by number: what keys are for, and the keys
         self.strange = dict[tuple[str, str], None]()  # builds of updates that their sites did not describe
 
     def set(self, state: str, why: str = "") -> None:
@@ -202,7 +204,26 @@ class Run:
             facts = {"bundle": self.submission["bundle"]["digest"], "seed": self.submission["seed"]}
             publics = self.context.members.publics()
             self.seals[at] = Sealing(self.id, facts, task, self.scratch, self.journal, publics)
+            self._use_ahead(task, self.seals[at])
         return self.seals[at]
+
+    def keys_ahead(self, task: Open) -> Ahead:
+        """site -> its keys, and the layout of its metrics, for the Task of this number and work in the next round."""
+        named = task.round + 1, task.body["work"], tuple(sorted(task.body["asked"]))
+        if task.number not in self.ahead or self.ahead[task.number][0] != named:
+            self.ahead[task.number] = named, {}
+        return self.ahead[task.number][1]
+
+    def _use_ahead(self, task: Open, sealing: Sealing) -> None:
+        """Takes the keys that rode on the round before, if everybody's are there; a quorum waits for those of now."""
+        roster = tuple(sorted(task.body["asked"]))
+        named, kept = self.ahead.get(task.number, (None, {}))
+        fits = named == (task.round, task.body["work"], roster) and set(kept) == set(roster)
+        if not fits or task.desk.attempt or task.desk.rule.quorum not in (None, len(roster)):
+            return
+        for site, (message, layout) in kept.items():
+            with suppress(FoedusError):  # whoever sent nonsense sends its keys again
+                sealing.hear(site, "advertisement", message, layout)
 
     def sealed(self, site: str, task: Open | None, attempt: int) -> Sealing:
         """The sealing of this attempt at a Task, if this site is asked for it. Raises Out."""

@@ -31,6 +31,14 @@ def sealing(body: Mapping[str, Any]) -> tuple[str, bytes]:
     return kind, unbase64(data)
 
 
+def ahead(body: Mapping[str, Any]) -> bytes | None:
+    """The keys for the next round that come with the last message of a sealed Task, if they do. Raises WireError."""
+    data = body.get("ahead")
+    if data is not None and type(data) is not str:
+        raise WireError("keys for the next round are text")
+    return None if data is None else unbase64(data)
+
+
 def update(body: Mapping[str, Any]) -> Body:
     """The same body, if it names a Task's attempt and the bytes that were uploaded. Raises WireError."""
     if type(body.get("digest")) is not str or not DIGEST.fullmatch(body["digest"]):

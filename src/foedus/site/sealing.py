@@ -92,7 +92,15 @@ class Sealer:
         state, message = masking.reveal(own, given, state, endorsed)
         self._keep(about.at, state, given_layout(found))
         point("agent.after-revealed")
-        self._ask(about.at, "reveal", message, activity)
+        self._ask(about.at, "reveal", message, activity, **self._ahead(about, own, found["figures"]))
+
+    def _ahead(self, about: About, own: masking.Own, figures: Any) -> Json:
+        """New keys for the Task of this number in the next round; where other sites are asked, they are dropped."""
+        at = about.at._replace(round=about.at.round + 1, attempt=0)
+        given = masking.terms(*at, list(about.seal.roster), "", "", about.seal.threshold)  # the rest is not known yet
+        state, message = masking.advertise(own, given, self._after(at, own))
+        self._keep(at, state)
+        return {"ahead": base64.b64encode(message).decode(), "figures": figures}
 
     def settled(self, at: At) -> None:
         """Erases the secrets of a Task that is over here."""
