@@ -259,9 +259,9 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
         {"privacy": "secagg", "algorithm": fedbuff(3)},
         {"algorithm": fedavg()},
     ),
-    ("secagg or he", "a compression (top_k, int8, powersgd, …)"): (
+    ("secagg or he", "a compression to fewer numbers (top_k, random_k, powersgd)"): (
         {"privacy": "secagg", "compress": [clip(1.0), top_k(0.1)]},
-        {"compress": clip(1.0)},
+        {"compress": [clip(1.0), int8()]},
     ),
     ("secagg or he", "power_of_choice"): (
         {"privacy": "secagg", "cohort": power_of_choice(5, 3)},

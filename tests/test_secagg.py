@@ -259,3 +259,15 @@ def test_a_run_says_its_bound_aloud(tmp_path: Path) -> None:
         "privacy: secagg: secure aggregation: the server sees sums of updates, weights and metrics"
     )
     assert said[1].startswith("privacy: secagg: an update's numbers lie within 8 (the default of bound=…)")
+
+
+@pytest.mark.parametrize("compress", [fd.int8(), fd.qsgd(), [fd.clip(1.0), fd.int4()]])
+def test_numbers_that_a_site_rounds_are_summed_under_a_seal(compress: Any) -> None:
+    """To the ring's own rounding what a server makes of the same updates that it reads one by one."""
+    whole, plain, sealed = (
+        job(rounds=1, **more).run(sites=SITES).params
+        for more in ({}, {"compress": compress}, {"compress": compress, "privacy": fd.secagg(wmax=64)})
+    )
+    for name, x in plain.items():
+        np.testing.assert_allclose(sealed[name], x, atol=1e-5)
+    assert any(np.abs(plain[name] - x).max() > 2e-5 for name, x in whole.items()), "nothing was rounded"

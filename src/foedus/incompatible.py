@@ -423,9 +423,9 @@ TABLE = (
     ),
     Row(
         "secagg or he",
-        "a compression (top_k, int8, powersgd, …)",
-        lambda j: _summed(j) and any(link.read for link in j.links),
-        "what is compressed is read update by update: compress with clip alone, masked words take 4 bytes a number",
+        "a compression to fewer numbers (top_k, random_k, powersgd)",
+        lambda j: _summed(j) and any(link.read and "rounding" not in link.traits for link in j.links),
+        "masked words are one a number: round numbers (int8, int4, qsgd), or leave compress out",
     ),
     Row(
         "secagg or he",

@@ -38,6 +38,7 @@ from foedus.privacy.wide import spread
 from foedus.run import Plan
 from foedus.stop import Stop
 from foedus.transforms import chain, transformed
+from foedus.transforms.chain import at_home
 from foedus.work import Bench, Contract
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ class Job(Options):
         found = private(self.algorithm, self.dp_sgd, self.learner, self.rounds) if self.dp_sgd else self.algorithm
         found = self._noised(found)
         found = spread(found) if self.seal and self.exact_sums else found
-        found = transformed(found, chain(*self.links)) if self.links else found
+        links = chain(*self.links)
+        found = transformed(found, at_home(links) if self.seal or self.he else links) if self.links else found
         found = sealed(found, self.seal, self.least, self.quorum) if self.seal else found
         found = encrypted(found, self.he) if self.he else found
         chosen = self.cohort.trains if isinstance(self.cohort, Participation) and self.cohort.by_loss else None

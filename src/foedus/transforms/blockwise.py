@@ -11,7 +11,7 @@ from foedus.core import Transform
 from foedus.errors import JobError
 from foedus.keys import Key
 from foedus.params import DTYPES, Array, Spec
-from foedus.transforms.packing import STEP, Codec, Parts, compression, part, scales, size, zeros
+from foedus.transforms.packing import ROUNDING, STEP, Codec, Parts, compression, part, scales, size, zeros
 
 NIBBLE = 7  # the largest level that has room in half a byte
 
@@ -35,7 +35,7 @@ def _nearest(most: int, block: int) -> Transform:
         step = (np.maximum.reduceat(np.abs(wide), np.arange(0, len(x), block)) / most).astype(scales(leaves))
         return packed(np.rint(wide / spread(np.where(step > 0, step, 1), block, len(x))), step, most)
 
-    return compression(levelled(pack, most, block, 1))
+    return compression(levelled(pack, most, block, 1), (ROUNDING,))
 
 
 def levelled(pack: object, most: int, block: int, whole: int) -> Codec:

@@ -10,7 +10,7 @@ from foedus.core import Transform
 from foedus.errors import JobError
 from foedus.keys import Key
 from foedus.params import DTYPES, Array, Spec
-from foedus.transforms.packing import STEP, Codec, Parts, compression, part, size, zeros
+from foedus.transforms.packing import ROUNDING, STEP, Codec, Parts, compression, part, size, zeros
 
 
 def bf16() -> Transform:
@@ -24,7 +24,7 @@ def fp16() -> Transform:
 
 
 def _cast(dtype: str) -> Transform:
-    return compression(Codec(partial(_parts, dtype), partial(_pack, dtype), _unpack))
+    return compression(Codec(partial(_parts, dtype), partial(_pack, dtype), _unpack), (ROUNDING,))
 
 
 def _parts(dtype: str, leaves: Spec) -> Spec:

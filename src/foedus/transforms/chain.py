@@ -75,6 +75,19 @@ def chain(*links: Transform) -> Transform:
     return Transform(init, encode, decode, public, returns, read if any(packing) else None, traits)
 
 
+def at_home(transform: Transform) -> Transform:
+    """The same, read where it was encoded: what leaves a site are the numbers that a server would have made of it."""
+    read = transform.read
+    if read is None:
+        return transform
+
+    def encode(update: Update, local: Local, public: State, key: Key) -> tuple[Update, Local]:
+        sent, local = transform.encode(update, local, public, key)
+        return sent._replace(params=read(sent.params, update.params.spec)), local
+
+    return transform._replace(encode=encode, returns=lambda spec: spec, read=None)
+
+
 def transformed(algorithm: Algorithm, transform: Transform) -> Algorithm:
     """The same algorithm, every update encoded at its site and every Total decoded before the algorithm sees it.
 

@@ -15,6 +15,7 @@ from foedus.keys import Key
 from foedus.params import DTYPES, HALVES, Array, Leaf, Params, Spec, kind, room
 
 Parts = Mapping[str, Array]
+ROUNDING = "rounding"  # the trait of a compression that keeps every number, behind which a seal may stand
 STEP = 1 << 16  # numbers unpacked at once
 
 

@@ -10,7 +10,7 @@ from foedus.errors import JobError
 from foedus.keys import Key
 from foedus.params import Array, Spec
 from foedus.transforms.blockwise import levelled, packed, spread
-from foedus.transforms.packing import Parts, compression, scales
+from foedus.transforms.packing import ROUNDING, Parts, compression, scales
 
 
 def qsgd(levels: int = 7, bucket: int = 512) -> Transform:
@@ -30,4 +30,4 @@ def qsgd(levels: int = 7, bucket: int = 512) -> Transform:
         up = key.numpy().random(len(x)) < share - low
         return packed(np.sign(wide) * (low + up), norm, levels)
 
-    return compression(levelled(pack, levels, bucket, levels))
+    return compression(levelled(pack, levels, bucket, levels), (ROUNDING,))
