@@ -392,6 +392,7 @@ def test_a_defence_that_does_not_go_with_the_job_is_named() -> None:
 def test_the_usual_defences_are_those_that_go() -> None:
     assert list(defences.chosen(job(), None, 4)) == ["none", "secagg"]
     assert list(defences.chosen(job(), None, 2)) == ["none"]
-    assert list(defences.chosen(job(compress=fd.int8()), None, 4)) == ["job", "none"]
+    assert list(defences.chosen(job(compress=fd.int8()), None, 4)) == ["job", "none", "secagg"]
+    assert list(defences.chosen(job(compress=fd.top_k(0.1)), None, 4)) == ["job", "none"]
     assert list(defences.chosen(job(privacy="secagg"), None, 4)) == ["job", "none"]
     assert list(defences.chosen(job(), {"mine": job(compress=fd.fp16())}, 1)) == ["mine"]
