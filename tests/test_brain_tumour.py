@@ -295,6 +295,7 @@ def compare(example: Any, folder: Path, seed: int, **chosen: str) -> None:
     assert wrong == {} and abs(np.mean(list(off.values()))) < 0.1  # another build: training amplifies the last bit
 
 
+@pytest.mark.long
 @pytest.mark.processes
 def test_a_hospital_alone_gives_the_committed_figures(example: Any, tmp_path: Path) -> None:
     compare(example, tmp_path, 10, models="B")

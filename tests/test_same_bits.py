@@ -56,7 +56,8 @@ def pictures(folder):
 
 
 heart = pytest.param(hearts, 20, marks=pytest.mark.data, id="heart")
-cnn = pytest.param(pictures, 6, marks=pytest.mark.processes, id="cnn")
+cnn = pytest.param(pictures, 3, marks=pytest.mark.processes, id="cnn")
+cnn_whole = pytest.param(pictures, 6, marks=[pytest.mark.processes, pytest.mark.long], id="cnn whole")
 
 
 @contextmanager
@@ -104,7 +105,7 @@ def arrivals(folder):
     return [tuple(sites) for sites in found.values()]
 
 
-@pytest.mark.parametrize(("prepare", "rounds"), [heart, cnn])
+@pytest.mark.parametrize(("prepare", "rounds"), [heart, cnn, cnn_whole])
 def test_every_backend_has_the_same_bits_round_by_round_in_whatever_order_sites_finish(prepare, rounds, tmp_path):
     """Each round has an order of its own. The simulations run beside the federation, whose sites mostly wait."""
     job, sites = prepare(tmp_path)
