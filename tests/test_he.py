@@ -62,6 +62,15 @@ def test_a_run_has_the_bits_of_secure_aggregation_without_masks(algorithm: fd.Al
     assert closed.digest == open_.digest and closed.metrics["loss"] == open_.metrics["loss"]
 
 
+@pytest.mark.parametrize(
+    "noise", [fd.central_dp(1.0, 0.5), fd.dp_sgd(1.0, noise_multiplier=1.0)], ids=["site", "record"]
+)
+def test_noise_goes_together_with_it(noise: Any) -> None:
+    run = partial(fd.Job, fd.fedavg(), LINE, rounds=2)
+    open_ = run(privacy=[noise, fd.secagg(masks=False)]).run(sites=SITES)
+    assert run(privacy=[noise, fd.he()]).run(sites=SITES).digest == open_.digest
+
+
 def test_the_server_gets_ciphertexts_alone_and_no_weight_of_a_site() -> None:
     seen: list[Total] = []
     method = fd.Job(fd.fedavg(), LINE, rounds=1, privacy="he").method

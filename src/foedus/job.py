@@ -171,7 +171,8 @@ class Job(Options):
     @property
     def he(self) -> He | None:
         """How updates are encrypted, if they are."""
-        return next((x for x in self.protections if isinstance(x, He)), None)
+        found = next((x for x in self.protections if isinstance(x, He)), None)
+        return found._replace(wmax=found.wmax or 1.0) if found and self.site_level else found  # all weigh 1 there
 
     @property
     def dp_sgd(self) -> DpSgd | None:
