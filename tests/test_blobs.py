@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -97,6 +98,41 @@ def test_threads_may_put_the_same_blob_at_once(blobs: Blobs) -> None:
         assert set(pool.map(blobs.put, [DATA] * 16)) == {sha(DATA)}
     assert blobs.path(sha(DATA)).read_bytes() == DATA
     assert list((blobs.root / "parts").iterdir()) == []
+
+
+def test_a_connection_that_takes_over_while_the_last_one_is_finished_holds_up_neither(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, taker = blobs.place, threading.Thread(target=lambda: blobs.part("id").discard(), daemon=True)
+
+    def slow(digest: str) -> Path:
+        taker.start()
+        taker.join(0.2)  # it waits for the part that is being finished
+        return place(digest)
+
+    monkeypatch.setattr(blobs, "place", slow)
+    part = blobs.part("id")
+    part.append(DATA)
+    finisher = threading.Thread(target=part.finish, args=(sha(DATA), len(DATA)), daemon=True)
+    finisher.start()
+    for thread in (finisher, taker):
+        thread.join(10)
+        assert not thread.is_alive()
+    assert blobs.path(sha(DATA)).read_bytes() == DATA
+
+
+def test_an_abandoned_upload_is_gone_whether_or_not_somebody_sends_it(blobs: Blobs) -> None:
+    left, sending = blobs.part("left"), blobs.part("sending")
+    left.append(b"abc")
+    left.close()
+    sending.append(b"abc")
+    for id in ("left", "sending", "never begun"):
+        blobs.abandon(id)
+    with pytest.raises(WireError, match="closed, or taken over"):
+        sending.append(b"def")
+    assert list((blobs.root / "parts").iterdir()) == []
+    with blobs.part("left") as part:
+        assert part.offset == 0
 
 
 def test_a_source_that_fails_leaves_nothing_behind(blobs: Blobs) -> None:

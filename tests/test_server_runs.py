@@ -1,5 +1,6 @@
 """Runs at a real server that starts again, finds damage, is told to stop, or waits for sites that do not come."""
 
+import hashlib
 import sqlite3
 import threading
 import time
@@ -10,7 +11,9 @@ import pytest
 from foedus.errors import FoedusError
 from foedus.params import Params, digest
 from foedus.server import conductor
-from server_rig import Rig, Scripted, packed
+from foedus.store.blobs import Blobs
+from foedus.wire.link import Stopped
+from server_rig import Rig, Scripted, packed, sums, task_id
 
 pytestmark = pytest.mark.processes
 
@@ -96,6 +99,68 @@ def test_equal_updates_of_one_site_in_two_runs_are_deleted_when_both_are_settled
     rig.until(lambda: rig.hub.runs[second].over)
     assert {rig.hub.runs[run].state for run in (first, second)} == {"finished"}
     rig.until(lambda: not [path for path in (rig.place.folder / "updates").rglob("*") if path.is_file()])
+
+
+def cut(site, order):
+    """Sends the first bytes of an update, and hangs up."""
+    data, file = packed(w=np.zeros(10**6, np.float32)), site.rig.home / "cut.update"
+    file.write_bytes(data)
+
+    def told(_):
+        raise Stopped("the owner's machine went to sleep")
+
+    with pytest.raises(Stopped):
+        site.link.upload(upload_of(order), file, 0, sha256(data), told)
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def upload_of(order):
+    return f"/v1/uploads/{task_id(order)}"
+
+
+def sent(rig, site="south"):
+    """The names of the files that hold what the site sent."""
+    return [path.name for path in (rig.place.folder / "updates" / site).rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("came", ["a part of it", "all of it, unannounced"])
+def test_what_came_of_an_update_goes_when_its_round_is_settled_without_it(rig, came):
+    north, south = Scripted(rig, "north"), Scripted(rig, "south")
+    run = rig.submit(JOB.replace("evaluate=0", "evaluate=0, quorum=1"))
+    north.ready(run)
+    south.ready(run)
+    order = south.task(run)
+    if came == "a part of it":
+        cut(south, order)
+    else:
+        south.upload(order, ONES)
+    rig.until(lambda: sent(rig))
+    assert north.send(north.task(run), ONES)["status"] == "accepted"
+    north.task(run)  # of the second round
+    rig.until(lambda: not sent(rig))
+    assert not rig.hub.runs[run].over
+
+
+def test_a_part_of_an_update_outlives_the_server_while_somebody_waits_for_it(rig):
+    south, run = Scripted(rig, "south"), rig.submit(JOB)
+    south.ready(run)
+    order = south.task(run)
+    cut(south, order)
+    rig.until(lambda: sent(rig))
+    with rig.hub.updates("south").part(f"{run}/7/0/0") as part:  # a Task that is none
+        part.append(b"an update")
+    assert len(sent(rig)) == 2
+    rig.restart()
+    assert len(sent(rig)) == 1
+    again = Scripted.again(south)
+    offset = again.link.call("GET", upload_of(order))["offset"]
+    assert offset > 0
+    file = rig.home / "cut.update"
+    assert again.link.upload(upload_of(order), file, offset, sha256(file.read_bytes())).status == 200
+    assert sent(rig) == [sha256(file.read_bytes())]
 
 
 @pytest.mark.parametrize("harm", [CHANGED, REMOVED], ids=["changed", "removed"])
@@ -187,3 +252,24 @@ def test_a_site_that_is_there_is_waited_for_until_it_has_answered(rig, monkeypat
     south.ready(run)
     polled.join()  # there is a Task
     assert rig.rows(run, "roster")[0]["sites"] == ["north", "south"]
+
+
+def test_metrics_that_another_rounds_end_has_just_deleted_are_stored_again(rig, monkeypatch):
+    """Equal metrics are one file, and the last round's may go while this round's come."""
+    north, put, first = Scripted(rig, "north"), Blobs.put, []
+    run = rig.submit(JOB.replace("rounds=2, evaluate=0", "rounds=1, evaluate=1"))
+    north.ready(run)
+
+    def raced(self, data):
+        found = put(self, data)
+        if not first:
+            self.delete(found)
+        first.append(found)
+        return found
+
+    monkeypatch.setattr(Blobs, "put", raced)
+    assert north.send(north.task(run), ONES)["status"] == "accepted"
+    loss = {"loss": sums("float64", 1.0, 1.0, 1.0)}
+    assert north.send(north.task(run), packed(), metrics=loss)["status"] == "accepted"
+    rig.until(lambda: rig.hub.runs[run].over)
+    assert rig.hub.runs[run].state == "finished" and len(first) == 2

@@ -20,7 +20,7 @@ from foedus.server import said
 from foedus.server.federation import Hub
 from foedus.server.run import Delivery
 from foedus.server.sealing import Out
-from foedus.server.tasks import read_task_id
+from foedus.server.tasks import read_task_id, task_id
 from foedus.store.blobs import Part
 from foedus.wire.freshness import Life, UnknownNonce
 from foedus.wire.http_connection import TooLarge, Truncated
@@ -229,7 +229,8 @@ class App:
 
     def offset(self, asked: Asked) -> Response:
         self.hub.run(asked.parts[0])
-        with self.hub.updates(asked.name).part("/".join(asked.parts)) as part:
+        run, *at = asked.parts
+        with self.hub.updates(asked.name).part(task_id(run, *map(int, at))) as part:
             found = part.offset
             if not found:
                 part.discard()  # who only asks leaves no file behind, which nobody would delete
@@ -239,27 +240,30 @@ class App:
         """The rest of an update; digest (of all of it) and length were signed before the first byte is taken."""
         request, claim = asked.request, asked.claim
         begin, total = _range(request)
-        run, round, number, attempt = asked.parts[0], *map(int, asked.parts[1:])
+        round, number, attempt = map(int, asked.parts[1:])
+        at = asked.name, round, number, attempt
         with self.hub.news:
-            live = self.hub.run(run)
+            live = self.hub.run(asked.parts[0])
             known = live.journal.find("accepted", round, number, asked.name, attempt)
-            if known is None:
-                task = live.book.tasks.get((round, number))
-                if live.over or task is None or not task.wants(asked.name, attempt):
-                    return answer({"status": "dropped"}, 410)
+            name = live.upload(*at, claim.digest)
+            if known is None and not name:
+                return answer({"status": "dropped"}, 410)
         blobs = self.hub.updates(asked.name)
         if known is not None or blobs.has(claim.digest):
             return answer({"offset": total})
         blobs.require(total - begin)
-        with blobs.part("/".join(asked.parts)) as part:
-            if part.offset != begin:
-                return answer({"offset": part.offset, "error": "go on from this offset"}, 409)
-            _pour(request, part)
-            part.finish(claim.digest, total)
-        if not self._known(asked.name, {"run": run, "round": round, "task": number, "attempt": attempt}):
-            return answer({"offset": total})
-        self.hub.forget(asked.name, [claim.digest])  # nobody waits for it any more: it was settled on its way
-        return answer({"status": "dropped"}, 410)
+        try:
+            with blobs.part(name) as part:
+                if part.offset != begin:
+                    return answer({"offset": part.offset, "error": "go on from this offset"}, 409)
+                _pour(request, part)
+                part.finish(claim.digest, total)
+        finally:  # where the sender left, too: nobody may wait for it any more
+            with self.hub.news:
+                wanted = live.wants(*at)
+            if not wanted:
+                live.drop(*at, claim.digest)
+        return answer({"offset": total} if wanted else {"status": "dropped"}, 200 if wanted else 410)
 
     def update(self, asked: Asked) -> Response:
         envelope = asked.json()["envelope"]
@@ -270,6 +274,8 @@ class App:
             return answer({"status": "send", "why": "its bytes are not here: upload them first"}, 409)
         stored = blobs.put(metrics) if metrics else ""
         with self.hub.news:
+            if stored and not blobs.has(stored):  # equal ones of a settled round were deleted meanwhile
+                blobs.put(metrics)
             live = self.hub.run(body["run"])
             found = live.deliver(asked.name, body, stored)
             if isinstance(found, Delivery):

@@ -469,6 +469,7 @@ class Conductor:
             done = self.run.book.done(round)
         for accepted in done:
             self.run.context.forget(accepted.origin.site, (accepted.digest, accepted.metrics))
+        self.run.clear()
         for path in [path for kind in KEPT for path in self.run.scratch.glob(f"{kind}-*")]:
             r, number = map(int, path.stem.split("-")[1:3])
             task = self.run.book.tasks.get((r, number))

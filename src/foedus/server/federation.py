@@ -90,7 +90,8 @@ class Hub:
         for place in (self.place.folder / "updates").glob("*/"):
             with self.news:
                 needed = {digest for live in self.runs.values() for digest in live.needs(place.name)}
-            self.updates(place.name).sweep(needed)
+                parts = {part for live in self.runs.values() for part in live.parts(place.name)}
+            self.updates(place.name).sweep(needed, parts)
 
     def _open(self, run: str) -> Run:
         """The run as its journal has it. Raises JournalError or another FoedusError for one that cannot be read."""
@@ -141,6 +142,7 @@ class Hub:
     def _served(self, conductor: Conductor) -> None:
         conductor.serve()
         live = conductor.run
+        live.clear()
         if live.state in ("failed", "stopped"):
             self.store.put("stopped", live.id, {"state": live.state, "why": live.why})
 

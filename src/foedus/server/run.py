@@ -64,6 +64,7 @@ class Run:
         self.nudged = False
         self.envelopes: dict[str, Body] = {}
         self.seals: dict[tuple[int, int], Sealing] = {}
+        self.uploads = dict[tuple[str, int, int, int], str]()  # (site, round, number, attempt) -> digest, once begun
         self.ahead: dict[int, tuple[Any, Ahead]] = {}  # by number: what keys are for, and the keys
         self.strange = dict[tuple[str, str], None]()  # builds of updates that their sites did not describe
 
@@ -178,6 +179,36 @@ class Run:
             self.envelopes[cached] = sign_envelope(self.context.key, "foedus/task/1", plain)
         return self.envelopes[cached]
 
+    def upload(self, site: str, round: int, number: int, attempt: int, digest: str) -> str:
+        """The name of a part for an update of this digest, or "" if nobody waits for it."""
+        if not self.wants(site, round, number, attempt):
+            return ""
+        self.uploads[site, round, number, attempt] = digest
+        return task_id(self.id, round, number, attempt)
+
+    def wants(self, site: str, round: int, number: int, attempt: int) -> bool:
+        """Whether this update of a site would still be taken."""
+        task = self.book.tasks.get((round, number))
+        return not self.over and task is not None and task.wants(site, attempt)
+
+    def clear(self) -> None:
+        """Deletes what came, in whole or in part, of updates for which nobody waits any more; `news` is not held."""
+        with self.context.news:
+            left = {at: self.uploads.pop(at) for at in list(self.uploads) if not self.wants(*at)}
+        for at, digest in left.items():
+            self.drop(*at, digest)
+
+    def drop(self, site: str, round: int, number: int, attempt: int, digest: str) -> None:
+        """Deletes what came of one update; `news` is not held, for a large part may be on its way to the disk."""
+        self.context.updates(site).abandon(task_id(self.id, round, number, attempt))
+        if self.journal.find("accepted", round, number, site, attempt) is None:
+            self.context.forget(site, (digest,))
+
+    def parts(self, site: str) -> frozenset[str]:
+        """The names of parts of updates that would still be taken from a site."""
+        tasks = [] if self.over else self.book.open_tasks()
+        return frozenset(task_id(self.id, t.round, t.number, t.attempts[site]) for t in tasks if t.wants(site))
+
     def deliver(self, site: str, body: Mapping[str, Any], metrics: str) -> Delivery | Body:
         """The receipt, or a Delivery whose receipt will come."""
         at = body["round"], body["task"]
@@ -186,8 +217,7 @@ class Run:
         refused = self.journal.find("refused", *at, site, body["attempt"])
         if refused:
             return {"status": "refused", "why": refused["why"]}
-        task = self.book.tasks.get(at)
-        if self.over or task is None or not task.wants(site, body["attempt"]):
+        if not self.wants(site, *at, body["attempt"]):
             return {"status": "dropped", "why": "nobody waits for it any more"}
         waiting = [d for d in self.inbox if (d.site, d.body["round"], d.body["task"]) == (site, *at)]
         if waiting:

@@ -125,7 +125,7 @@ class Blobs:
         self.root, self.durable = Path(root), durable
         self._parts = self.root / "parts"
         self._open: WeakValueDictionary[str, Part] = WeakValueDictionary()
-        self._lock = threading.Lock()
+        self._lock, self._making = threading.Lock(), threading.Lock()  # who finishes a part holds it, and makes folders
         make_folder(self._parts, durable)
 
     def put(self, data: Buffer | Iterable[Buffer]) -> str:
@@ -150,6 +150,14 @@ class Blobs:
         part.resume()
         return part
 
+    def abandon(self, id: str) -> None:
+        """Deletes what has come of the upload of this id, if anything has; a connection to it is cut off."""
+        path = self._part(id)
+        with self._lock:
+            if (part := self._open.get(path.name)) is not None:
+                part.close()
+            path.unlink(missing_ok=True)
+
     def path(self, digest: str) -> Path:
         """Where the blob is, or would be; WireError if this is no digest."""
         if not DIGEST.fullmatch(digest):
@@ -159,7 +167,7 @@ class Blobs:
     def place(self, digest: str) -> Path:
         """The blob's path, its folder made; no thread uses a new folder before it is on disk."""
         path = self.path(digest)
-        with self._lock:
+        with self._making:
             make_folder(path.parent, self.durable)
         return path
 
