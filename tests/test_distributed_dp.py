@@ -92,7 +92,7 @@ def test_what_leaves_is_whole_steps_and_the_ring_has_the_same_ones() -> None:
     found = grid(how, 1.0, 10, 7)
     assert found.step == 2.0**-11 and found.sigma == 512.0  # a share of 0.25: 512 steps at least
     assert task.aggregator.bind(10).ring[0].step(10) == found.step
-    _, update = made.bench(0).perform(ordered(task, "s3", 0, 0), None, SITES["s3"])
+    _, update = made.bench(0).perform(*ordered(task, ["s3"], 0, 0), None, SITES["s3"])
     whole = update.params["w"].astype(np.float64) / found.step
     assert (whole == np.rint(whole)).all() and update.weight == 1.0
     assert set(update.metrics) == {"train_epsilon"}
@@ -183,6 +183,6 @@ def test_it_is_under_a_seal_or_not_at_all() -> None:
         made.replace(privacy=fd.distributed_dp(1.0, 1.0))
     bench = made.bench(0)
     task = next(made.method.round(made.method.init(made.first(0)), RoundContext(0, 0, list(SITES), list(SITES))))
-    bare = ordered(task._replace(seal=None), "s1", 0, 0)
+    (bare,) = ordered(task._replace(seal=None), ["s1"], 0, 0)
     with pytest.raises(FoedusError, match="has no seal"):
         bench.perform(bare, None, SITES["s1"])

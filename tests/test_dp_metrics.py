@@ -43,7 +43,7 @@ def sums(made: fd.Job, seed: int = 0) -> Any:
 
     bench = made.bench(seed)
     task = Task(EVALUATE, made.first(seed), list(SITES), returns=())
-    return bench.perform(ordered(task, "s0", 0, 1), None, SITES["s0"])[1]
+    return bench.perform(*ordered(task, ["s0"], 0, 1), None, SITES["s0"])[1]
 
 
 def test_counts_have_the_noise_of_one_example_and_everything_else_stays() -> None:

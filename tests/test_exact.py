@@ -372,3 +372,80 @@ def test_threads_that_fold_at_the_same_time_do_not_disturb_each_other() -> None:
     with ThreadPoolExecutor(4) as pool:
         got = [total.tobytes() for total in pool.map(mean_of, [pairs] * 8)]
     assert got == [mean_of(pairs).tobytes()] * 8
+
+
+# rows at once
+
+
+WEIGHTS_OF_ROWS = st.one_of(
+    st.integers(1, 40).map(float), st.sampled_from([0.1 * 2**4 // 1, 2.0**-64, 0.75, 2.0**40, 3.0])
+)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> tuple[Array, list[float]]:
+    """Rows of float32 of all sizes: close together, far apart, one next to another's half bit, and zeros."""
+    count, size = draw(st.integers(1, 9)), draw(st.sampled_from([1, 3, 40]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    near, far = draw(st.integers(-140, 120)), draw(st.sampled_from([1, 20, 45, 160]))
+    x = np.ldexp(rng.normal(size=(count, size)), np.clip(near - rng.integers(0, far, (count, size)), -148, 126))
+    x[rng.random(x.shape) < draw(st.sampled_from([0.0, 0.5, 0.99]))] = 0
+    return x.astype(np.float32), draw(st.lists(WEIGHTS_OF_ROWS, min_size=count, max_size=count))
+
+
+@pytest.mark.properties
+@settings(max_examples=300, deadline=None)
+@given(drawn=st.lists(rows(), min_size=1, max_size=3))
+def test_rows_at_once_are_the_sum_of_rows(drawn: list[tuple[Array, list[float]]]) -> None:
+    drawn = [(x, weights) for x, weights in drawn if x.shape[1] == drawn[0][0].shape[1]]
+    pairs = [(row, w) for x, weights in drawn for row, w in zip(x, weights, strict=True)]
+    bins = exact.empty(drawn[0][0].shape[1], F32)
+    for x, weights in drawn:
+        exact.fold_rows(bins, x, weights)
+    whole = divisor(pairs)
+    assert exact.total(bins, whole).tobytes() == mean_of(pairs).tobytes()
+    want = reference.mean([x for x, _ in pairs], [w for _, w in pairs])
+    assert reference.ulps(exact.total(bins, whole), want) <= 0.5000001
+
+
+@pytest.mark.parametrize("size", [1, 5000, BLOCK, BLOCK + 1])
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+def test_rows_of_any_dtype_and_size_are_the_sum_of_rows(size: int, dtype: Any) -> None:
+    rng = np.random.default_rng(size)
+    x, weights = rng.normal(size=(20, size)).astype(dtype), [float(w) for w in rng.integers(1, 9, 20)]
+    bins = exact.empty(size, dtype)
+    exact.fold_rows(bins, x, weights)
+    pairs = list(zip(x, weights, strict=True))
+    assert exact.total(bins, divisor(pairs)).tobytes() == mean_of(pairs).tobytes()
+
+
+def test_small_numbers_of_several_rows_in_one_place_all_count() -> None:
+    x = np.ones((16, 8), F32)
+    x[:, 0] = 0
+    x[[2, 5, 11], 0] = f32(2.0**-100, 3 * 2.0**-100, 2.0**-140)
+    bins = exact.empty(8, F32)
+    exact.fold_rows(bins, x, [2.0] * 16)
+    assert exact.total(bins).tolist() == [8 * 2.0**-100, *[32.0] * 7]  # of 2**-139 more, float32 has no bits
+    exact.fold(bins, f32(-8 * 2.0**-100, *[0] * 7), 1.0)
+    assert exact.total(bins)[0] == 2.0**-139
+
+
+def test_so_many_rows_that_a_level_is_full_are_the_sum_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levels, "FULL", 1 << 53)
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(300, 7)).astype(F32), [1.0] * 300
+    bins = exact.empty(7, F32)
+    for a in range(0, 300, 3):
+        exact.fold_rows(bins, x[a : a + 3], weights[a : a + 3])
+    assert exact.total(bins, 300).tobytes() == mean_of(list(zip(x, weights, strict=True))).tobytes()
+
+
+def test_a_row_that_cannot_be_added_leaves_all_out() -> None:
+    bins = exact.empty(2, F32)
+    for odd in (np.nan, np.inf):
+        with pytest.raises(NotFinite):
+            exact.fold_rows(bins, f32(1, 2, odd, 4).reshape(2, 2), [1.0, 2.0])
+    with pytest.raises(FoedusError, match="cannot add"):
+        exact.fold_rows(bins, f32(1, 2, 3).reshape(1, 3), [1.0])
+    exact.fold_rows(bins, f32(1, 2, 3, 4).reshape(2, 2), [1.0, 2.0])
+    assert exact.total(bins).tolist() == [7.0, 10.0]

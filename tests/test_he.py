@@ -92,7 +92,7 @@ def test_the_server_gets_ciphertexts_alone_and_no_weight_of_a_site() -> None:
             task = steps.send(answer)
         except StopIteration:
             break
-        orders = [ordered(task, site, 0, number) for site in task.sites]
+        orders = ordered(task, task.sites, 0, number)
         done = [perform(bench, order, None, SITES) for order in orders]
         folding = Folding(task.aggregator or mean(), task.returns, len(orders))
         for order, found in zip(orders, done, strict=True):

@@ -100,7 +100,7 @@ class Played:
             for site in task.sites:
                 status = "lost"
                 if not gone(note, site):
-                    order = ordered(task, site, self.round, 0)
+                    (order,) = ordered(task, [site], self.round, 0)
                     local, update = self.bench.perform(order, self.locals.get((task.work, site)), self.sites[site])
                     if isinstance(update, Update):
                         self.locals[task.work, site] = local

@@ -130,6 +130,7 @@ class Sum(NamedTuple):  # an aggregator that adds up, in any order, slice by sli
     ring: Any = None  # None: never sealed
     least: int = 1  # updates that it needs
     opened: Opened | None = None  # None: updates are folded as they were returned
+    rows: Callable[[Any, Slice, Sequence[float]], Any] | None = None  # `fold` of (updates, numbers) and their weights
 
 
 class Pass(NamedTuple):  # once over all trainable columns, a chunk (sites x columns) at a time

@@ -60,20 +60,26 @@ def examples(totals: Iterable[Total]) -> float:
 
 def values(sums: Mapping[str, Any], metrics: Iterable[Metric]) -> dict[str, float | None]:
     """name -> value under plain and prefixed names; None where it is undefined. What training reports are averages."""
-    averages = {name: x for name, x in sums.items() if name.startswith("train_") and np.shape(x) == (3,)}
-    rest = {name: x for name, x in sums.items() if name not in averages} if len(averages) < len(sums) else {}
-    found = measures.values(rest, metrics) if rest else {}
-    found |= {name: float(x[0] / x[1]) if x[1] else math.nan for name, x in averages.items()}
+    averages, rest = dict[str, float](), dict[str, Any]()
+    for name, x in sums.items():
+        if name.startswith("train_") and np.shape(x) == (3,):
+            total, count, _ = np.asarray(x, np.float64).tolist()
+            averages[name] = total / count if count else math.nan
+        else:
+            rest[name] = x
+    found = measures.values(rest, metrics) | averages if rest else averages
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def worst(per_site: PerSite, metrics: Iterable[Metric]) -> dict[str, str]:
     """name -> the site with the worst value, the first of several; undefined values are no values."""
     signs = SPENT | {m.name: -1 if m.better == "min" else 1 for m in metrics}
-    found = dict[str, tuple[float, str]]()
+    found, known = dict[str, tuple[float, str]](), dict[str, int]()
     for site, row in sorted(per_site.items()):
         for name, value in row.items():
-            sign = signs.get(name) or signs.get(measures.plain(name))
+            if name not in known:
+                known[name] = signs.get(name) or signs.get(measures.plain(name)) or 0
+            sign = known[name]
             if value is not None and sign and (name not in found or sign * value < found[name][0]):
                 found[name] = sign * value, site
     return {name: site for name, (_, site) in found.items()}

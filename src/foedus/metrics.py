@@ -20,6 +20,7 @@ Interval = tuple[float, float]
 Reads = Literal["logits", "probabilities"]
 PREFIXES = ("personal_test_", "personal_", "test_", "train_")  # of names under which the same metric is kept apart
 BINS, CALIBRATED = 4096, 15
+FLOAT = np.dtype(np.float64)
 Z = 1.959963984540054  # the normal quantile of 97.5 %
 
 
@@ -98,18 +99,13 @@ def add(many: Iterable[Mapping[str, Any]]) -> dict[str, Array]:
 
     Whole numbers add as int64, others as float64, correctly rounded. Raises FoedusError for shapes that differ.
     """
-    rows = [{name: _accepted(name, x) for name, x in row.items()} for row in many]
-    names = sorted({name for row in rows for name in row})
-    return {name: _added(name, [row[name] for row in rows if name in row]) for name in names}
+    return {name: _added(name, arrays) for name, arrays in sorted(_by_name(many).items())}
 
 
 def pooled(many: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
     """As `add`, but without the names whose arrays have other shapes at other sites: these have no sum."""
-    shapes: dict[str, set[tuple[int, ...]]] = {}
-    for row in many:
-        for name, x in row.items():
-            shapes.setdefault(name, set()).add(np.shape(x))
-    return add({name: x for name, x in row.items() if len(shapes[name]) == 1} for row in many)
+    shaped = ((name, xs) for name, xs in sorted(_by_name(many).items()) if len({x.shape for x in xs}) == 1)
+    return {name: _added(name, arrays) for name, arrays in shaped}
 
 
 def values(sums: Mapping[str, Any], metrics: Iterable[str | Metric]) -> dict[str, float]:
@@ -157,6 +153,19 @@ def _like(shape: tuple[int, ...], pattern: tuple[int | None, ...]) -> bool:
     return len(shape) == len(pattern) and all(n in (None, k) for n, k in zip(pattern, shape, strict=True))
 
 
+def _by_name(many: Iterable[Mapping[str, Any]]) -> dict[str, list[Array]]:
+    """name -> its arrays, in the order of the mappings."""
+    found = dict[str, list[Array]]()
+    for row in many:
+        for name, x in row.items():
+            array = x if getattr(x, "dtype", None) is FLOAT and isinstance(x, np.ndarray) else _accepted(name, x)
+            if name in found:
+                found[name].append(array)
+            else:
+                found[name] = [array]
+    return found
+
+
 def _accepted(name: str, value: Any) -> Array:
     x = np.asarray(value)
     if x.dtype.kind not in "biuf" or x.dtype == np.uint64:
@@ -170,7 +179,7 @@ def _added(name: str, arrays: Sequence[Array]) -> Array:
         raise FoedusError(f"metric {name!r} has shape {shapes[0]} here, {shapes[1]} there: sums have one fixed shape")
     if all(x.dtype == np.int64 for x in arrays):
         return _added_whole(name, arrays)
-    columns = np.stack(arrays).astype(np.float64).reshape(len(arrays), -1).T.tolist()
+    columns = np.array(arrays, np.float64).reshape(len(arrays), -1).T.tolist()
     return np.array([_rounded_once(column) for column in columns]).reshape(shapes[0])
 
 

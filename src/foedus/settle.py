@@ -70,7 +70,7 @@ class Desk:
     def outcomes(self) -> list[Outcome]:
         """One per asked site, in the order asked, then those from earlier rounds; who came too late was dropped."""
         counted = {origin.site: outcome for origin, outcome in self.arrived[: self.rule.quorum]}
-        late = {site: Outcome(site, "dropped", "not needed any more") for site in self.asked}
+        late = {site: Outcome(site, "dropped", "not needed any more") for site in self.asked if site not in counted}
         for site, outcome in self.settled.items():
             if outcome.status != "counted":
                 late[site] = outcome

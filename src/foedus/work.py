@@ -6,7 +6,7 @@ from __future__ import annotations
 import sysconfig
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from foedus.errors import FoedusError, JobError, Refused, Relayed, SiteError
 from foedus.keys import Key, key
 from foedus.metrics import plain
 from foedus.params import Params, Spec
+from foedus.rows import Apart
 
 FOREIGN = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen")  # code that is not the user's
 MOST_SPLITS = 1024
@@ -38,10 +39,10 @@ class Order(NamedTuple):
     seal: tuple[int, int] | None = None  # as a SiteContext's
 
 
-def ordered(task: Task, site: str, round: int, number: int) -> Order:
-    """What this site is asked for in a Task, which is the `number`th of its round."""
+def ordered(task: Task, sites: Iterable[str], round: int, number: int) -> list[Order]:
+    """What these sites are asked for in a Task, which is the `number`th of its round."""
     seal = None if task.seal is None else (len(task.sites), int(task.seal.threshold))
-    return Order(task.work, task.letter(site), site, round, number, task.returns, seal)
+    return [Order(task.work, task.letter(site), site, round, number, task.returns, seal) for site in sites]
 
 
 class Among(NamedTuple):
@@ -134,6 +135,12 @@ class Bench:
             why = f"it returned {type(update).__name__}"
             raise Refused(order.site, order.work, why, "return fd.Update or fd.Decline")
         return local, update
+
+    def check_rows(self, update: Update, order: Order) -> None:
+        """Raises Apart for an update of many sites that has to be looked at site by site."""
+        fits = update.params.spec == (order.payload.spec if order.returns is None else order.returns)
+        if not fits or not all(name.startswith("train_") for name in update.metrics):
+            raise Apart
 
     def _declared(self, update: Update, order: Order) -> None:
         """Raises Refused for sums that the Job does not declare; an analysis, without a learner, has its own."""

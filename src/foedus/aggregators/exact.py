@@ -4,7 +4,7 @@ Flat numpy arrays and weights may come in; nothing here knows of sites, updates 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
@@ -12,10 +12,23 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
-from foedus.aggregators.levels import BLOCK, F64, Floats, Levels, divide, join, peak, scratch, spread
+from foedus.aggregators.levels import (
+    BLOCK,
+    F64,
+    MOST_WEIGHT,
+    WIDE,
+    Floats,
+    Levels,
+    divide,
+    join,
+    peak,
+    scratch,
+    spread,
+    spread_rows,
+)
 from foedus.errors import FoedusError
 
-__all__ = ["BLOCK", "Bins", "NotFinite", "check", "clear", "empty", "fold", "merge", "total"]
+__all__ = ["BLOCK", "Bins", "NotFinite", "check", "clear", "empty", "fold", "fold_rows", "merge", "total"]
 
 LIMIT: Final = 2.0**700  # a product must be smaller
 UNIT: Final = 176  # products are held times 2**UNIT, so that the last bit of the least one is far from underflow
@@ -69,6 +82,46 @@ def fold(bins: Bins, x: Floats, weight: float) -> None:
         if top:
             for product, bound in _products(x[i * BLOCK : (i + 1) * BLOCK], top, weight, clear):
                 spread(levels, product, bound)
+
+
+def fold_rows(bins: Bins, x: Floats, weights: Sequence[float]) -> None:
+    """As `fold` for each row of `x` (rows, size); quicker where several rows of float32 fit a block.
+
+    Raises NotFinite before any write when `fold` would for a row.
+    """
+    for weight in set(weights):
+        _bits_to_clear(weight)
+    wide = 0 < bins.size <= BLOCK and x.dtype == bins.dtype == np.float32
+    count = WIDE // bins.size if wide else 1
+    parts = [(x[a : a + count], np.array(weights[a : a + count])) for a in range(0, len(x), count)]
+    tops = [_peak(bins, part, scales) for part, scales in parts]
+    last = _last_bit(weights)
+    for (part, scales), top in zip(parts, tops, strict=True):
+        if wide and top and math.ldexp(float(scales.sum()), -last) <= 1 << MOST_WEIGHT:
+            rows = scratch.product[: part.size].reshape(part.shape)
+            np.copyto(rows, part)
+            spread_rows(bins.blocks[0], rows, np.ldexp(scales, UNIT), top, last + UNIT)
+        elif top:
+            for row, weight in zip(part, scales.tolist(), strict=True):
+                fold(bins, row, weight)
+
+
+def _peak(bins: Bins, part: Floats, weights: F64) -> float:
+    """The largest magnitude in rows of one size that lie side by side. Raises NotFinite as `fold` would."""
+    if part.shape[1:] != (bins.size,) or not part.flags.c_contiguous or part.dtype == np.float64:
+        return max(max(_peaks(bins, row, weight), default=0.0) for row, weight in zip(part, weights, strict=True))
+    top = peak(part.reshape(-1)) if part.size else 0.0
+    if not top < LIMIT / weights.max():
+        for row, weight in zip(part, weights, strict=True):
+            _peaks(bins, row, weight)
+    return top
+
+
+def _last_bit(weights: Sequence[float]) -> int:
+    """The exponent of a power of two that all weights are multiples of."""
+    fractions = [math.frexp(weight) for weight in set(weights)]
+    wholes = [(int(math.ldexp(fraction, 53)), exponent - 53) for fraction, exponent in fractions]
+    return min(exponent + (whole & -whole).bit_length() - 1 for whole, exponent in wholes)
 
 
 def clear(bins: Bins) -> Bins:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,9 +17,11 @@ from foedus.aggregators.gathering import COLUMNS, gathered, shares
 from foedus.core import Gather, Origin, Outcome, Slice, Sum, Total, Update
 from foedus.errors import FoedusError, Refused
 from foedus.params import DTYPES, Array, Params, Spec, kind, wide
+from foedus.rows import Rows, listed
 
 MOST_UPDATES = 1 << 22
 MOST_WHOLE = (1 << 63) // MOST_UPDATES  # of a whole number among metrics, so that the sum of all has 64 bits
+ROWS = 64  # that are added at once
 UNIT = 160  # weights are whole multiples of 2**-160
 FAR = 2.0**500  # squares of differences of numbers up to here can be added up in float64
 CHECKING = "checking its update"
@@ -64,6 +66,13 @@ def _check_sums(sums: Any, site: str) -> None:
     odd = [name for name, x in sums.items() if not _summable(x)] if isinstance(sums, Mapping) else [type(sums).__name__]
     if odd:
         raise Refused(site, CHECKING, f"metric {odd[0]!r} is no sum", "return a mapping of name to a float or an array")
+
+
+def _fine(x: Array) -> Array:
+    """Which sites' averages, (sites, 3), are numbers."""
+    if x.dtype != np.float64 or x.ndim != 2 or x.shape[1] != 3:
+        return np.zeros(len(x), bool)
+    return np.asarray(np.isfinite(x).all(1))
 
 
 def _summable(x: Any) -> bool:
@@ -153,7 +162,61 @@ class Folding:
         for g, x in flats.items():
             if g not in part:
                 self.most[g] = np.maximum(self.most[g], x) if g in self.most else x.copy()
-        self.sums.append(update.metrics)
+        self._count(update.metrics, weight)
+
+    @property
+    def adds(self) -> bool:
+        """Whether `add_rows` may be called."""
+        return isinstance(self.aggregator, Sum) and self.aggregator.opened is None
+
+    def add_rows(self, update: Update, origins: Sequence[Origin]) -> list[Outcome | None]:
+        """Counts an update of many sites, see foedus.rows; None for a site whose update `add` would refuse."""
+        count, rows = len(origins), cast(Rows, update.params)
+        weights = [float(x) if _good(x) else 0.0 for x in listed(update.weight, count)]
+        sums = {name: np.asarray(listed(x, count)) for name, x in update.metrics.items()}
+        fit = np.array(weights) > 0
+        for x in sums.values():
+            fit &= _fine(x)
+        found: list[Outcome | None] = [None] * count
+        site = sorted(range(count), key=rows.at.__getitem__)  # of each row
+        for a in range(0, count, ROWS):
+            here = [i for i in site[a : a + ROWS] if fit[i]]
+            at = slice(a, a + ROWS) if len(here) == len(site[a : a + ROWS]) else [rows.at[i] for i in here]
+            part = {g: np.broadcast_to(x, (len(here), x.size)) if x.ndim == 1 else x[at] for g, x in rows.each.items()}
+            ones = [Update(update.params, weights[i], {name: x[i] for name, x in sums.items()}) for i in here]
+            weighed = [self.weigh(one, origins[i]) for one, i in zip(ones, here, strict=True)]
+            for i, one, weight, good in zip(here, ones, weighed, self._take_rows(part, weighed), strict=True):
+                if good:
+                    self._count(one.metrics, weight)
+                    found[i] = Outcome(origins[i].site, "counted", "", one.weight, one.metrics)
+        return found
+
+    def _take_rows(self, part: Slice, weights: Sequence[float]) -> Sequence[bool]:
+        """Adds rows, and says which; those that cannot be added leave no trace."""
+        floats, rule = {g: part[g] for g in self.floats}, self.aggregator
+        assert isinstance(rule, Sum)
+        good = [bool(weights)] * len(weights)
+        if rule.rows is not None and floats:
+            try:
+                self.acc = rule.rows(self.acc, floats, weights)
+            except (exact.NotFinite, OutOfBound):
+                good = [self._take_row({g: x[i] for g, x in floats.items()}, w) for i, w in enumerate(weights)]
+        else:
+            good = [self._take_row({g: x[i] for g, x in floats.items()}, w) for i, w in enumerate(weights)]
+        for g, x in part.items():
+            if kind(g) == "integer" and any(good):
+                self.most[g] = np.maximum(self.most.get(g, x[0]), x[0])  # the same at all sites
+        return good
+
+    def _take_row(self, part: Slice, weight: float) -> bool:
+        try:
+            self.acc = self.aggregator.fold(self.acc, part, weight) if part else self.acc
+        except (exact.NotFinite, OutOfBound):
+            return False
+        return True
+
+    def _count(self, sums: Mapping[str, Any], weight: float) -> None:
+        self.sums.append(sums)
         self.units += int(math.ldexp(weight, UNIT))
         self.count += 1
 

@@ -25,6 +25,9 @@ U64: TypeAlias = NDArray[np.uint64]
 Terms: TypeAlias = list[tuple[int, I64]]  # exponents, ascending, and counts
 
 BLOCK: Final = 1 << 14  # all that an addition touches of so many elements fits a second-level cache
+WIDE: Final = 2 * BLOCK  # the same where rows are added at once
+MOST_WEIGHT: Final = 14  # bits of the sum of rows' weights
+ROUNDED: Final = 1 + 2.0**-20  # numbers that are cut may grow by half of their last bit
 FULL: Final = 1 << 62
 FEWEST, FRESH, MOST = 36, 50, 51  # bits above a level's exponent: least worth using, in a new level, that can be cut
 STEP: Final = 4  # exponents are multiples of it, so that shards tend to choose the same
@@ -65,8 +68,8 @@ Levels: TypeAlias = list[Level]  # of one block, finest first, no exponent twice
 
 class _Scratch(threading.local):
     def __init__(self) -> None:
-        self.product, self.cut, self.rest, self.high = np.empty((4, BLOCK))
-        self.mask, self.rough = np.empty((2, BLOCK), bool)
+        self.product, self.cut, self.rest, self.high = np.empty((4, WIDE))
+        self.mask, self.rough = np.empty((2, WIDE), bool)
 
 
 scratch = _Scratch()  # fresh memory costs more than the arithmetic
@@ -94,6 +97,35 @@ def spread(levels: Levels, rest: F64, top: float) -> None:
         top = peak(rest)
 
 
+def spread_rows(levels: Levels, rows: F64, weights: F64, top: float, last: int) -> None:
+    """Adds every bit of the sum of `weights` times `rows` (count, size), whose magnitudes are at most `top`.
+
+    The weights are whole multiples of 2**last, at most 2**MOST_WEIGHT of them, and rows are float32's numbers: no
+    product is rounded. What lies above a level's exponent is added up by a product of matrices, of which no partial sum
+    has more than 53 bits, whatever its order. `rows` is used up.
+    """
+    whole, size = rows.reshape(-1), rows.shape[1]
+    cut, mask = scratch.cut[: whole.size], scratch.mask[: whole.size]
+    level = _level(levels, top * float(weights.sum()) * ROUNDED, size)
+    magic = math.ldexp(1.5, 52 + level.exponent - last)
+    np.add(whole, magic, out=cut)
+    np.subtract(cut, magic, out=cut)
+    added = weights @ cut.reshape(rows.shape)
+    added += level.magic
+    np.add(level.counts, added.view(np.uint64), out=level.counts)
+    level.biases += 1
+    left = np.count_nonzero(np.not_equal(whole, cut, out=mask))
+    if left * SPARSE < whole.size:
+        index = np.flatnonzero(mask)
+        row, place = np.divmod(index, size)
+        _spread_at(levels, (whole[index] - cut[index]) * weights[row], place, size)
+        return
+    np.subtract(whole, cut, out=whole)
+    for row, weight in zip(rows, weights, strict=True):
+        np.multiply(row, weight, out=row)
+        spread(levels, row, peak(row))
+
+
 def _spread_few(levels: Levels, whole: F64, cut: F64, index: NDArray[np.intp]) -> None:
     """Adds what `cut` left of a few elements of `whole`."""
     rest = whole[index] - cut[index]
@@ -102,6 +134,18 @@ def _spread_few(levels: Levels, whole: F64, cut: F64, index: NDArray[np.intp]) -
         part = rest + level.magic
         level.counts[index] += part.view(np.uint64) - np.uint64(level.bits)
         rest -= part - level.magic
+
+
+def _spread_at(levels: Levels, rest: F64, place: NDArray[np.intp], size: int) -> None:
+    """Adds a few numbers at places that may come several times, each time as a number of its own."""
+    order = np.argsort(place, kind="stable")
+    rest, place = rest[order], place[order]
+    while rest.size:
+        first = np.append(True, place[1:] != place[:-1])
+        whole = np.zeros(size)
+        whole[place[first]] = rest[first]
+        _spread_few(levels, whole, np.zeros(size), place[first])
+        rest, place = rest[~first], place[~first]
 
 
 def _level(levels: Levels, top: float, size: int) -> Level:

@@ -4,7 +4,7 @@ Only the two arithmetics may come in."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from foedus.aggregators import exact
@@ -21,7 +21,7 @@ def mean(discount: Callable[[int], float] | None = None, arithmetic: Fixed | Non
     `discount(age)` makes an update lighter that is `age` rounds old (Nguyen et al. 2022). Half-precision arrays
     give a float32 mean; others keep their dtype.
     """
-    rule = Sum(_fold, _merge, _finish) if arithmetic is None else fixed_sum(arithmetic)
+    rule = Sum(_fold, _merge, _finish, rows=_fold_rows) if arithmetic is None else fixed_sum(arithmetic)
     return rule if discount is None else discounted(rule, discount)
 
 
@@ -55,6 +55,18 @@ def _fold(acc: Bins | None, part: Slice, weight: float) -> Bins:
             exact.check(acc[group], x, weight)
     for group, x in part.items():
         exact.fold(acc[group], x, weight)
+    return acc
+
+
+def _fold_rows(acc: Bins | None, part: Slice, weights: Sequence[float]) -> Bins:
+    if acc is None:
+        acc = {group: exact.empty(x.shape[-1], x.dtype) for group, x in part.items()}
+    if len(part) > 1:
+        for group, x in part.items():
+            for row, weight in zip(x, weights, strict=True):
+                exact.check(acc[group], row, weight)
+    for group, x in part.items():
+        exact.fold_rows(acc[group], x, weights)
     return acc
 
 

@@ -158,6 +158,10 @@ class Own(Mapping[str, Local]):
     def __init__(self, locals: Locals, work: str) -> None:
         self.locals, self.work = locals, work
 
+    def get(self, site: str, default: Any = None) -> Any:
+        found = self.locals.get(self.work, site)
+        return default if found is None else found
+
     def __getitem__(self, site: str) -> Local:
         found = self.locals.get(self.work, site)
         if found is None:

@@ -171,7 +171,7 @@ class Simulation:
 
     def _try(self, desk: Desk, task: Task, round: int, number: int, sites: Sequence[str], folding: Folding) -> Any:
         """Has these sites work and folds what they return; the last error, if any."""
-        orders = [ordered(task, site, round, number) for site in sites]
+        orders = ordered(task, sites, round, number)
         error, states = None, self.locals.of(task.reads or task.work)
         size = self.locals.sizes.get(task.reads or task.work, task.payload.nbytes)
         for part in batched(orders, max(LEAST_AT_ONCE, STATES // max(1, size))):
@@ -226,7 +226,7 @@ class Simulation:
         desk.asked.update(dict.fromkeys(sites))
         trips = {site: self._trip(task, round, number, site, attempt) for site in sites}
         going = [site for site in sites if not trips[site].why]
-        orders = [ordered(task, site, round, number) for site in going]
+        orders = ordered(task, going, round, number)
         made = dict(zip(going, self.crew.each(task, orders, self.locals.of(task.reads or task.work)), strict=True))
         for site, trip in trips.items():
             done = made.get(site) or Done(Outcome(site, "lost", trip.why))

@@ -1,8 +1,9 @@
 """Many sites train at once in one process, in batched kernels; close to `local`.
 A Bench and the sites' data come in. A learner that knows `together` is asked for many sites, any other for one by one.
 
-A work is a pure function, so it may be stopped at the call of `train` or `evaluate` and begun again: the first time it
-raises what it asks for, the second time it is given the answer. So any algorithm's work trains with those of others.
+A work that treats all sites alike is done once for many, see foedus.rows. Any other is a pure function, too, so it may
+be stopped at the call of `train` or `evaluate` and begun again: the first time it raises what it asks for, the second
+time it is given the answer. So any algorithm's work trains with those of others.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from foedus import rows
 from foedus.aggregators import Folding
 from foedus.backends.local import done, folded
 from foedus.backends.simulation import Done
-from foedus.core import Correct, Decline, Fit, Local, SiteContext, Task, Update
+from foedus.core import EVALUATE, Correct, Decline, Fit, Local, Origin, SiteContext, Task, Update
 from foedus.errors import Alone
 from foedus.job import Job
 from foedus.keys import Key
@@ -81,14 +83,58 @@ class Many:
         self.learner = Stopping(job.learner)
         self.bench = job.bench(seed, self.learner if job.learner else None)
         self.data, self.note = data, note
+        self.apart = set[str]()  # works that look at their own site
         if self.alone:
             note(f"{type(job.learner).__name__} trains one site at a time")
 
     def fold(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local], into: Folding) -> list[Done]:
-        return self.work(orders, locals, lambda one, order: one if one.update is None else folded(one, order, into))
+        found = dict[int, Done]()
+        for group in self._alike(orders, locals, into):
+            found |= self._at_once([orders[i] for i in group], group, into)
+        left = [i for i in range(len(orders)) if i not in found] if found else range(len(orders))
+        rest = [orders[i] for i in left]
+        made = self.work(rest, locals, lambda one, order: one if one.update is None else folded(one, order, into))
+        found |= zip(left, made, strict=True)
+        return [found[i] for i in range(len(orders))]
 
     def each(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local]) -> list[Done]:
         return self.work(orders, locals)
+
+    def _alike(self, orders: Sequence[Order], locals: Mapping[str, Local], into: Folding) -> Sequence[Sequence[int]]:
+        """The orders, by their place, in groups whose work may be done at once; none where it has to see its site."""
+        if len(orders) < 2 or orders[0].work in self.apart or orders[0].work == EVALUATE or not into.adds:
+            return ()
+        first = orders[0]
+        if first.seal is not None or not hasattr(self.learner.learner, "rows"):
+            return ()
+        if any(o.payload is not first.payload or locals.get(o.site) is not None for o in orders):
+            return ()
+        try:
+            splits = [self.bench.split(order.site, Among(self.data)) for order in orders]
+            return list(self.learner.learner.groups(first.payload, splits))
+        except Exception:
+            return ()  # the site at fault, and no other, is to raise it; or all have to train one after another
+
+    def _at_once(self, orders: Sequence[Order], places: Sequence[int], into: Folding) -> dict[int, Done]:
+        """place -> what became of the order, its update folded; those that are missing are to be worked one by one."""
+        first, bench = orders[0], self.bench
+        heads = [(bench.seed, order.round, order.task, order.site) for order in orders]
+        splits = [bench.split(order.site, Among(self.data)) for order in orders]
+        try:
+            update = rows.together(
+                bench.works[first.work], first.payload, heads, splits, self.learner.learner.rows, bench.metrics
+            )
+            bench.check_rows(update, first)
+        except (rows.Apart, Exception):
+            self.apart.add(first.work)
+            return {}
+        counted = into.add_rows(update, [Origin(order.site, order.round, order.task) for order in orders])
+        found = dict[int, Done]()
+        for place, outcome in zip(places, counted, strict=True):
+            if outcome is not None:
+                found[place] = Done(outcome)
+                site_done(outcome.site)
+        return found
 
     def work(
         self,

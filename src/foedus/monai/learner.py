@@ -96,6 +96,9 @@ class MonaiLearner(TorchLearner):
     def together(self, calls: Sequence[Any]) -> list[Any]:
         raise Alone(APART)
 
+    def groups(self, params: Params, splits: Sequence[Split]) -> list[list[int]]:
+        raise Alone(APART)
+
     def evaluate_together(self, calls: Sequence[Any]) -> list[Any]:
         raise Alone(APART)
 

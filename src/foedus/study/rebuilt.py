@@ -60,7 +60,7 @@ def played(job: Job, parts: Mapping[str, Any], seed: int) -> Iterator[Rebuilt]:
     for number in range(job.rounds):
         context = RoundContext(seed, number, names, draw(plan, number, names), secret=plan.randomness)
         task = _one(job.method, state, context)
-        orders = [ordered(task, site, number, 0) for site in task.sites]
+        orders = ordered(task, task.sites, number, 0)
         done = {order.site: perform(bench, order, locals.get(order.site), parts) for order in orders}
         made = {site: found for site, found in done.items() if found.update is not None}
         if not made:

@@ -4,7 +4,7 @@ Machines, batches and losses come in; what it knows of the federation is the con
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from itertools import chain
@@ -167,6 +167,17 @@ class TorchLearner:
         """
         return self.stacked.train(calls)
 
+    def groups(self, params: Params, splits: Sequence[Split]) -> Iterable[list[int]]:
+        """The sites, by their place among `splits`, in groups that `rows` may take at once. Raises Alone."""
+        return self.stacked.groups(params, splits)
+
+    def rows(self, params: Params, splits: Sequence[Split], keys: Sequence[Key], correct: Correct | None) -> Fit:
+        """As `together` for sites that start from one model: a Fit whose parts hold those of all, see foedus.rows.
+
+        What a diverged site reports is no number; nothing is refused.
+        """
+        return self.stacked.rows(params, splits, keys, correct)
+
     def evaluate(self, params: Params, data: Any, metrics: Sequence[Any]) -> dict[str, Array]:
         """name -> sums over `data` for these metrics."""
         wanted, losses = self.wanted(metrics)
@@ -220,11 +231,11 @@ class TorchLearner:
 
     def order(self, examples: int, key: Key) -> Iterator[Array]:
         """The rows of each epoch of a Task, one epoch after the other: its batches are cut from each."""
-        return order(examples, self._used(examples), key("order").numpy())
+        return order(examples, self.used(examples), key("order").numpy())
 
     def epochs_of(self, examples: int, key: Key, count: int) -> Array:
         """The first `count` epochs of `order`, (count, rows)."""
-        draw, used = key("order").lent().permutation, self._used(examples)
+        draw, used = key("order").lent().permutation, self.used(examples)
         if count == 1:
             return draw(examples)[None, :used]
         return np.stack([draw(examples) for _ in range(count)])[:, :used]
@@ -276,7 +287,7 @@ class TorchLearner:
         sums = totals(_numbers([loss for loss, _ in seen]), [n for _, n in seen], key)
         return Fit(self.machine.read(), len(split.train), len(seen), optimizer.lr * len(seen), {"train_loss": sums})
 
-    def _used(self, examples: int) -> int:
+    def used(self, examples: int) -> int:
         """Of how many examples an epoch is made."""
         return examples // self.batch_size * self.batch_size or examples if self.drop_last else examples
 
@@ -286,7 +297,7 @@ class TorchLearner:
 
     def count_once(self, examples: int) -> int:
         """How many steps an epoch takes."""
-        return -(-self._used(examples) // self.batch_size)
+        return -(-self.used(examples) // self.batch_size)
 
     def _step(self, optimizer: Optimizer, batch: Batch, correct: Correct | None) -> Tensor:
         self.machine.clear()

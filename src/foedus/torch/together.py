@@ -19,10 +19,11 @@ from foedus.errors import Alone, Refused
 from foedus.keys import Key, key
 from foedus.params import Array, Params, kind, places
 from foedus.progress import progress
+from foedus.rows import Apart, Each, Rows
 from foedus.torch import private
 from foedus.torch.arrays import as_array, joined, torch_dtype
 from foedus.torch.chains import chain
-from foedus.torch.losses import totals, unreduced
+from foedus.torch.losses import totals, unreduced, weighed
 from foedus.torch.sgd import SGD, Optimizer
 from foedus.torch.stacked import Forward, stacked
 
@@ -81,18 +82,41 @@ class Together:
                 raise Alone("the algorithm adds a term to the loss")
             if isinstance(correct, Elsewhere):
                 raise Alone("the algorithm asks for each batch's gradient at two models")
-            if not isinstance(split.train, Pairs) or isinstance(split.train.x, (tuple, list, dict)):
-                raise Alone(f"its examples are {type(split.train).__name__}, not (x, y) arrays")
+            _check_pairs(split)
         if not self.proved:
             self._prove(*calls[0][:2])
         found: list[Fit | Refused | None] = [None] * len(calls)
         steps = [self.learner.count(len(split.train)) for _, split, _, _ in calls]
-        order = sorted(range(len(calls)), key=lambda i: -steps[i])
-        for group in _groups(order, calls):
+        for group in _groups(_longest_first(steps), [(call[0], call[1]) for call in calls]):
             made = self._group([calls[i] for i in group], [steps[i] for i in group])
             for i, fit in zip(group, made, strict=True):
                 found[i] = fit
         return found  # type: ignore[return-value]
+
+    def groups(self, params: Params, splits: Sequence[Any]) -> Iterator[list[int]]:
+        """The sites, by their place among `splits`, in groups that `rows` may take at once."""
+        for split in splits:
+            _check_pairs(split)
+        if not self.proved:
+            self._prove(params, splits[0])
+        steps = [self.learner.count(len(split.train)) for split in splits]
+        return _groups(_longest_first(steps), [(params, split) for split in splits])
+
+    def rows(self, params: Params, splits: Sequence[Any], keys: Sequence[Key], correct: Correct | None) -> Fit:
+        """What `train` gives for the sites of a group: a Fit of Rows and Each. Raises Apart for a Correct with more."""
+        if isinstance(correct, (Term, Elsewhere, Private)):
+            raise Apart
+        steps = [self.learner.count(len(split.train)) for split in splits]
+        order = _longest_first(steps)
+        calls = [(params, splits[i], keys[i], correct) for i in order]
+        stack = Stack(self, calls)
+        losses, counts = self._trained(stack, calls, [steps[i] for i in order])
+        at = sorted(range(len(order)), key=order.__getitem__)
+        found = weighed(losses, counts)[:, at].T
+        examples = [len(split.train) for split in splits]
+        models: Any = stack.rows(params, at)
+        n, count, path, sums = map(_each, (examples, steps, [stack.lr * count for count in steps], list(found)))
+        return Fit(models, n, count, path, {"train_loss": sums})
 
     def _prove(self, params: Params, split: Any) -> None:
         """Takes a step on a padded batch beside another site, and the same one alone. Raises Alone if they differ."""
@@ -121,6 +145,11 @@ class Together:
             stack = Stack(self, [(*call[:3], private.after(call[3])) for call in calls])
             return list(private.together(self, stack, calls, steps))
         stack = Stack(self, calls)
+        losses, counts = (x.T.tolist() for x in self._trained(stack, calls, steps))
+        return [self._fit(stack, i, call, steps[i], losses[i], counts[i]) for i, call in enumerate(calls)]
+
+    def _trained(self, stack: Stack, calls: Sequence[Call], steps: Sequence[int]) -> tuple[Array, Array]:
+        """Takes the stack's steps; (steps, sites) of each step's mean loss in float64, and of its examples."""
         x, y = self._examples([split.train for _, split, _, _ in calls])
         plan = self._plan(calls, steps)
         losses = torch.zeros(plan.counts.shape)
@@ -128,10 +157,9 @@ class Together:
             stack.keep(k)
             wide = int(plan.counts[t, :k].max())  # no site has more examples left than these
             rows = torch.from_numpy(plan.rows[t, :k, :wide])
-            losses[t, :k] = stack.step(x[rows], y[rows], plan.shares[t, :k, :wide])
+            losses[t, :k] = stack.step(_picked(x, rows), _picked(y, rows), plan.shares[t, :k, :wide])
             progress(k)
-        told = losses.double().T.tolist(), plan.counts.T.tolist()
-        return [self._fit(stack, i, call, steps[i], told[0][i], told[1][i]) for i, call in enumerate(calls)]
+        return losses.double().numpy(), plan.counts
 
     def _examples(self, parts: Sequence[Pairs]) -> tuple[Tensor, Tensor]:
         feed = self.learner.feed
@@ -140,24 +168,27 @@ class Together:
     def _plan(self, calls: Sequence[Call], steps: Sequence[int]) -> Plan:
         """Batches are cut from each epoch's order, as for one site."""
         size, most = self.learner.batch_size, steps[0]
+        sizes = [len(call[1].train) for call in calls]
+        used = [self.learner.used(n) for n in sizes]
+        each = [-(-n // size) for n in used]  # steps an epoch
         rows = np.zeros((len(calls), most * size), np.int64)
-        counts = np.zeros((len(calls), most), np.int64)
-        for i, (_, split, name, _) in enumerate(calls):
-            n = len(split.train)
-            each = self.learner.count_once(n)  # steps an epoch
-            drawn = self.learner.epochs_of(n, name, -(-steps[i] // each))
-            for at, epoch in zip(range(0, steps[i] * size, each * size), drawn, strict=True):
-                room = rows[i, at : steps[i] * size]
-                room[: len(epoch)] = epoch[: len(room)]
-            counts[i, : steps[i]] = size
-            counts[i, each - 1 : steps[i] : each] = drawn.shape[1] - (each - 1) * size
-        firsts = np.cumsum([0, *(len(split.train) for _, split, _, _ in calls[:-1])])
-        rows += firsts[:, None]  # what pads is masked, and is this site's own
-        active = (np.array(steps)[:, None] > np.arange(most)).sum(0).tolist()
-        each = np.ascontiguousarray(rows.reshape(len(calls), most, size).swapaxes(0, 1))
-        real = torch.from_numpy(np.ascontiguousarray(counts.T))
-        shares = (torch.arange(size) < real[:, :, None]) / real.clamp(min=1)[:, :, None].to(self.machine.dtype)
-        return Plan(each, counts.T, shares, active)
+        for i, (call, n, epoch, last) in enumerate(zip(calls, sizes, each, steps, strict=True)):
+            drawn = self.learner.epochs_of(n, call[2], -(-last // epoch))
+            if last == epoch:
+                rows[i, : used[i]] = drawn[0]
+                continue
+            for at, order in zip(range(0, last * size, epoch * size), drawn, strict=True):
+                room = rows[i, at : last * size]
+                room[: len(order)] = order[: len(room)]
+        rows += np.cumsum([0, *sizes[:-1]])[:, None]  # what pads is masked, and is this site's own
+        step, lasts, epochs = np.arange(most)[:, None], np.array(steps), np.array(each)
+        active = step < lasts
+        short = np.where(step % epochs == epochs - 1, epochs * size - used, 0)  # an epoch's last batch
+        counts = np.where(active, size - short, 0)
+        real = torch.from_numpy(counts)[:, :, None]
+        shares = (torch.arange(size) < real) / real.clamp(min=1).to(self.machine.dtype)
+        turned = np.ascontiguousarray(rows.reshape(len(calls), most, size).swapaxes(0, 1))
+        return Plan(turned, counts, shares, active.sum(1).tolist())
 
     def _fit(
         self, stack: Stack, i: int, call: Call, steps: int, losses: list[float], counts: list[int]
@@ -243,6 +274,10 @@ class Stack:
         """The model of one site: a row of the stack, which is not used again."""
         return Params.of(like.spec, {g: self.hosts[g][i] if g in self.hosts else x for g, x in like.flats.items()})
 
+    def rows(self, like: Params, at: Sequence[int]) -> Rows:
+        """The models of all sites, of which site i has row `at[i]`; the stack is not used again."""
+        return Rows(like.spec, {g: self.hosts.get(g, x) for g, x in like.flats.items()}, at)
+
     def _correct(self, count: int) -> None:
         """Each site's correction of its own gradients, row by row."""
         grads = {g: torch.zeros_like(x[:count]) for g, x in self.flats.items()}
@@ -260,6 +295,11 @@ class Stack:
                     hosts[g][i] = x
         for name, leaf in self.leaves.items():
             leaf.grad = _shaped(views[name], leaf.shape[1:])
+
+
+def _picked(x: Tensor, rows: Tensor) -> Tensor:
+    """`x[rows]`, in a quarter of its time."""
+    return x.index_select(0, rows.reshape(-1)).view(*rows.shape, *x.shape[1:])
 
 
 def _near(fit: Fit, params: Params, loss: float) -> bool:
@@ -287,7 +327,20 @@ def _shaped(rows: Tensor, shape: Sequence[int]) -> Tensor:
     return rows.as_strided((len(rows), *shape), (rows.stride(0), *torch.empty(shape, device="meta").stride()))
 
 
-def _groups(order: Sequence[int], calls: Sequence[Call]) -> Iterator[list[int]]:
+def _each(values: Sequence[Any]) -> Any:
+    return Each(values)
+
+
+def _check_pairs(split: Any) -> None:
+    if not isinstance(split.train, Pairs) or isinstance(split.train.x, (tuple, list, dict)):
+        raise Alone(f"its examples are {type(split.train).__name__}, not (x, y) arrays")
+
+
+def _longest_first(steps: Sequence[int]) -> list[int]:
+    return sorted(range(len(steps)), key=lambda i: -steps[i])
+
+
+def _groups(order: Sequence[int], calls: Sequence[tuple[Params, Any]]) -> Iterator[list[int]]:
     """As many sites at once as fit into MOST_BYTES of parameters and MOST_DATA of examples, the longest first."""
     most = max(1, MOST_BYTES // max(1, calls[0][0].nbytes))
     group, held = list[int](), 0
