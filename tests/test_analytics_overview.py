@@ -16,6 +16,7 @@ from scipy.stats import ks_2samp
 from analytics_tables import pooled, sites
 from foedus import analytics
 from foedus import schema as schemas
+from foedus.analytics import asking
 from foedus.errors import FoedusError, JobError
 from test_cli_run import foedus
 
@@ -41,8 +42,46 @@ def test_a_table_one_worked_out_by_hand() -> None:
 def test_few_rows_are_in_no_mean_and_a_level_that_tells_another_is_hidden_with_it() -> None:
     counts = pd.DataFrame({"c": ["x"] * 3 + ["y"] * 9 + ["z"] * 20, "n": [1.0] * 2 + [np.nan] * 30})
     found = analytics.table_one(sites={"a": counts, "b": counts}, least=5).pandas["a"]
-    assert [found["c", level] for level in "xyz"] == ["few", "few", "20 (62.5 %)"]
+    assert [found["c", level] for level in ("(others)", "y", "z")] == ["few", "few", "20 (62.5 %)"]
+    assert ("c", "x") not in found  # which is not named: three people have it
     assert found["n", "mean (sd)"] == "–"
+
+
+def people() -> dict[str, pd.DataFrame]:
+    rng = np.random.default_rng(1)
+    return {
+        site: pd.DataFrame({
+            "patient": [f"{site}{i:04}" for i in range(40)], "age": rng.integers(30, 80, 40),
+            "ward": ["A"] * 20 + ["B"] * 18 + ["secret"] * 2, "note": rng.choice(["fine", "worse"], 40),
+        })
+        for site in ("north", "south")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("analysis", ["table_one", "drift", "schema"])
+def test_no_name_of_a_patient_or_of_few_leaves_a_site(analysis: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, sent, listed = people(), [], asking._listed
+
+    def noted(*args: Any) -> Any:
+        made = listed(*args)
+        sent.append(made.shown["list"].tobytes())
+        return made
+
+    monkeypatch.setattr(asking, "_listed", noted)
+    found = getattr(analytics, analysis)(sites=held)
+    assert any(b"fine" in text for text in sent) and not any(b"north00" in x or b"secret" in x for x in sent)
+    if analysis == "schema":
+        assert 'patient = { type = "text" }' in found.toml and 'ward = { type = "text" }' in found.toml
+        assert 'note = { type = "code", codes = ["fine", "worse"] }' in found.toml
+    else:
+        assert found.free_text == ["patient"]
+
+
+def test_a_model_by_a_column_that_names_people_is_refused_by_the_site() -> None:
+    with pytest.raises(FoedusError, match=r"'patient' has 40 levels in 40 rows, so they may name people"):
+        analytics.glm("gaussian", target="age", features=["patient"], sites=people())
+    with pytest.raises(JobError, match=r"give categories=\{column: levels\} for ward"):
+        analytics.table_one(["age", "ward"], sites={**people(), "west": people()["north"]}, privacy="secagg")
 
 
 def test_drift_is_the_difference_from_all_other_sites() -> None:
@@ -141,3 +180,20 @@ def test_the_verb_proposes_a_schema_of_files_and_a_run_of_an_analysis_prints_its
     bound = [word for path in files for word in ("--site", f"{Path(path).stem}={path}")]
     ran = foedus(tmp_path, "run", tmp_path / "job.py", *bound)
     assert ran.code == 0 and "const" in ran.out and "digest: " in ran.err
+
+
+CELLS = {"age": [63, 55, 71], "crp": ["1.5", "", "12.25"], "sex": ["f", "m", "f"]}
+
+
+@pytest.mark.parametrize(("delimiter", "decimal"), [(",", "."), (";", "."), (";", ","), ("\t", "."), ("\t", ",")])
+def test_a_csv_is_read_whatever_its_delimiter_and_decimal_sign(tmp_path: Path, delimiter: str, decimal: str) -> None:
+    rows = [delimiter.join(CELLS), *(delimiter.join(map(str, row)) for row in zip(*CELLS.values(), strict=True))]
+    (tmp_path / "a.csv").write_text("\n".join(rows).replace(".", decimal) + "\n", encoding="utf-8-sig")
+    found = analytics.describe(sites={"a": str(tmp_path / "a.csv")}, least=1).pandas
+    assert sorted(found.index) == ["age", "crp", "sex"] and found.loc["crp", "mean"] == 6.875
+
+
+def test_a_csv_whose_rows_are_longer_than_its_head_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("age,sex\n63,1,f\n55,2,m\n")
+    with pytest.raises(FoedusError, match="more cells than its first line"):
+        analytics.describe(sites={"a": str(tmp_path / "a.csv")})

@@ -22,13 +22,14 @@ from foedus.audit.leaving import watched
 from foedus.backends.local import Here
 from foedus.backends.locals import Locals
 from foedus.backends.simulation import Done, Simulation
+from foedus.cli import leaving
 from foedus.core import Decline
 from foedus.errors import JobError
 from foedus.journal import Journal, Memory
 from foedus.loopback import Federation
 from foedus.params import Params
 from foedus.pool import Pool
-from foedus.preview import Leaving, dry_run, rehearsed, row, words
+from foedus.preview import Leaving, dry_run, rehearsed, row, shown, words
 from foedus.privacy import masking
 from foedus.privacy.masking import figures
 from foedus.privacy.secagg import ring_of
@@ -345,3 +346,12 @@ def test_the_learner_of_an_audit_is_rehearsed_with_its_own_network() -> None:
     split = fd.Split(train=(np.ones((6, 12)), np.zeros(6, int)))
     (left,), why = rehearsed(made, made.bench(1), 1, ["a"], "a", split)
     assert why == "" and set(left.update.params) == {"w1", "b1", "w2", "b2"}
+
+
+def test_a_list_of_levels_is_shown_whole() -> None:
+    levels = {"ward": ["A", "Süd", *(f"w{i}" for i in range(40))]}
+    told = shown.figure(np.frombuffer(json.dumps(levels).encode().ljust(1000), np.uint8))
+    assert json.loads(told["text"]) == levels
+    assert leaving._metric(told) == f"the text {told['text']}" and "Süd" in told["text"]
+    for other in (np.arange(5, dtype=np.uint8), np.zeros((2, 2), np.uint8), np.arange(3.0)):
+        assert "text" not in shown.figure(other)

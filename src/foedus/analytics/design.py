@@ -11,7 +11,7 @@ import numpy as np
 
 from foedus.analytics.analysis import Table
 from foedus.analytics.asking import Asking, Sent, Sums, ask, collect, listing, packed, unpacked, whole, work
-from foedus.analytics.held import Held, coded, column, numbers, text
+from foedus.analytics.held import Held, coded, column, names_people, numbers, text
 from foedus.core import Work
 from foedus.errors import FoedusError, JobError
 from foedus.params import Array
@@ -107,7 +107,9 @@ def learn(asked: Wanted, sites: Sequence[str], every: bool = True) -> Asking[Cod
     levels = {name: found for name, found in asked.categories.items() if name in asked.all}
     missing = sorted((set(texts) | set(asked.groups)) - set(levels))
     if missing:
-        listed = yield from collect("levels", sites, {"of": packed(missing)}, "give categories={column: levels}")
+        listed = yield from collect(
+            "levels", sites, {"of": packed(missing)}, f"give categories={{column: levels}} for {', '.join(missing)}"
+        )
         levels |= {n: sorted({v for held in listed.values() for v in held.get(n, ())}) for n in missing}
     return (yield from _scaled(asked, sites, levels))
 
@@ -177,9 +179,18 @@ def _kinds(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> Sent:
 
 
 def _own_levels(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> dict[str, list[str]]:
-    """The levels that each of these columns has here; none where there are fewer than `least` rows."""
-    names = unpacked(payload["of"])
-    return {name: coded(table, name).names for name in names} if table.rows >= asked.least else {}
+    """The levels that each of these columns has here; none where there are fewer than `least` rows.
+
+    Raises FoedusError for a column whose levels may name people.
+    """
+    found = {name: coded(table, name) for name in unpacked(payload["of"])} if table.rows >= asked.least else {}
+    for name, own in found.items():
+        if names_people(own, asked.least):
+            raise FoedusError(
+                f"column {name!r} has {len(own.names)} levels in {table.rows} rows, so they may name people and are "
+                f"not listed: take another column, or give categories={{{name!r}: levels}}"
+            )
+    return {name: own.names for name, own in found.items()}
 
 
 def _scales(asked: Wanted, table: Held, payload: Mapping[str, Array]) -> Sent:

@@ -3,7 +3,9 @@ Only data and the errors may come in."""
 
 from __future__ import annotations
 
+import csv
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,9 @@ import numpy as np
 from foedus.data import Site, Split
 from foedus.errors import FoedusError, Missing
 from foedus.params import Array
+
+DECIMALS = r"\s*[-+]?\d*,\d+\s*"
+MOST_GROUPS = 12  # of a column whose levels may all be listed, however few rows have them
 
 
 class Held:
@@ -95,8 +100,27 @@ def _read(path: Path) -> Any:
     if path.suffix == ".parquet":
         return pandas.read_parquet(path)
     if path.suffix in (".csv", ".tsv"):
-        return pandas.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
+        return _csv(pandas, path)
     raise FoedusError(f"a {path.suffix or 'folder'} is no table: load it with data=…, which returns a data frame")
+
+
+def _csv(pandas: Any, path: Path) -> Any:
+    """The frame of a file whose delimiter is the one its first line has most of, and whose decimals may have commas."""
+    with path.open(encoding="utf-8-sig") as file:
+        head = next(csv.reader([file.readline()], delimiter="\0"), [""])[0]
+    delimiter = "\t" if path.suffix == ".tsv" else max(",;\t", key=head.count)
+    read = partial(pandas.read_csv, path, sep=delimiter, index_col=False, encoding="utf-8-sig")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pandas.errors.ParserWarning)
+        try:
+            frame = read()
+            texts = [frame[name].dropna() for name in frame.columns if pandas.api.types.is_string_dtype(frame[name])]
+            commas = delimiter != "," and any(len(x) and x.str.fullmatch(DECIMALS).all() for x in texts)
+            return read(decimal=",") if commas else frame
+        except (pandas.errors.ParserWarning, pandas.errors.ParserError) as error:
+            raise FoedusError(
+                f"{path.name}: a row has more cells than its first line: quote cells that hold {delimiter!r}"
+            ) from error
 
 
 def column(table: Held, name: str) -> Column:
@@ -161,6 +185,14 @@ def coded(table: Held, name: str) -> Coded:
         places[~gap] = np.argsort(order)[rows]
         table._coded[name] = Coded([names[i] for i in order], places)
     return table._coded[name]
+
+
+def names_people(found: Coded, least: int) -> bool:
+    """Whether a column's levels are rather names than groups: each row has its own, or most stand with few others."""
+    counts = np.bincount(found.rows[found.rows >= 0], minlength=len(found.names))
+    rows = int(counts.sum())
+    alone = rows >= 2 * least and len(counts) == rows
+    return alone or (len(counts) > MOST_GROUPS and 2 * counts[counts < least].sum() > rows)
 
 
 def text(value: Any) -> str:

@@ -15,13 +15,14 @@ from foedus.analytics import columns as single
 from foedus.analytics import quantiles
 from foedus.analytics.analysis import Table, analysis, answer
 from foedus.analytics.asking import Asking, Sent, ask, collect, listing, packed, unpacked, work
-from foedus.analytics.held import Held, coded, column
+from foedus.analytics.held import Coded, Held, coded, column, names_people
 from foedus.core import Algorithm, RoundContext, State, Work
 from foedus.errors import FoedusError, JobError
 from foedus.ordered import NOTHING, float_of, whole_of
 from foedus.params import Array
 
 MOST_LEVELS = 50  # of a column that is a list of codes; more are free text
+OTHERS = "(others)"  # the levels of few rows, which no site lists
 FEW = 12  # distinct whole numbers that are rather codes
 Levels = Mapping[str, Sequence[str]]
 
@@ -41,10 +42,12 @@ def table_one(
 
     Texts, and columns with `categories`, have a row for each level: its count and share of the values. Numbers have
     mean and standard deviation; every column its gaps. A level of fewer than `least` rows is not shown ("few"), nor the
-    one that would tell it, nor the mean of so few. `.pandas`: by column and level, as texts; `.per_site`: rows.
+    one that would tell it, nor the mean of so few. `.pandas`: by column and level, as texts; `.per_site`: rows. Fact:
+    `free_text`, texts that are left out, for most of their levels are of few rows (names, notes), or more than 50.
 
     Leaves a site: for each column its count, sum, sum of squares about its own mean and about that of all, and of each
-    level a count, in clear as shown; the levels of texts without `categories`.
+    level a count, in clear as shown; the levels of at least `least` rows of texts without `categories`, the rest as
+    "(others)".
     """
     asked = _asked(columns, categories, least)
     works = {"cells": work(partial(_cells, asked)), "spread": work(partial(_spread, asked)), **_works(asked)}
@@ -65,7 +68,7 @@ def drift(
     the cumulative shares at those quantiles; `difference`, of the means over the standard deviation of all (numbers);
     `missing`, the difference of the shares of gaps. NaN for a site with fewer than `least` values.
 
-    Leaves a site: those counts, sums and squares, in clear; the levels of texts without `categories`.
+    Leaves a site: those counts, sums and squares, in clear; the levels of texts as in `table_one`. Fact: `free_text`.
     """
     asked = _asked(columns, categories, least)
     if not isinstance(bins, int) or not 2 <= bins <= 100:
@@ -87,7 +90,8 @@ def schema(
     largest share of gaps, the fewest rows. Fact: `toml`, a table named `dataset`. `.pandas`: by column its rule.
     `.per_site`: rows. A column that some site lacks is left out, and named in the fact `lacking`.
 
-    Leaves a site: names and kinds of its columns, levels, least and largest values, shares of gaps, rows, in clear.
+    Leaves a site: names and kinds of its columns, least and largest values, shares of gaps, rows, in clear; levels as
+    in `table_one`: where they are no groups, or some are listed nowhere, the rule is `text`.
     """
     asked = _asked(columns, categories, least)
     if not dataset.replace("_", "").replace("-", "").isalnum():
@@ -105,9 +109,18 @@ def _works(asked: Asked) -> dict[str, Work]:
     return {**single.naming(asked.columns, asked.least), "levels": listing(partial(_levels, asked))}
 
 
-def _levels(asked: Asked, table: Held, payload: Mapping[str, Array]) -> dict[str, list[str]]:
+def _levels(asked: Asked, table: Held, payload: Mapping[str, Array]) -> dict[str, list[str] | None]:
+    """The levels that enough rows have, and OTHERS where there are more; None for free text."""
     names = [name for name in unpacked(payload["of"]) if name in table.columns]
-    return {name: coded(table, name).names for name in names} if table.rows >= asked.least else {}
+    return {name: _listed(coded(table, name), asked.least) for name in names} if table.rows >= asked.least else {}
+
+
+def _listed(found: Coded, least: int) -> list[str] | None:
+    counts = np.bincount(found.rows[found.rows >= 0], minlength=len(found.names))
+    known = [name for name, count in zip(found.names, counts, strict=True) if count >= least]
+    if len(known) > MOST_LEVELS or names_people(found, least) or (found.names and not known):
+        return None
+    return known if len(known) == len(found.names) else [*known, OTHERS]
 
 
 class Known(NamedTuple):
@@ -115,6 +128,7 @@ class Known(NamedTuple):
 
     numbers: list[str]
     levels: dict[str, list[str]]
+    free: list[str]  # texts that are no levels
     sites: Sequence[str]
 
     def payload(self) -> dict[str, Array]:
@@ -129,16 +143,22 @@ class Known(NamedTuple):
         return [*self.numbers, *self.levels]
 
 
-def _known(asked: Asked, context: RoundContext, every: bool, few: bool = False) -> Asking[Known]:
-    """Which columns there are; `few`: those of few whole numbers are looked at as levels, too."""
+def _known(asked: Asked, context: RoundContext, every: bool) -> Asking[Known]:
+    """Which columns there are, and who answers."""
     kinds, sites = yield from single.named(asked.columns, context.cohort, every)
     texts = [name for name, kind in kinds.items() if kind == "text" or name in asked.categories]
     open_ = [name for name in texts if name not in asked.categories]
     levels: dict[str, list[str]] = {name: list(asked.categories[name]) for name in texts if name in asked.categories}
     if open_:
-        listed = yield from collect("levels", sites, {"of": packed(open_)}, "give categories={column: levels}")
-        levels |= {name: sorted({v for own in listed.values() for v in own.get(name, ())}) for name in open_}
-    return Known([name for name in kinds if name not in texts], {name: levels[name] for name in texts}, sites)
+        remedy = f"give categories={{column: levels}} for {', '.join(open_)}"
+        listed = yield from collect("levels", sites, {"of": packed(open_)}, remedy)
+        for name in open_:
+            said = [own[name] for own in listed.values() if name in own]
+            if None not in said:
+                levels[name] = sorted({v for own in said for v in own}, key=lambda v: (v == OTHERS, v))
+    free = [name for name in open_ if name not in levels]
+    numbers = [name for name in kinds if name not in texts]
+    return Known(numbers, {name: levels[name] for name in texts if name in levels}, free, sites)
 
 
 def _numbers(table: Held, names: Sequence[str], least: int) -> Iterator[tuple[Array, int]]:
@@ -158,9 +178,10 @@ def _counted(table: Held, levels: Levels, least: int) -> Iterator[tuple[Array, i
             continue
         held = coded(table, name)
         strange = [level for level in held.names if level not in known]
-        if strange:
+        if strange and OTHERS not in known:
             raise FoedusError(f"column {name!r} has {len(strange)} levels that are not in categories: add them there")
-        rows = np.array([*(known.index(level) for level in held.names), -1])[held.rows]
+        places = [known.index(level if level in known else OTHERS) for level in held.names]
+        rows = np.array([*places, -1])[held.rows]
         found = np.bincount(rows[rows >= 0], minlength=len(known)).astype(np.float64)
         yield (found, int((rows < 0).sum())) if found.sum() >= least else (0 * found, table.rows)
 
@@ -227,7 +248,7 @@ def _table_one(asked: Asked, state: State, context: RoundContext, every: bool = 
     return answer("table_one", {
         "pandas": Table(rows, columns, ("column", "level")),
         "per_site": Table(list(first.shown), {"rows": [int(x["rows"]) for x in first.shown.values()]}, ("site",)),
-    }, {"n": int(first.of["rows"]), "sites": len(known.sites)})  # fmt: skip
+    }, {"n": int(first.of["rows"]), "sites": len(known.sites), "free_text": known.free})  # fmt: skip
 
 
 def _told(known: Known, found: Mapping[str, Any], least: int) -> list[str]:
@@ -290,7 +311,7 @@ def _drift(asked: Asked, bins: int, state: State, context: RoundContext, every: 
                                                   enumerate(names)}, ("column", "site")),
         "per_site": Table(sorted(found.shown), {"rows": [int(x["rows"]) for _, x in sorted(found.shown.items())]},
                           ("site",)),
-    }, {"sites": len(known.sites)})  # fmt: skip
+    }, {"sites": len(known.sites), "free_text": known.free})  # fmt: skip
 
 
 def _apart(
@@ -333,7 +354,7 @@ def index(a: Array, b: Array) -> list[float]:
 
 # ---- the schema ------------------------------------------------------------------------------------------------------
 def _rules(asked: Asked, table: Held, payload: Mapping[str, Array]) -> Sent:
-    names = unpacked(payload["columns"])
+    names, levels = unpacked(payload["columns"]), unpacked(payload["levels"])
     enough = table.rows >= asked.least
     most = {word: np.full(len(names), NOTHING, np.int64) for word in ("low", "high", "gaps")}
     broken = np.zeros(len(names), np.int64)
@@ -341,6 +362,8 @@ def _rules(asked: Asked, table: Held, payload: Mapping[str, Array]) -> Sent:
         if not enough or name not in table.columns:
             broken[i] |= 2 * (enough and name not in table.columns)
             continue
+        if name in levels:
+            broken[i] |= 4 * bool(set(coded(table, name).names) - set(levels[name]))
         held = column(table, name)
         most["gaps"][i] = whole_of(1 - held.there.sum() / max(1, table.rows))
         if held.kind == "number" and held.there.any():
@@ -348,15 +371,18 @@ def _rules(asked: Asked, table: Held, payload: Mapping[str, Array]) -> Sent:
             most["low"][i], most["high"][i] = whole_of(-x).max(), whole_of(x).max()
             broken[i] |= int((x != np.rint(x)).any())
     rows = {"rows": whole_of(-float(table.rows)) if enough else NOTHING}
-    flags = {"broken": broken & 1, "lacking": broken >> 1}
+    flags = {"broken": broken & 1, "lacking": (broken >> 1) & 1, "strange": broken >> 2}
     return Sent({}, {**most, **flags, **rows}, {"rows": np.int64(table.rows)})
 
 
 def _schema(asked: Asked, dataset: str, state: State, context: RoundContext, every: bool = True) -> Any:
     known = yield from _known(asked, context, every)
-    names, n = known.columns, (len(known.columns),)
-    shapes = {**dict.fromkeys(("low", "high", "gaps", "broken", "lacking"), n), "rows": ()}
-    found = yield from ask("rules", known.sites, {"columns": packed(names)}, most=shapes)
+    names, n = [*known.columns, *known.free], (len(known.columns) + len(known.free),)
+    shapes = {**dict.fromkeys(("low", "high", "gaps", "broken", "lacking", "strange"), n), "rows": ()}
+    listed_levels = {name: [v for v in levels if v != OTHERS] for name, levels in known.levels.items()}
+    asking = {"columns": packed(names), "levels": packed(listed_levels)}
+    found = yield from ask("rules", known.sites, asking, most=shapes)
+    strange = {name for i, name in enumerate(names) if found.most["strange"][i]}
     low, high, gaps = -float_of(found.most["low"]), float_of(found.most["high"]), float_of(found.most["gaps"])
     whole_numbers = [
         name
@@ -366,12 +392,14 @@ def _schema(asked: Asked, dataset: str, state: State, context: RoundContext, eve
     codes: dict[str, list[int]] = {}
     if whole_numbers and found.shown:  # of which sites may list the levels
         listed = yield from collect("levels", known.sites, {"of": packed(whole_numbers)}, "give categories=…")
-        held = {name: {float(v) for own in listed.values() for v in own.get(name, ())} for name in whole_numbers}
-        codes = {name: sorted(map(int, values)) for name, values in held.items() if values}
+        for name in whole_numbers:
+            said = [own[name] for own in listed.values() if name in own]
+            if said and not any(own is None or OTHERS in own for own in said):
+                codes[name] = sorted({int(float(v)) for own in said for v in own})
     rules = {}
     for i, name in enumerate(names):
         if not found.most["lacking"][i]:
-            rule = _rule(known, codes, name, low[i], high[i], bool(found.most["broken"][i]))
+            rule = _rule(known, codes, name, low[i], high[i], bool(found.most["broken"][i]), name in strange)
             share = min(1.0, math.ceil(20 * gaps[i]) / 20) if gaps[i] > 0 else 0.0
             rules[name] = rule | ({"missing": share} if share else {})
     rows = -float_of(found.most["rows"])
@@ -388,10 +416,13 @@ def _schema(asked: Asked, dataset: str, state: State, context: RoundContext, eve
     }, facts)  # fmt: skip
 
 
-def _rule(known: Known, codes: Mapping[str, Any], name: str, low: float, high: float, broken: bool) -> dict[str, Any]:
-    levels = known.levels.get(name, ())
-    if name in known.levels:
-        return {"type": "code", "codes": list(levels)} if 0 < len(levels) <= MOST_LEVELS else {"type": "text"}
+def _rule(
+    known: Known, codes: Mapping[str, Any], name: str, low: float, high: float, broken: bool, strange: bool
+) -> dict[str, Any]:
+    levels = [level for level in known.levels.get(name, ()) if level != OTHERS]
+    if name in known.levels or name in known.free:
+        whole = 0 < len(levels) <= MOST_LEVELS and not strange
+        return {"type": "code", "codes": levels} if whole else {"type": "text"}
     if name in codes:
         return {"type": "code", "codes": codes[name]}
     rule: dict[str, Any] = {"type": "number" if broken else "integer"}

@@ -55,6 +55,8 @@ def describe(
     told = {"schema": found.toml, "lacking": found.lacking, "rows": people.n, "sites": sorted(named)}
     for name in found.lacking:
         note(f"column {name!r} is not at every site, and left out")
+    for name in people.free_text:
+        note(f"column {name!r} is free text, and in no table: its values may name people")
     if apart is not None and not json:
         for name, at in apart.pandas.index[apart.pandas["psi"] >= 0.25]:
             much = apart.pandas.psi[name, at]

@@ -39,6 +39,8 @@ def _update(update: Json) -> list[str]:
 
 
 def _metric(x: Json) -> str:
+    if "text" in x:
+        return f"the text {x['text']}"
     more = " …" if _size(x["shape"]) > len(x["values"]) else ""
     return f"{x['dtype']} {_shape(x['shape'])}: {', '.join(map(_number, x['values']))}{more}"
 

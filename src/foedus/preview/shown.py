@@ -4,6 +4,7 @@ Params and metrics come in, from here or from a site's worker; plain data goes o
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,7 +68,18 @@ def norm(*found: Array) -> float | None:
 def figure(value: Any) -> Json:
     """A metric: its dtype, its shape, and its first numbers."""
     x = np.asarray(value)
-    return {"dtype": x.dtype.name, "shape": list(x.shape), "values": x.reshape(-1)[:MOST_VALUES].tolist()}
+    values = {"values": x.reshape(-1)[:MOST_VALUES].tolist()}
+    return {"dtype": x.dtype.name, "shape": list(x.shape)} | values | text_of(x)
+
+
+def text_of(x: Array) -> dict[str, str]:
+    """The text of bytes that are JSON, such as a list of levels: whole, for each of its words leaves the site."""
+    if x.dtype != np.uint8 or x.ndim != 1:
+        return {}
+    try:
+        return {"text": json.dumps(json.loads(x.tobytes().rstrip()), ensure_ascii=False)}
+    except ValueError:
+        return {}
 
 
 def words(params: Params, weight: float, metrics: Mapping[str, Any], bound: float, wmax: float, sites: int) -> Array:
