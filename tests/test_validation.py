@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 import foedus as fd
 from federations import finished, joined
-from foedus import frames, validation
+from foedus import frames, jobfile, validation
 from foedus.errors import FoedusError, JobError, Paused
 from foedus.keys import key
 from foedus.loopback import environment
@@ -165,8 +165,26 @@ def test_cuts_and_runs_that_are_none_are_refused() -> None:
     for bad in (dict(cuts=[]), dict(cuts=[3, 1]), dict(cuts=[1], names=["one"])):
         with pytest.raises(JobError, match=r"rising order|different names"):
             validation.cut(0, **bad)
-    with pytest.raises(FoedusError, match="this is no validation of 1 groups"):
+    with pytest.raises(FoedusError, match="this is no run of a validation"):
         validation.read(MODEL)
+    with pytest.raises(JobError, match="boosted trees and analyses do not"):
+        validation.job(fd.Job(fd.fedavg(), start=MODEL, rounds=1), MODEL)
+
+
+def test_a_model_beside_the_job_file_is_found_from_anywhere_and_travels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, model, _ = written(tmp_path)
+    file.write_text(FILE.replace("rounds=1)", "rounds=1, start='model.safetensors')"))
+    folder = file.parent
+    model.rename(folder / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    loaded = jobfile.load(file)
+    assert loaded.job.first(0) == MODEL and loaded.job.files == ["model.safetensors"]
+    jobfile.check_sent(loaded.job, folder)
+    for other in ("20260101-a-run", str(tmp_path / "elsewhere.safetensors")):
+        with pytest.raises(JobError, match=r"only what lies there is sent: copy the model"):
+            jobfile.check_sent(loaded.job.replace(start=other), folder)
 
 
 # ---- the command line and real sites ---------------------------------------------------------------------------------
@@ -226,14 +244,16 @@ def test_the_command_line_says_what_python_does_and_fails_where_a_claim_is_not_s
 def test_real_sites_send_the_same_counts_as_a_simulation_of_them(tmp_path: Path) -> None:
     _, _, sites = written(tmp_path)
     text = FILE.replace("job = fd.Job", "from foedus import validation\njob = validation.job(fd.Job")
+    claim = "validation.Claim(reference=0.75)"
     text = text.replace(
-        "rounds=1)\n", "rounds=1), fd.Params({'w': np.array([0.0, 2.0])}), {'age': validation.cut(0, [50, 65])})\n"
+        "rounds=1)\n", f"rounds=1), 'model.safetensors', {{'age': validation.cut(0, [50, 65])}}, claim={claim})\n"
     )
     (tmp_path / "job" / "job.py").write_text(text)
+    (tmp_path / "model.safetensors").rename(tmp_path / "job" / "model.safetensors")
     with joined(tmp_path / "home", sites) as made:
         result = finished(made.remote().submit(tmp_path / "job" / "job.py"))
-    simulated = fd.validate(JOB, MODEL, {n: SITES[n] for n in sites}, by={"age": AGES})
-    assert validation.read(result, by={"age": AGES}).plain()["lines"] == simulated.plain()["lines"]
+    simulated = fd.validate(JOB, MODEL, {n: SITES[n] for n in sites}, Claim(reference=0.75), {"age": AGES})
+    assert validation.read(result).plain() == simulated.plain() == validation.read(result.folder).plain()
 
 
 def test_under_a_seal_all_sites_together_are_told_of_and_none_alone() -> None:
@@ -272,6 +292,6 @@ def test_the_dice_of_cases_is_a_claim_about_their_mean() -> None:
     half = 1.96 * np.std([2 / 3] * 10 + [0] * 10) / np.sqrt(20)
     assert (low, high) == (pytest.approx(1 / 3 - half, abs=0.03), pytest.approx(1 / 3 + half, abs=0.03))
     with pytest.raises(JobError, match="this run counted for 'dice'"):
-        validation.read(validation.job(job, model, metric="dice").run(sites=sites), Claim("auc"))
+        validation.read(validation.job(job, model, claim=Claim("dice")).run(sites=sites), Claim("auc"))
     with pytest.raises(JobError, match=r"Claim\(metric='iou'\): choose from auc, sensitivity, specificity, loss, dice"):
         fd.validate(job, model, sites, Claim("iou"))

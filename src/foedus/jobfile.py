@@ -46,7 +46,24 @@ def load(path: str | Path, options: Mapping[str, str] | None = None) -> Loaded:
         raise JobError(f"{file.name} defines no Job: add `job = fd.Job(…)`, or `def job(…):` that returns one")
     if isinstance(made.schema, (str, Path)):
         made = made.replace(schema=schema.read(made.schema, beside=file.parent).plain())
+    made = _with_start(made, file.parent)
     return Loaded(made, getattr(module, "sites", None), file, chosen)
+
+
+def _with_start(job: Job, folder: Path) -> Job:
+    """A first model whose file lies beside the job file is found from anywhere, and travels with the job."""
+    if not isinstance(job.start, (str, Path)) or Path(job.start).is_absolute() or not (folder / job.start).is_file():
+        return job
+    return job.replace(start=folder / job.start, files=[*job.files, Path(job.start).as_posix()])
+
+
+def check_sent(job: Job, folder: Path) -> None:
+    """Raises JobError for a first model that is a file, or a run, which does not travel with the job."""
+    if isinstance(job.start, (str, Path)) and not Path(job.start).is_relative_to(folder):
+        raise JobError(
+            f"start={str(job.start)!r} is not beside the job file, and only what lies there is sent: copy the model "
+            f"(of a run: final.safetensors in its folder) to {folder} and name that file"
+        )
 
 
 def found(job: Job) -> Loaded:
@@ -54,7 +71,8 @@ def found(job: Job) -> Loaded:
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
         if file and getattr(module, "job", None) is job:
-            return Loaded(job, getattr(module, "sites", None), Path(file).resolve(), {})
+            path = Path(file).resolve()
+            return Loaded(_with_start(job, path.parent), getattr(module, "sites", None), path, {})
     raise JobError("this Job is not the `job` of a file: put it in job.py as `job = …` and submit that file")
 
 

@@ -91,6 +91,7 @@ class Remote:
 
         loaded = jobfile.load(job, options) if not isinstance(job, Job) else jobfile.found(job)
         chosen = stated(loaded.job, rounds, privacy, say)
+        jobfile.check_sent(chosen, loaded.path.parent)
         data = bundle.pack(loaded.path.parent, loaded.path.name, files=chosen.files)
         digest, names = bundle.digest(data), bundle.listed(data)
         say(f"sends {len(names)} file{'s' * (len(names) > 1)} of {loaded.path.parent}: {_few(names)}")

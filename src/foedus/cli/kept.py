@@ -195,10 +195,12 @@ def tell(result: Result, json: bool) -> None:
 
 
 def _answered(result: Result) -> None:
-    """Prints the table of an analysis; where pandas is not installed, how it is read elsewhere."""
-    from foedus import analytics
+    """Prints the table of a validation or an analysis; where pandas is not installed, how it is read elsewhere."""
+    from foedus import analytics, validation
     from foedus.errors import Missing
 
+    if validation.is_validation(result.params):
+        out({}, False, validation.read(result).text())
     if not analytics.is_answer(result.params):
         return
     try:

@@ -3,6 +3,6 @@ A Job comes in: its learner and data, and the schema that they must fit."""
 
 from foedus.validation.groups import Cut, cut
 from foedus.validation.judging import Claim
-from foedus.validation.validating import Validation, job, read, validate
+from foedus.validation.validating import Validation, is_validation, job, read, validate
 
-__all__ = ["Claim", "Cut", "Validation", "cut", "job", "read", "validate"]
+__all__ = ["Claim", "Cut", "Validation", "cut", "is_validation", "job", "read", "validate"]

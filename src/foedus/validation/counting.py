@@ -3,6 +3,7 @@ The contract and metrics may come in."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,30 +16,32 @@ from foedus.core import Algorithm, Local, RoundContext, SiteContext, State, Task
 from foedus.data import Pairs, take
 from foedus.errors import JobError
 from foedus.metrics import BINS, CALIBRATED, Metric
-from foedus.params import Params, join
+from foedus.params import Params, digest, join
 from foedus.validation.groups import Cut, listed
-from foedus.validation.judging import STATISTICS
+from foedus.validation.judging import STATISTICS, Claim
 
 WORK = "validate"
 NAMES = ("auc", "ece")  # whose sums are counts by class and score, and by probability
 
 
-def counted(by: Mapping[str, Cut], part: str, least: int, metric: str = "auc") -> Algorithm:
+def counted(by: Mapping[str, Cut], part: str, least: int, claim: Claim) -> Algorithm:
     """One round in which every site counts: `counts`, `calibration`, `hidden` of all sites, and of each as `SITE/…`.
 
-    Under a seal of all sites alone. `metric`: where it is none of scores, the examples are counted by their own values
-    of it, from 0 to 1. The model stays as it is. A group of fewer than `least` examples at a site is left out of all
-    that it sends.
+    Under a seal of all sites alone. Where the claim's metric is none of scores, the examples are counted by their own
+    values of it, from 0 to 1. The model stays as it is. A group of fewer than `least` examples at a site is left out of
+    all that it sends. `about` says what was asked, and claimed before anybody looked.
     """
-    spec = _answer(len(listed(by))).spec
+    groups, metric = listed(by), claim.metric
+    spec = _answer(len(groups)).spec
 
     def round(state: State, context: RoundContext) -> Any:
         total = yield Task(WORK, state, context.cohort, mean(), len(context.cohort), returns=spec, late="drop")
         sums = {name: total.count * np.asarray(x) for name, x in total.params.items()}
         sums |= {name: np.rint(x) for name, x in sums.items() if name != "calibration"}  # which sums probabilities
         shown = {o.site: Params(dict(o.metrics)) for o in total.outcomes if o.metrics}
-        told = Params({"metric": np.frombuffer(metric.encode(), np.uint8)})
-        return join(about=told, all=Params(sums), **{f"site/{site}": x for site, x in shown.items()})
+        told = {"groups": groups, "least": least, "claim": claim._asdict(), "model": digest(state)}
+        about = Params({"asked": np.frombuffer(json.dumps(told).encode(), np.uint8)})
+        return join(about=about, all=Params(sums), **{f"site/{site}": x for site, x in shown.items()})
 
     works = {WORK: partial(_count, by, part, least, metric)}
     told = tuple(f"tells {name}" for name in _answer(0))

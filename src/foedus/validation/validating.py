@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json as texts
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foedus import ranking
+from foedus import frames, home, ranking
 from foedus.errors import FoedusError, JobError
 from foedus.files import write_atomic
 from foedus.job import Job
 from foedus.keys import Key, key
-from foedus.params import Array, Params, digest
+from foedus.params import Array, Params
 from foedus.validation.counting import counted
-from foedus.validation.groups import ALL, Cut, listed
+from foedus.validation.groups import ALL, Cut
 from foedus.validation.judging import STATISTICS, SURE, Claim, Judged, judged
 
 EVERYWHERE = "all sites"
@@ -127,7 +128,7 @@ def job(
     model: Any,
     by: Mapping[str, Cut] | None = None,
     *,
-    metric: str = "auc",
+    claim: Claim | None = None,
     part: str = "test",
     least: int = LEAST,
     privacy: Any = "none",
@@ -135,20 +136,27 @@ def job(
     """The Job that validates `model` (a Result, its file, Params) by the learner, data and schema of the Job `of`.
 
     One round; sites count, and nothing trains. Its counts are of groups of at least `least` examples: in the clear, or
-    under `privacy="secagg"` of all sites together alone. `metric`: the claim's.
+    under `privacy="secagg"` of all sites together alone. `claim` is part of the Job, and so stated before it runs.
+    A file of the model lies beside the job file, and travels with it.
     """
+    stated = claim or Claim()
     if of.learner is None:
-        raise JobError("this Job has no learner, so it has no scores: validate a Job that trains a model")
+        raise JobError(
+            "this Job's algorithm scores no examples by a learner (boosted trees and analyses do not): validate a Job "
+            "with a learner; trees have metrics of their own on the valid and test parts"
+        )
     if part not in ("test", "valid"):
         raise JobError(f"part={part!r}: it is 'test' or 'valid'")
     if not isinstance(least, int) or least < 1:
         raise JobError(f"least={least!r}: it must be a whole number of at least 1")
     name = f"{of.name or 'job'}-validation"
+    _check_claim(stated)
+    metric = stated.metric
     if metric not in STATISTICS and metric not in of.table():
         raise JobError(f"Claim(metric={metric!r}): choose from {', '.join((*STATISTICS, *of.table()))}")
     named = [*(of.metrics or of.learner.metrics)] if metric not in STATISTICS else []
     return Job(
-        counted(by or {}, part, least, metric), of.learner, of.data, name=name, datasets=of.datasets, schema=of.schema,
+        counted(by or {}, part, least, stated), of.learner, of.data, name=name, datasets=of.datasets, schema=of.schema,
         requires=of.requires, files=of.files, purpose=of.purpose, start=model, rounds=1, evaluate=0, metrics=named,
         privacy=privacy,
     )  # fmt: skip
@@ -173,26 +181,30 @@ def validate(
     at a site is not told of. replicates: of the bootstrap. privacy: "secagg" tells of all sites together alone.
     Raises JobError.
     """
-    metric = (claim or Claim()).metric
-    asked = job(of, model, by, metric=metric, part=part, least=least, privacy=privacy)
-    found = asked.run(sites=sites, seed=seed)
-    return read(found, claim, by, least=least, seed=seed, replicates=replicates, model=model)
+    asked = job(of, model, by, claim=claim, part=part, least=least, privacy=privacy)
+    return read(asked.run(sites=sites, seed=seed), seed=seed, replicates=replicates)
 
 
 def read(
     result: Any,
     claim: Claim | None = None,
-    by: Mapping[str, Cut] | None = None,
     *,
-    least: int = LEAST,
     seed: int = 0,
     replicates: int = REPLICATES,
-    model: Any = None,
 ) -> Validation:
-    """The Validation that a run of `job(…)` with these groups counted."""
+    """The Validation of a run of `job(…)`, simulated or real: of its Result, its params, its file or its RUN.
+
+    claim: another one than the Job's; it was not stated beforehand. Raises FoedusError for what is no validation.
+    """
+    if isinstance(result, (str, os.PathLike)):
+        result = frames.read_model(home.model_file(result))
     params: Params = getattr(result, "params", result)
-    stated, groups = claim or Claim(), listed(by or {})
-    _check(stated, params, groups)
+    asked = _asked(params)
+    stated, groups = claim or Claim(**asked["claim"]), [(by, group) for by, group in asked["groups"]]
+    _check_claim(stated)
+    told = asked["claim"]["metric"]
+    if stated.metric != told and not {stated.metric, told} <= set(STATISTICS):
+        raise JobError(f"Claim(metric={stated.metric!r}): this run counted for {told!r}, see validation.job(claim=…)")
     names = sorted({name.removeprefix("site/").rpartition("/")[0] for name in params if name.startswith("site/")})
     each = {EVERYWHERE: _counts(params.part("all"))} | {site: _counts(params.part(f"site/{site}")) for site in names}
     lines = [
@@ -200,8 +212,18 @@ def read(
         for i, group in enumerate(groups)
         for site, found in each.items()
     ]
-    told = getattr(model, "params", model)
-    return Validation(stated, lines, digest(told) if isinstance(told, Params) else str(model or ""), least)
+    return Validation(stated, lines, asked["model"], asked["least"])
+
+
+def is_validation(params: Any) -> bool:
+    """Whether a run ended with counts that `read` reads."""
+    return isinstance(params, Params) and "about/asked" in params
+
+
+def _asked(params: Any) -> Any:
+    if not is_validation(params):
+        raise FoedusError("this is no run of a validation: read the Result of a Job that validation.job(…) made")
+    return texts.loads(params["about/asked"].tobytes())
 
 
 def _line(site: str, group: tuple[str, str], found: Counts, claim: Claim, drawn: Key, replicates: int) -> Line:
@@ -218,19 +240,13 @@ def _counts(found: Params) -> list[Counts]:
     return [Counts(*row) for row in rows]
 
 
-def _check(claim: Claim, params: Params, groups: Sequence[Any]) -> None:
-    told = bytes(np.asarray(params.get("about/metric", b""), np.uint8)).decode() if "about/metric" in params else "auc"
-    if claim.metric != told and not {claim.metric, told} <= set(STATISTICS):
-        raise JobError(f"Claim(metric={claim.metric!r}): this run counted for {told!r}, see validation.job(metric=…)")
+def _check_claim(claim: Claim) -> None:
     if not 0 < claim.threshold < 1:
         raise JobError(f"Claim(threshold={claim.threshold!r}): it is a probability, above 0 and below 1")
     if claim.reference is not None and not 0 <= claim.reference <= 1:
         raise JobError(f"Claim(reference={claim.reference!r}): a {claim.metric} is from 0 to 1")
     if not 0 <= claim.margin < 1:
         raise JobError(f"Claim(margin={claim.margin!r}): how much worse would still do, from 0 to below 1")
-    counts = [x for name, x in params.items() if name.endswith("/counts")]
-    if not counts or any(len(x) != len(groups) for x in counts):
-        raise FoedusError(f"this is no validation of {len(groups)} groups: read the Result of validation.job(…)")
 
 
 def _named(line: Line) -> str:
