@@ -254,6 +254,7 @@ def test_sites_may_be_a_function_of_the_seed(tmp_path: Path) -> None:
     [
         ({"references": ["alnoe"]}, "choose from alone, pooled, unseen-site"),
         ({"seeds": []}, "whole numbers that differ"),
+        ({"seeds": 0}, "a number of seeds, or whole"),
         ({"seeds": [1, 1]}, "whole numbers that differ"),
         ({"metric": "auc"}, r"none of the metrics \['loss', 'rmse'\]"),
         ({"tune": {"mu": [1, 2]}}, "the job has no option 'mu'"),

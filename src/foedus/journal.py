@@ -154,7 +154,8 @@ class Journal:
                 where = ", ".join(f"{k} {body[k]}" for k in ("round", "task", "site") if k in body)
                 raise JournalError(
                     f"the journal's {kind!r} row ({where}) says {field} = {_short(old.get(field))}, now it is "
-                    f"{_short(body.get(field))}: the Job, its data or the build is not the one that was journaled"
+                    f"{_short(body.get(field))}: the Job, its data or the build is not the one that was "
+                    "journaled, so start a new run"
                 )
         return True
 

@@ -6,7 +6,7 @@ own site raises Apart, and is done site by site. Only the contract may come in.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 from foedus.core import Fit, Local, SiteContext, Update, Work
 from foedus.keys import Key
@@ -125,7 +125,6 @@ class Keys:
 
 
 Train = Callable[[Params, Sequence[Any], Sequence[Key], Any], Fit]  # (params, splits, keys, correct) -> Fit of Rows
-SPLITS: Final = Each()
 
 
 def together(
@@ -137,14 +136,15 @@ def together(
     `train` gives a Fit whose params are Rows and whose numbers are Each, in the order of its splits. The Update has
     Rows, and a weight and metrics that are Each or the same for all. Raises Apart where the work has to see one site.
     """
+    one: Any = Each()
+    split: Any = Each()
 
     def trained(params: Any, data: Any, key: Any, correct: Any) -> Fit:
-        if not isinstance(params, Params) or data is not SPLITS or not isinstance(key, Keys):
+        if not isinstance(params, Params) or data is not split or not isinstance(key, Keys):
             raise Apart
         return train(params, splits, key.all(), correct)
 
-    one: Any = Each()
-    context = SiteContext(one, SPLITS, trained, Keys(heads), _apart, _apart, metrics, one, None, _apart)  # type: ignore[arg-type]
+    context = SiteContext(one, split, trained, Keys(heads), _apart, _apart, metrics, one, None, _apart)  # type: ignore[arg-type]
     local: Local
     local, update = work(payload, None, context)
     if local is not None or not isinstance(update, Update) or not isinstance(update.params, Rows):

@@ -91,5 +91,6 @@ def pause(round: int, task: str, rule: Rule, outcomes: Sequence[Outcome]) -> Pau
     counted = sum(o.status == "counted" for o in outcomes)
     return Paused(
         f"round {round}, task {task!r}: {counted} of the {rule.needed} updates needed arrived; "
-        f"{'; '.join(bad) or 'nobody was asked'}. Mend the cause and resume the run"
+        f"{'; '.join(bad) or 'nobody was asked'}. A job file that has to be mended needs a new run. Mend the cause and "
+        "resume the run"
     )

@@ -236,6 +236,10 @@ def _as_split(loaded: Any) -> Split:
         return loaded
     if isinstance(loaded, tuple) and len(loaded) == 2:
         return Split(train=loaded)
+    if isinstance(loaded, Path):
+        raise TypeError(
+            "it is a path, and the Job has no data=… that reads it: write def load(site), and fd.Job(…, data=load)"
+        )
     raise TypeError(f"load(site) returned {type(loaded).__name__}: return fd.Split(train=..., valid=..., test=...)")
 
 

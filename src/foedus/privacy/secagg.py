@@ -52,8 +52,11 @@ class Secagg(NamedTuple):
         """What is told of it when a run begins."""
         source = "bound=…" if self.bound else "its clip" if self.largest(traits) != BOUND else "the default of bound=…"
         heaviest = "the most rows of a site" if self.wmax is None else f"{self.wmax:g}"
+        word = "secagg" if self.masks else "secagg without masks, which hides nothing"
+        if "exact" in traits:
+            return f"{word}: numbers are summed exactly, whatever their size; what is shown is of all sites together"
         return (
-            f"secagg: an update's numbers lie within {self.largest(traits):g} ({source}), its weight is at most "
+            f"{word}: an update's numbers lie within {self.largest(traits):g} ({source}), its weight is at most "
             f"{heaviest} (wmax=…), and an update beyond is refused; metrics are known of all sites together"
         )
 

@@ -73,7 +73,7 @@ def _cards(told: Story) -> Html:
     if told.steps:
         cards.append(("median round", lasting(median(step["seconds"] for step in told.steps))))
     if told.end is not None and told.end.get("best_round") is not None:
-        cards.append(("best model", f"round {told.end['best_round']}"))
+        cards.append(("best model", f"round {told.end['best_round']}, counted from 0"))
     return el("dl", *(el("div", el("dt", what), el("dd", value)) for what, value in cards), class_="cards")
 
 

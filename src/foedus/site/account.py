@@ -47,9 +47,11 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     made = [f"site {found['site']}: {found['rows']} rows, each signed over the one before, in {found['ledger']}"]
     for name, about in found["datasets"].items():
         of = "" if about["limit"] is None else f" of {about['limit']:g}"
-        made.append(f"{name}: epsilon {about['epsilon']:.3g}{of} at delta {about['delta']:g}{_by(about)}")
+        spent = f"epsilon {about['epsilon']:.3g}{of} at delta {about['delta']:g}"
         if about["unbounded"]:
-            made.append(f"  {about['unbounded']} trainings without differential privacy: nothing bounds what they tell")
+            some = f", beside {spent} of {about['trainings']} with it" if about["trainings"] else ""
+            spent = f"unbounded: {about['unbounded']} trainings without differential privacy{some}"
+        made.append(f"{name}: {spent}{_by(about)}")
         terms = {"purpose": ", ".join(about["purpose"]), "approval": about["approval"], "until": about["valid_until"]}
         made += [f"  {word} {text}" for word, text in terms.items() if text]
     return made

@@ -44,7 +44,7 @@ def compare(
     job: Any,
     *,
     sites: Any = None,
-    seeds: Sequence[int] = range(5),
+    seeds: int | Sequence[int] = range(5),
     tune: Mapping[str, Any] | None = None,
     references: Sequence[str] | None = None,
     metric: str | None = None,
@@ -70,7 +70,8 @@ def compare(
 
     Raises FoedusError with the method, options and seed of a run that failed; under `tune`, only if all of them did.
     """
-    made, chosen, real = methods(job), tuple(seeds), isinstance(sites, Remote)
+    made, real = methods(job), isinstance(sites, Remote)
+    chosen = tuple(range(seeds) if isinstance(seeds, int) else seeds)
     beside = _references(references, real)
     _check(chosen, beside, made, tune or {})
     at = Path(save) if save is not None else default_folder(job)
@@ -89,9 +90,20 @@ def compare(
     bare = first.learner is None and first.algorithm.measure is not None
     if bare and real and beside:
         raise JobError("on a federation an algorithm without a learner has no references: say references=()")
+    if real:
+        _check_open(made, tune or {})
     asked = Asked(made, tune or {}, chosen, given, table, by, place, bare)
     scores = _every(asked, beside)
     return Study(scores, by, table[by].better, next(iter(made)), at).save()
+
+
+def _check_open(made: Mapping[str, Any], tune: Mapping[str, Any]) -> None:
+    for name, each in made.items():
+        if built(name, each, next(grid(name, each, tune))).seal:
+            raise JobError(
+                f"{name} is under secure aggregation, where no site's own metrics are known, and a study is of those: "
+                "compare in a simulation, or real sites with privacy='none'"
+            )
 
 
 def default_folder(job: Any, given: Any = None) -> Path:
@@ -273,7 +285,7 @@ def _references(asked: Sequence[str] | None, real: bool) -> Sequence[str]:
 
 def _check(seeds: Sequence[int], references: Sequence[str], made: Mapping[str, Any], tune: Mapping[str, Any]) -> None:
     if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
-        raise JobError(f"compare(seeds={seeds!r}): whole numbers that differ, for example range(5)")
+        raise JobError(f"compare(seeds={seeds!r}): a number of seeds, or whole numbers that differ")
     for name in references:
         if name not in refs.REFERENCES:
             raise JobError(f"compare(references={references!r}): choose from {', '.join(refs.REFERENCES)}")

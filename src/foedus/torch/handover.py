@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from foedus import frames, home
 from foedus.errors import FoedusError, Missing
 from foedus.files import write_atomic
 from foedus.keys import Key
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 
 def module(learner: TorchLearner, result: Any) -> nn.Module:
-    """A model of a Result's arrays (or its params), on the CPU, in evaluation mode."""
+    """A model of a Result's arrays (or its params, its file or its RUN), on the CPU, in evaluation mode."""
+    if isinstance(result, (str, os.PathLike)):
+        result = frames.read_model(home.model_file(result))
     params = getattr(result, "params", result)
     machine = Machine(build.built(learner.model, Key(("handover",)), learner.dtype), torch.device("cpu"))
     kinds = {leaf.name: leaf.kind for leaf in machine.arrays.params.spec}

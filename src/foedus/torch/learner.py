@@ -145,7 +145,7 @@ class TorchLearner:
             machine.clear()
 
     def module(self, result: Any) -> nn.Module:
-        """An ordinary module, in evaluation mode, with the arrays of a Result, of its params, or of a file."""
+        """An ordinary module, in evaluation mode, with the arrays of a Result, of its params, its file or its RUN."""
         return handover.module(self, result)
 
     def onnx(self, result: Any, path: str | os.PathLike[str], example: Any) -> Path:
