@@ -21,7 +21,7 @@ from foedus.errors import FoedusError, JobError, Refused, Relayed, SiteError
 from foedus.keys import Key, key
 from foedus.metrics import plain
 from foedus.params import Params, Spec
-from foedus.rows import Apart
+from foedus.rows import Apart, Each
 
 FOREIGN = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen")  # code that is not the user's
 MOST_SPLITS = 1024
@@ -139,7 +139,8 @@ class Bench:
     def check_rows(self, update: Update, order: Order) -> None:
         """Raises Apart for an update of many sites that has to be looked at site by site."""
         fits = update.params.spec == (order.payload.spec if order.returns is None else order.returns)
-        if not fits or not all(name.startswith("train_") for name in update.metrics):
+        plain_weight = isinstance(update.weight, (Each, int, float))
+        if not fits or not plain_weight or not all(name.startswith("train_") for name in update.metrics):
             raise Apart
 
     def _declared(self, update: Update, order: Order) -> None:

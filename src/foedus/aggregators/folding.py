@@ -172,7 +172,9 @@ class Folding:
     def add_rows(self, update: Update, origins: Sequence[Origin]) -> list[Outcome | None]:
         """Counts an update of many sites, see foedus.rows; None for a site whose update `add` would refuse."""
         count, rows = len(origins), cast(Rows, update.params)
-        weights = [float(x) if _good(x) else 0.0 for x in listed(update.weight, count)]
+        given = listed(update.weight, count)
+        known = {x: float(x) if _good(x) else 0.0 for x in set(given)}
+        weights = [known[x] for x in given]
         sums = {name: np.asarray(listed(x, count)) for name, x in update.metrics.items()}
         fit = np.array(weights) > 0
         for x in sums.values():
