@@ -33,7 +33,7 @@ def federation(tmp_path_factory):
         yield made, sites
 
 
-@pytest.mark.parametrize("learner", ["lightning", "transformers", "monai"])
+@pytest.mark.parametrize("learner", ["lightning", "transformers", "monai", "sklearn", "forest", "lightgbm", "jax"])
 def test_real_sites_have_the_bits_of_a_simulation(federation, learner, tmp_path):
     made, sites = federation
     result = finished(made.remote().submit(JOB, {"learner": learner}))

@@ -203,3 +203,12 @@ def test_embeddings_are_tuned_by_a_loss_of_ones_own_and_without_adapters_the_who
     assert "embeddings.word_embeddings.weight" in result.params and BASE not in result.params
     with pytest.raises(JobError, match=r"give lora=peft\.LoraConfig"):
         TransformersLearner(BERT, ranks={"a": 1})
+
+
+def test_a_job_is_the_same_before_and_after_its_model_is_made_and_in_every_process():
+    lora = peft.LoraConfig(r=2, target_modules=["c_attn", "c_proj", "c_fc"], task_type="CAUSAL_LM", fan_in_fan_out=True)
+    job = fd.Job(fd.fedavg(), TransformersLearner(GPT2, lora, optimizer=partial(torch.optim.AdamW, lr=1e-2)), rounds=1)
+    before, config = job.digest, json.dumps(lora.to_dict(), default=sorted)
+    job.learner.init(fd.key(0))
+    assert job.digest == before and json.dumps(lora.to_dict(), default=sorted) == config
+    assert "['c_attn', 'c_fc', 'c_proj']" in json.dumps(job.describe())

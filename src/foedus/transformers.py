@@ -3,6 +3,7 @@ transformers and peft come in here and are an extra; machines and batches are to
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ except ModuleNotFoundError as error:
     raise Missing("transformers with peft", "transformers") from error
 
 BASE = "base/digest"  # travels with adapters: a site whose base is another one says so
+PLACE = "base_model_name_or_path"  # which peft writes into a LoraConfig
 IGNORED = -100  # the label of what counts for no loss, as in transformers
 MODEL, EVALUATED = key(0, "model"), key(0, "evaluate")
 
@@ -110,7 +112,9 @@ class TransformersLearner:
         """The settings, for the Job's description; of a folder its name, for it lies elsewhere at each site."""
         plain = {k: getattr(self, k) for k in ("epochs", "steps", "batch_size", "clip", "freeze_a", "digest", "device")}
         base = self.base.to_dict() if hasattr(self.base, "to_dict") else _named(self.base)
-        lora = None if self.lora is None else {k: str(v) for k, v in sorted(self.lora.to_dict().items())}
+        lora = (
+            None if self.lora is None else {k: _said(v) for k, v in sorted(self.lora.to_dict().items()) if k != PLACE}
+        )
         ranks = dict(self.ranks) if isinstance(self.ranks, Mapping) else _named(self.ranks)
         named = {k: _named(getattr(self, k)) for k in ("auto", "collate", "loss", "read", "optimizer", "schedule")}
         return plain | named | {"base": base, "lora": lora, "ranks": ranks, "dtype": str(self.dtype)}
@@ -210,7 +214,7 @@ class TransformersLearner:
         if self.digest not in (None, digest):
             raise JobError(_another(digest, str(self.digest)))
         with named(key, build.CPU, everything=True), _quiet():
-            model = peft.get_peft_model(base, self.lora)
+            model = peft.get_peft_model(base, copy.deepcopy(self.lora))  # which it writes into
             arrays = peft.get_peft_model_state_dict(
                 model, state_dict=model.state_dict(keep_vars=True), save_embedding_layers=False
             )
@@ -345,6 +349,11 @@ def _another(here: str, wanted: str) -> str:
 
 def _adamw(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+def _said(value: Any) -> str:
+    """The text of a setting, the same in every process: peft has sets, whose order is not."""
+    return str(sorted(value) if isinstance(value, (set, frozenset)) else value)
 
 
 def _named(x: Any) -> Any:

@@ -68,6 +68,46 @@ def monai():
     return learner, lambda site: fd.Split(volumes(site.data, slices=True))
 
 
+def table(site):
+    """Numbers for libraries without torch."""
+    x = fd.key(0, site.name).numpy().normal(size=(60, 4))
+    return fd.Split((x, (x.sum(1) > 0).astype(int)))
+
+
+def sklearn():
+    from sklearn.linear_model import SGDClassifier
+
+    from foedus.sklearn import SklearnLearner
+
+    return SklearnLearner(SGDClassifier(loss="log_loss"), features=4, classes=[0, 1]), table, fd.fedavg()
+
+
+def forest():
+    from sklearn.ensemble import RandomForestClassifier
+
+    from foedus.sklearn import SklearnLearner
+
+    learner = SklearnLearner(RandomForestClassifier(3, max_depth=3), features=4, classes=[0, 1])
+    return learner, table, fd.union(learner)
+
+
+def lightgbm():
+    from foedus.lightgbm import LightGBMLearner
+
+    learner = LightGBMLearner({"objective": "binary", "num_leaves": 4, "min_data_in_leaf": 5}, 4, [0, 1], trees=2)
+    return learner, table, fd.union(learner)
+
+
+def jax():
+    import flax.linen as nn
+    import optax
+
+    from foedus.jax import JaxLearner
+
+    losses = optax.softmax_cross_entropy_with_integer_labels
+    return JaxLearner(nn.Dense(2), losses, optimizer=optax.adam(1e-2), inputs=4, batch_size=8), table
+
+
 def job(learner="lightning"):
-    made, load = globals()[learner]()
-    return fd.Job(fd.fedprox(0.01), made, load, rounds=2, privacy="none")
+    made, load, *algorithm = globals()[learner]()
+    return fd.Job(*(algorithm or [fd.fedprox(0.01)]), made, load, rounds=2, privacy="none")
