@@ -59,7 +59,7 @@ from foedus import (
     union,
     vertical,
 )
-from foedus.analytics import describe
+from foedus.analytics import counts, describe
 from foedus.errors import Incompatible, JobError
 from foedus.incompatible import TABLE
 from foedus.job import Job
@@ -329,6 +329,10 @@ CASES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {  # (one,
             "learner": None,
         },
         {"algorithm": fedprox(0.1), "learner": learner()},
+    ),
+    ("dp_metrics", "an analysis that counts no cells"): (
+        {"privacy": dp_metrics(1.0), "algorithm": describe.make("age"), "learner": None, "rounds": 1},
+        {"algorithm": counts.make({"age": [0, 50, 100]})},
     ),
     ("dp_metrics", "best or a stop rule of a metric that is no count"): (
         {"privacy": dp_metrics(1.0), "best": "loss", "metrics": ["accuracy"]},

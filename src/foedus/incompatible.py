@@ -14,6 +14,7 @@ from foedus.errors import Incompatible
 from foedus.metrics import plain
 from foedus.participation import times
 from foedus.privacy.distributed import DistributedDp
+from foedus.privacy.dp_metrics import each_of
 from foedus.privacy.ftrl import DpFtrl
 from foedus.privacy.secagg import majority
 from foedus.privacy.site_level import CentralDp, LocalDp
@@ -522,6 +523,12 @@ TABLE = (
         "an algorithm that measures itself",
         lambda j: j.dp_metrics is not None and j.algorithm.measure is not None,
         "only sums of the learner's evaluation get noise: leave dp_metrics out, or say evaluate=0",
+    ),
+    Row(
+        "dp_metrics",
+        "an analysis that counts no cells",
+        lambda j: j.dp_metrics is not None and j.learner is None and j.exact_sums and not each_of(j.algorithm),
+        "its sums get no noise: take analytics.counts, or leave dp_metrics out",
     ),
     Row(
         "dp_metrics",

@@ -1,6 +1,7 @@
 """Federated analytics and exact models: the answer of pooled data, from sums; each runs simulated and as a Job.
 Algorithms are made here and Jobs built; nothing of backends, servers or sites."""
 
+from foedus.analytics import counts as _counts
 from foedus.analytics import cox as _cox
 from foedus.analytics import describe as _describe
 from foedus.analytics import glm as _glm
@@ -18,6 +19,7 @@ from foedus.analytics.held import loader as table
 
 contingency = Analysis(_tables.contingency)
 correlation = Analysis(_moments.correlation)
+counts = Analysis(_counts.counts)
 cox = Analysis(_cox.cox)
 describe = Analysis(_describe.describe)
 drift = Analysis(_overview.drift)
@@ -41,6 +43,7 @@ __all__ = [
     "Answer",
     "contingency",
     "correlation",
+    "counts",
     "cox",
     "describe",
     "drift",

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from foedus import frames
-from foedus.core import Local, SiteContext, Update, Work
+from foedus.core import EVALUATE, Algorithm, Local, SiteContext, Update, Work
 from foedus.errors import JobError
 from foedus.metrics import PREFIXES, Metric, plain
 from foedus.params import Array, Params, digest
@@ -25,6 +25,7 @@ from foedus.privacy.accounting import Steps
 from foedus.privacy.keystream import discrete_normals
 from foedus.privacy.site_level import check, goal
 
+COUNTS = "counts "  # the trait of an analysis of cells: of so many columns, in each of which a row is in one cell
 MOST = 10_000.0  # examples of noise: no metric has so many that it would be one, and tables would be large
 
 
@@ -109,6 +110,30 @@ def noised(work: Work, how: DpMetrics, metrics: Sequence[Metric], each: int, tim
         return local, Update(update.params, 1.0, kept)
 
     return working
+
+
+def each_of(algorithm: Algorithm) -> int:
+    """How many counts of an analysis each row changes by one; 0 where it does not count cells."""
+    return max((int(t.removeprefix(COUNTS)) for t in algorithm.traits if t.startswith(COUNTS)), default=0)
+
+
+def analysed(algorithm: Algorithm, how: DpMetrics) -> Algorithm:
+    """The same analysis of cells (`analytics.counts`), each count with noise before it leaves its site."""
+    z = noise_of(how, each_of(algorithm))
+    counting = algorithm.works[EVALUATE]
+
+    def working(payload: Params, local: Local, site: SiteContext) -> Any:
+        local, update = counting(payload, local, site)
+        if not isinstance(update, Update):
+            return local, update
+        cells = update.params["cells"]
+        name = site.secret("dp_metrics", *site.key.names, digest(payload))
+        drawn = discrete_normals(name("cells"), cells.size, z) if z else np.zeros(cells.size)
+        made = cells + drawn.reshape(cells.shape)
+        return local, Update(Params({"cells": made}), update.weight, {"cells": made} if update.metrics else {})
+
+    round = partial(algorithm.round, noise=z)  # type: ignore[call-arg]
+    return algorithm._replace(works={**algorithm.works, EVALUATE: working}, round=round)
 
 
 def _part(told: str, site: SiteContext) -> Any:

@@ -1,0 +1,104 @@
+"""Counts of cells named beforehand: by hand, under noise as strong as it says, under a seal, and in a site's ledger."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import foedus as fd
+from federations import finished, foedus, joined
+from foedus import analytics
+from foedus.errors import Incompatible, JobError
+from foedus.privacy import accounting
+
+CELLS = {"age": [0, 50, 65, 100], "sex": ["f", "m"], "stage": [1, 2, 4]}
+SITES = {
+    "north": pd.DataFrame({
+        "age": [49.9, 50, 64.9, 65, 100, 101, np.nan], "sex": ["f", "m", "f", "x", None, "f", "f"],
+        "stage": [1, 2, 3, 4, 0, 4, 1],
+    }),
+    "south": pd.DataFrame({"age": [-1.0, 0, 12], "sex": ["m", "m", ""], "stage": [2, 2, 9]}),
+    "west": pd.DataFrame({"age": [70.0], "sex": ["f"], "stage": [1]}),
+}  # fmt: skip
+# age: 0 to 50 | 50 to 65 | 65 to 100, both ends | other; sex; stage: 1 to 2 | 2 to 4, both ends | other
+NORTH = [1, 2, 2, 2, 4, 1, 2, 2, 4, 1]
+SOUTH = [2, 0, 0, 1, 0, 2, 1, 0, 2, 1]
+WEST = [0, 0, 1, 0, 1, 0, 0, 1, 0, 0]
+
+
+def test_counts_by_hand() -> None:
+    found = analytics.counts(CELLS, sites=SITES)
+    assert found.pandas["count"].tolist() == np.sum([NORTH, SOUTH, WEST], axis=0).tolist()
+    assert found.per_site.loc["north"].tolist() == NORTH and found.per_site.loc["south"].tolist() == SOUTH
+    assert found.pandas.loc[("age", "50 to 65"), "count"] == 2 and found.pandas.loc[("sex", "(other)"), "count"] == 3
+    assert found.noise == 0 and found.pandas["sd"].eq(0).all()
+
+
+def test_noise_has_the_deviation_that_epsilon_asks_for_and_is_no_other_for_the_same_run() -> None:
+    cells = {"x": [float(i) for i in range(401)], "y": [float(i) for i in range(401)]}
+    sites = {name: pd.DataFrame({"x": [0.5], "y": [0.5]}) for name in ("a", "b", "c", "d")}
+    how = fd.dp_metrics(epsilon=0.5, delta=1e-6)
+    found = analytics.counts(cells, sites=sites, privacy=how)
+    expected = accounting.noise_multiplier(0.5, 1.0, 2, 1e-6, "rdp")  # of two counts, one a column
+    assert found.noise == pytest.approx(expected) and found.pandas["sd"].iloc[0] == pytest.approx(2 * expected)
+    drawn = found.per_site.to_numpy().ravel()  # 3,208 of them, all but eight of noise alone
+    assert np.array_equal(drawn, np.rint(drawn)) and abs(drawn.mean()) < 5 * expected / math.sqrt(len(drawn))
+    assert drawn.std() == pytest.approx(expected, rel=0.07)
+    assert found.pandas["count"].tolist() == found.per_site.sum().tolist()
+    assert analytics.counts(cells, sites=sites, privacy=how).digest == found.digest
+    assert analytics.counts(cells, sites=sites, privacy=how, seed=1).digest != found.digest
+
+
+def test_one_row_more_changes_one_cell_of_each_column_by_one() -> None:
+    base = analytics.counts(CELLS, sites=SITES).pandas["count"]
+    for age, sex, stage in [(3, "f", 1), (math.nan, None, 7), (100, "z", 4)]:
+        row = pd.DataFrame({"age": [age], "sex": [sex], "stage": [stage]})
+        more = {**SITES, "west": pd.concat([SITES["west"], row], ignore_index=True)}
+        change = analytics.counts(CELLS, sites=more).pandas["count"] - base
+        assert change.groupby(level="column").sum().tolist() == [1, 1, 1] and set(change) == {0, 1}
+
+
+def test_under_a_seal_the_sums_are_the_same_and_no_site_is_seen() -> None:
+    how = fd.dp_metrics(epsilon=1.0)
+    plain, sealed = (analytics.counts(CELLS, sites=SITES, privacy=p) for p in (how, [how, "secagg"]))
+    assert sealed.per_site.empty and not plain.per_site.empty
+    open_, under = (analytics.counts(CELLS, sites=SITES, privacy=p).pandas["count"] for p in ("none", "secagg"))
+    assert open_.tolist() == under.tolist() == np.sum([NORTH, SOUTH, WEST], axis=0).tolist()
+    assert sealed.noise == plain.noise > 0
+
+
+@pytest.mark.parametrize(
+    "cells", [{}, {"age": []}, {"age": [1]}, {"age": [2, 1]}, {"age": [0, math.inf]}, {"sex": ["f", "f"]}, {"sex": "f"}]
+)
+def test_cells_that_are_none_are_refused(cells: object) -> None:
+    with pytest.raises(JobError, match=r"counts"):
+        analytics.counts(cells, sites=SITES)
+
+
+def test_an_analysis_whose_sums_would_get_no_noise_is_refused() -> None:
+    with pytest.raises(Incompatible, match=r"take analytics.counts"):
+        analytics.describe("age", sites=SITES, privacy=fd.dp_metrics(epsilon=1.0))
+
+
+@pytest.mark.long
+@pytest.mark.processes
+def test_a_sites_ledger_counts_what_an_analysis_spent(tmp_path: Path) -> None:
+    paths = {}
+    for name, table in SITES.items():
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+        paths[name] = tmp_path / f"{name}.csv"
+    job = f"import foedus as fd\nfrom foedus import analytics\njob = analytics.counts.job({CELLS!r}, "
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "job.py").write_text(f"{job}privacy=fd.dp_metrics(epsilon=1.0))\n")
+    with joined(tmp_path / "home", paths) as made:
+        result = finished(made.remote().submit(tmp_path / "job" / "job.py"))
+        home = made.site_home("north")
+        _, told = foedus(home, "site", "privacy")
+        spent = told["datasets"]["data"]
+    simulated = analytics.counts(CELLS, sites=paths, privacy=fd.dp_metrics(epsilon=1.0))
+    assert analytics.read(result).noise == simulated.noise
+    assert 0.3 < spent["epsilon"] <= 1.0 and spent["unbounded"] == 0 and spent["trainings"] == 1
