@@ -273,3 +273,20 @@ def test_metrics_that_another_rounds_end_has_just_deleted_are_stored_again(rig, 
     assert north.send(north.task(run), packed(), metrics=loss)["status"] == "accepted"
     rig.until(lambda: rig.hub.runs[run].over)
     assert rig.hub.runs[run].state == "finished" and len(first) == 2
+
+
+def test_an_update_that_waits_when_the_run_ends_is_dropped_and_nothing_of_it_is_left(rig):
+    """With late="keep" it is wanted until the very end, which nobody looks at it before."""
+    north, south = Scripted(rig, "north"), Scripted(rig, "south")
+    job = JOB.replace("rounds=2, evaluate=0", "rounds=1, evaluate=0, quorum=1, late='keep'")
+    run = rig.submit(job.replace("    pass\n", "    import time\n    time.sleep(3)\n"))
+    north.ready(run)
+    south.ready(run)
+    order = south.task(run)
+    assert north.send(north.task(run), ONES)["status"] == "accepted"
+    rig.until(lambda: rig.rows(run, "total"))
+    loss = {"train_loss": sums("float64", 1.0, 1.0, 1.0)}
+    receipt = south.send(order, packed(w=np.full(3, 7, np.float32)), metrics=loss)
+    assert receipt == {"status": "dropped", "why": "nobody waits for it any more"}
+    assert rig.hub.runs[run].over and rig.rows(run, "end")
+    rig.until(lambda: not sent(rig))

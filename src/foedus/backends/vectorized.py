@@ -88,6 +88,13 @@ class Many:
             note(f"{type(job.learner).__name__} trains one site at a time")
 
     def fold(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local], into: Folding) -> list[Done]:
+        return self.folded(orders, locals, into)
+
+    def each(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local]) -> list[Done]:
+        return self.work(orders, locals)
+
+    def folded(self, orders: Sequence[Order], locals: Mapping[str, Local], into: Folding) -> list[Done]:
+        """The Done of each of the orders, which are of one Task; their updates are in `into`."""
         found = dict[int, Done]()
         for group in self._alike(orders, locals, into):
             found |= self._at_once([orders[i] for i in group], group, into)
@@ -96,9 +103,6 @@ class Many:
         made = self.work(rest, locals, lambda one, order: one if one.update is None else folded(one, order, into))
         found |= zip(left, made, strict=True)
         return [found[i] for i in range(len(orders))]
-
-    def each(self, task: Task, orders: Sequence[Order], locals: Mapping[str, Local]) -> list[Done]:
-        return self.work(orders, locals)
 
     def _alike(self, orders: Sequence[Order], locals: Mapping[str, Local], into: Folding) -> Sequence[Sequence[int]]:
         """The orders, by their place, in groups whose work may be done at once; none where it has to see its site."""

@@ -282,11 +282,15 @@ class App:
                 until = time.monotonic() + CHECKING
                 while found.receipt is None and time.monotonic() < until and self.hub.at_work(live):
                     self.hub.news.wait(1.0)
-                if found.receipt is None:
+                ended = live.over and self.hub.runs.get(live.id) is live
+                if found.receipt is None and not ended:
                     return answer({"error": "the run's worker is not there to check it; send it again later"}, 503)
-                return answer(found.receipt)
-            self.hub.forget(asked.name, (body["digest"], stored))  # nobody will look at them
-            return answer(found)
+            else:
+                self.hub.forget(asked.name, (body["digest"], stored))  # nobody will look at them
+                return answer(found)
+        if found.receipt is None:
+            live.clear()  # the run ended while it waited
+        return answer(found.receipt)
 
     def _known(self, site: str, body: Json) -> bool:
         with self.hub.news:

@@ -365,6 +365,8 @@ class Conductor:
         """Journals what became of an update, and has its site told."""
         body = delivery.body
         with self.run.context.news:
+            if delivery not in self.run.inbox:
+                return  # the run was stopped meanwhile, and its site told
             self.run.inbox.remove(delivery)
             if not task.wants(delivery.site, body["attempt"]):
                 delivery.receipt = {"status": "dropped", "why": "it came too late"}

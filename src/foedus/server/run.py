@@ -22,6 +22,7 @@ from foedus.store.blobs import Blobs
 from foedus.wire.signing import sign_envelope
 
 log = logging.getLogger(__name__)
+UNWANTED = {"status": "dropped", "why": "nobody waits for it any more"}
 MOST_ENVELOPES = 4096
 MOST_TEXT = 2000  # characters of a reason
 Body = dict[str, Any]
@@ -195,6 +196,13 @@ class Run:
         """Deletes what came, in whole or in part, of updates for which nobody waits any more; `news` is not held."""
         with self.context.news:
             left = {at: self.uploads.pop(at) for at in list(self.uploads) if not self.wants(*at)}
+            late = [d for d in self.inbox if not self.wants(d.site, *(d.body[k] for k in ("round", "task", "attempt")))]
+            for delivery in late:
+                self.inbox.remove(delivery)
+                delivery.receipt = dict(UNWANTED)
+            self.context.news.notify_all()
+        for delivery in late:
+            self.context.forget(delivery.site, (delivery.body["digest"], delivery.metrics))
         for at, digest in left.items():
             self.drop(*at, digest)
 
@@ -218,7 +226,7 @@ class Run:
         if refused:
             return {"status": "refused", "why": refused["why"]}
         if not self.wants(site, *at, body["attempt"]):
-            return {"status": "dropped", "why": "nobody waits for it any more"}
+            return dict(UNWANTED)
         waiting = [d for d in self.inbox if (d.site, d.body["round"], d.body["task"]) == (site, *at)]
         if waiting:
             return waiting[0]

@@ -176,8 +176,9 @@ class Hand:
             self.many = Many(self.job, self.data, self.seed, self.notes.append)
             self.bench = self._timed(self.many.bench)
         began, orders = time.perf_counter(), [self._order(site, letter) for _, site, _, letter in given.orders]
-        made = self.many.work(orders, {site: local for _, site, local, _ in given.orders})
-        made = [self._folded(done, order) for done, order in zip(made, orders, strict=True)]
+        locals = {site: local for _, site, local, _ in given.orders}
+        folds = self.brief.code is not None
+        made = self.many.folded(orders, locals, self._folding()) if folds else self.many.work(orders, locals)
         seconds = time.perf_counter() - began - sum(self.loading.values())
         unit = seconds / (sum(done.outcome.weight for done in made) or 1.0)
         return [
