@@ -99,6 +99,7 @@ def delayed(here: float, there: float, rounds: int) -> Job:
     parent = os.getpid()
 
     def work(payload: Any, local: Any, site: Any) -> Any:
+        assert str(site.name)  # who looks at its site is worked by itself
         time.sleep(here if os.getpid() == parent else there)
         fit = site.train(payload, site.split, site.key("train"), None)
         return None, fd.Update(fit.params - payload, fit.examples)
