@@ -95,7 +95,9 @@ def sites():
 methods = {"FedAvg": job, "clustered": clustered, "personalised": tuned}
 
 if __name__ == "__main__":
-    study = fd.compare(methods, sites=sites(), seeds=range(5), references=["alone", "pooled", "unseen-site"], metric="rmse")
+    study = fd.compare(
+        methods, sites=sites(), seeds=range(5), references=["alone", "pooled", "unseen-site"], metric="rmse"
+    )
     print(study.table())
     print(study.by_site())
     study.plot("rmse", path=Path(__file__).with_name("study.svg"))
