@@ -82,7 +82,8 @@ def sites():
 methods = {"FedAvg": job, "personalised": tuned, "own heads": heads}
 
 if __name__ == "__main__":
-    study = fd.compare(methods, sites=sites(), seeds=range(5, 15), references=["alone", "pooled"], metric="accuracy")
+    references = ["alone", "pooled", "unseen-site"]
+    study = fd.compare(methods, sites=sites(), seeds=range(5, 15), references=references, metric="accuracy")
     print(study.by_site())
     for method in methods:
         for site in (*study.sites, "mean"):
