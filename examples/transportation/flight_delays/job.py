@@ -113,7 +113,7 @@ def sites():
 methods = {"FedAvg": job, "personalised": tuned}
 
 if __name__ == "__main__":
-    study = fd.compare(methods, sites=sites(), references=["alone", "pooled"], metric="auc")
+    study = fd.compare(methods, sites=sites(), references=["alone", "pooled", "unseen-site"], metric="auc")
     print(study.table())
     print(study.by_site())
     for method in methods:
