@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,15 @@ import pytest
 import foedus as fd
 from federations import finished, foedus, joined
 from foedus import analytics
+from foedus.analytics.held import held
+from foedus.core import SiteContext
 from foedus.errors import Incompatible, JobError
 from foedus.privacy import accounting
+
+
+def _no(*_: object) -> Any:
+    raise AssertionError("counts train and measure nothing")
+
 
 CELLS = {"age": [0, 50, 65, 100], "sex": ["f", "m"], "stage": [1, 2, 4]}
 SITES = {
@@ -51,6 +59,20 @@ def test_noise_has_the_deviation_that_epsilon_asks_for_and_is_no_other_for_the_s
     assert found.pandas["count"].tolist() == found.per_site.sum().tolist()
     assert analytics.counts(cells, sites=sites, privacy=how).digest == found.digest
     assert analytics.counts(cells, sites=sites, privacy=how, seed=1).digest != found.digest
+
+
+def test_a_run_that_asks_again_hears_the_same_noise_and_other_rows_have_noise_of_their_own() -> None:
+    job = analytics.counts.job(CELLS, privacy=fd.dp_metrics(1000.0))
+    work, secret = job.method.works["evaluate"], fd.key(0, "a site's own")
+
+    def told(table: pd.DataFrame, round: int) -> list[float]:
+        site = SiteContext("n", fd.Split(train=held(table)), _no, fd.key(0, round, 0, "n"), _no, _no, secret=secret)
+        return list(work(fd.Params({"note": np.float64(round)}), None, site)[1].params["cells"])
+
+    whole = SITES["north"]
+    assert told(whole, 0) == told(whole, 7)
+    gap = np.subtract(told(whole, 0), told(whole.iloc[1:], 0))
+    assert np.abs(gap).max() > 2  # which one row cannot change: the noise is another
 
 
 def test_one_row_more_changes_one_cell_of_each_column_by_one() -> None:
