@@ -271,8 +271,20 @@ def test_a_model_that_is_there_already_is_tuned() -> None:
     start = {"w": np.float32([4, 2]), "b": np.float32(0)}
     world, own = ended(job(fd.fine_tuned(), rounds=1, start=start))
     assert world == lists(start) and own["south"] == {"w": [6, 1], "b": -4}
-    with pytest.raises(JobError, match="models of their own already"):
-        fd.fine_tuned(fd.ditto())
+
+
+def test_a_base_with_models_of_the_sites_own_leaves_each_the_whole_of_its_own_to_tune() -> None:
+    # A round of FedPer: (2, 0 | 2) and (2, 0 | -4). Two of tuning, of both parts: 3/4 of the way to each mean.
+    world, own = ended(job(fd.fine_tuned(fd.fedper(personal="b"), after=1), rounds=3))
+    assert world == {"w": [2, 0], "b": 0}
+    assert own == {"north": {"w": [2, 0], "b": 3.5}, "south": {"w": [6.5, 0], "b": -7}}
+
+
+@pytest.mark.parametrize("backend", ["local", "processes", "vectorized"])
+def test_tuning_after_a_personal_base_is_the_same_wherever_it_runs(backend: str) -> None:
+    made = job(fd.fine_tuned(fd.ditto(lam=1.0), after=1), rounds=2)
+    result = made.run(TWO, backend=backend, workers=2)
+    assert {site: lists(result.personal(site)) for site in TWO} == ended(made)[1]
 
 
 def test_two_rounds_of_ifca() -> None:
@@ -304,6 +316,7 @@ MADE = {
     "apfl": fd.apfl,
     "pfedme": partial(fd.pfedme, lam=1.0, local=2),
     "fine_tuned": partial(fd.fine_tuned, after=1),
+    "fine_tuned of fedper": lambda: fd.fine_tuned(fd.fedper(personal="b"), after=1),
     "ifca": fd.ifca,
 }
 

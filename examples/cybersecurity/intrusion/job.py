@@ -73,7 +73,7 @@ sites = dict.fromkeys(SITES, 0)  # an organisation's name says what its flows ar
 methods = {"autoencoder": job, "tuned autoencoder": tuned, "boosted trees": trees}
 
 if __name__ == "__main__":
-    study = fd.compare(methods, sites=sites, seeds=range(5), references=["alone"], metric="auc")
+    study = fd.compare(methods, sites=sites, seeds=range(5), references=["alone", "unseen-site"], metric="auc")
     print(study.by_site())
     for name in SITES:
         for method in ("autoencoder", "tuned autoencoder"):

@@ -72,6 +72,13 @@ def sites():
     return dict.fromkeys(TASKS, str(file()))
 
 
+def taken_home(site, seed, data):
+    """Test AUC of a laboratory that took no part, and trains on at home from the trunk of the others."""
+    others = job().run({name: x for name, x in data.items() if name != site}, seed=seed, backend="local")
+    own = job().replace(algorithm=fd.fine_tuned(), start=others.params)
+    return own.run({site: data[site]}, seed=seed, backend="local").metrics["personal_test_auc"]
+
+
 methods = {"shared trunk": job, "FedRep": rep, "FedAvg": one}
 
 if __name__ == "__main__":
@@ -81,4 +88,9 @@ if __name__ == "__main__":
         for site in (*study.sites, "mean"):
             mean, half = study.difference(method, "alone", of=site)
             print(f"{method} less alone, {site}: {mean:+.3f} ± {half:.3f}")
+    taken = {site: [taken_home(site, seed, sites()) for seed in range(10)] for site in study.sites}
+    gains = np.array([np.subtract(taken[site], study.values("alone", site)) for site in study.sites])
+    for site, found, gain in zip(study.sites, taken.values(), gains, strict=True):
+        print(f"{site}: took no part {np.mean(found):.3f}, less alone {gain.mean():+.3f}")
+    print(f"mean: took no part {np.mean([*taken.values()]):.3f}, less alone by division {gains.mean(axis=0).round(3)}")
     study.plot("auc", path=Path(__file__).with_name("study.svg"))

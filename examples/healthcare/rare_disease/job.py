@@ -35,7 +35,8 @@ sites = dict.fromkeys(HOSPITALS, 0)  # a hospital's name says who its patients a
 methods = {"FedAvg": partial(job, privacy="none")}
 
 if __name__ == "__main__":
-    study = fd.compare(methods, sites=sites, seeds=range(5), references=["alone", "pooled"], metric="balanced_accuracy")
+    references = ["alone", "pooled", "unseen-site"]
+    study = fd.compare(methods, sites=sites, seeds=range(5), references=references, metric="balanced_accuracy")
     print(study.table())
     print("AUC", {name: study.interval(name, metric="auc") for name in study.by_method})
     for cases in range(4):

@@ -56,17 +56,50 @@ def gradient(p, x, y, l2=0.003):
     return -logs[np.arange(len(y)), y], grads
 
 
-def job(algorithm=None, lr=0.5, rounds=60):
+def logits(p, x):
+    return read(p, x)[1]
+
+
+def pair(random):
+    """Two such models that begin alike: one is a protocol's own, one is everybody's."""
+    return {f"{whose}.{name}": x for name, x in model(random).items() for whose in ("own", "shared")}
+
+
+def half(p, whose):
+    return {name.removeprefix(f"{whose}."): x for name, x in p.items() if name.startswith(f"{whose}.")}
+
+
+def gradients(p, x, y):
+    """Each of the two learns by itself. The losses are their means."""
+    losses, found = {}, {}
+    for whose in ("own", "shared"):
+        losses[whose], grads = gradient(half(p, whose), x, y)
+        found |= {f"{whose}.{name}": g for name, g in grads.items()}
+    return (losses["own"] + losses["shared"]) / 2, found
+
+
+def together(p, x):
+    """The logarithm of the mean of the two models' probabilities."""
+    own, shared = (logits(half(p, whose), x) for whose in ("own", "shared"))
+    own, shared = (z - np.logaddexp.reduce(z, axis=1, keepdims=True) for z in (own, shared))
+    return np.logaddexp(own, shared) - np.log(2)
+
+
+def job(algorithm=None, lr=0.5, rounds=60, parts=(model, gradient, logits)):
     """Twenty steps over all jobs of a protocol a round."""
-    learner = NumpyLearner(
-        model, gradient, lambda p, x: read(p, x)[1], lr=lr, epochs=20, batch_size=None, metrics=["accuracy"]
-    )
+    learner = NumpyLearner(*parts, lr=lr, epochs=20, batch_size=None, metrics=["accuracy"])
     return fd.Job(algorithm or fd.fedavg(), learner, load, rounds=rounds, evaluate=rounds)
 
 
 def tuned(lr=0.5, rounds=60, tuning=30):
     """The federated model, trained on at home."""
     return job(fd.fine_tuned(after=rounds), lr=lr, rounds=rounds + tuning)
+
+
+def both(lr=0.5, rounds=30, tuning=40):
+    """A model of its own beside the federated one, which is then trained on at home: they answer together."""
+    algorithm = fd.fine_tuned(fd.fedper(["own.*"]), after=rounds)
+    return job(algorithm, lr=lr, rounds=rounds + tuning, parts=(pair, gradients, together))
 
 
 def heads(lr=0.5, rounds=60):
@@ -79,11 +112,11 @@ def sites():
     return dict.fromkeys(PROTOCOLS, str(file()))
 
 
-methods = {"FedAvg": job, "personalised": tuned, "own heads": heads}
+methods = {"FedAvg": job, "personalised": both, "fine-tuned": tuned, "own heads": heads}
 
 if __name__ == "__main__":
     references = ["alone", "pooled", "unseen-site"]
-    study = fd.compare(methods, sites=sites(), seeds=range(5, 15), references=references, metric="accuracy")
+    study = fd.compare(methods, sites=sites(), seeds=range(5, 25), references=references, metric="accuracy")
     print(study.by_site())
     for method in methods:
         for site in (*study.sites, "mean"):

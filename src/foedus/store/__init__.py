@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -45,6 +46,16 @@ class Row(NamedTuple):
     chain: str
 
 
+class Record(NamedTuple):
+    """A Row as it is written: its body is canonical JSON; `read_row(*record)` is the Row."""
+
+    seq: int
+    at: float
+    kind: str
+    text: str
+    chain: str
+
+
 class Head(NamedTuple):
     """A journal's last row, enough to go on from it or to pin it elsewhere."""
 
@@ -55,6 +66,7 @@ class Head(NamedTuple):
 START = Head(0, "0" * 64)
 
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+_NOT_TEXT = re.compile(r'"(?:-?\d[^"]*|true|false|null)":')  # a key that may have been no text, and so stands elsewhere
 
 
 def canonical(value: object) -> str:
@@ -70,15 +82,16 @@ def link(last: str, seq: int, at: float, kind: str, text: str) -> str:
     return hashlib.sha256(f'["{last}",{seq},{float(at)!r},{_encode(kind)},{text}]'.encode()).hexdigest()
 
 
-def chained(head: Head, entries: Iterable[Entry], at: float) -> list[tuple[Row, str]]:
-    """The rows that follow `head`, each beside its body's text, in the form in which they will be read back."""
-    rows = []
+def chained(head: Head, entries: Iterable[Entry], at: float) -> list[Record]:
+    """The rows that follow `head`, as they are written."""
+    found = []
     for kind, body in entries:
-        plain = json.loads(canonical(dict(body)))
-        text = _encode(plain)
+        text = canonical(dict(body))
+        if _NOT_TEXT.search(text):
+            text = _encode(json.loads(text))  # the form in which it will be read back
         head = Head(head.seq + 1, link(head.chain, head.seq + 1, at, kind, text))
-        rows.append((Row(head.seq, at, kind, plain, head.chain), text))
-    return rows
+        found.append(Record(head.seq, at, kind, text, head.chain))
+    return found
 
 
 def read_row(seq: int, at: float, kind: str, text: str, chain: str) -> Row:
@@ -118,8 +131,8 @@ class Store(Protocol):
     journal. Runs, kinds, tables and keys are text without NUL.
     """
 
-    def append(self, run: str, rows: Sequence[Entry], epoch: int) -> list[Row]:
-        """The new rows, all or none of them written; Fenced unless `epoch` is that of the run's present lease."""
+    def append(self, run: str, rows: Sequence[Entry], epoch: int) -> list[Record]:
+        """The new rows as they were written: all, or none; Fenced unless `epoch` is that of the run's present lease."""
 
     def rows(self, run: str, after: int = 0, kinds: Collection[str] | None = None) -> list[Row]:
         """The run's rows with seq > `after`, in order; of these kinds only, if given."""

@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from foedus import faults
 from foedus.errors import Missing, StoreError
 from foedus.files import fsync_dir, make_folder
-from foedus.store import START, Entry, Fenced, Head, Row, canonical, chained, migrations, read_row
+from foedus.store import START, Entry, Fenced, Head, Record, Row, canonical, chained, migrations, read_row
 from foedus.store.lease import NOBODY, Lease, check_free
 from foedus.store.sqlite import BUSY, explained, use_wal
 
@@ -78,15 +78,15 @@ class SqlStore:
             self.close()
             raise
 
-    def append(self, run: str, rows: Sequence[Entry], epoch: int) -> list[Row]:
+    def append(self, run: str, rows: Sequence[Entry], epoch: int) -> list[Record]:
         with self.transaction():
             self._own(run, epoch)
             new = chained(self.head(run), rows, self._clock())
             if new:
-                records = [{**row._asdict(), "run": run, "body": text} for row, text in new]
-                self._run(sa.insert(journal), records)
+                names = ("run", "seq", "at", "kind", "body", "chain")
+                self._run(sa.insert(journal), [dict(zip(names, (run, *one), strict=True)) for one in new])
                 self._here.journaled = True
-        return [row for row, _ in new]
+        return new
 
     def rows(self, run: str, after: int = 0, kinds: Collection[str] | None = None) -> list[Row]:
         columns = (journal.c.seq, journal.c.at, journal.c.kind, journal.c.body, journal.c.chain)

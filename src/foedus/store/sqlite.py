@@ -16,7 +16,7 @@ from typing import Any
 from foedus import faults
 from foedus.errors import StoreError
 from foedus.files import fsync_dir, make_folder
-from foedus.store import START, Entry, Fenced, Head, Row, canonical, chained, read_row
+from foedus.store import START, Entry, Fenced, Head, Record, Row, canonical, chained, read_row
 from foedus.store.lease import NOBODY, Lease, check_free
 
 STEPS: tuple[tuple[str, ...], ...] = (  # schema version n is the first n steps
@@ -82,14 +82,13 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise explained(str(self._path), error) from error
 
-    def append(self, run: str, rows: Sequence[Entry], epoch: int) -> list[Row]:
+    def append(self, run: str, rows: Sequence[Entry], epoch: int) -> list[Record]:
         with self.transaction():
             self._own(run, epoch)
             new = chained(self.head(run), rows, self._clock())
-            records = [(run, row.seq, row.at, row.kind, text, row.chain) for row, text in new]
-            self._writer.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?)", records)
+            self._writer.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?)", [(run, *one) for one in new])
             self._journaled = True
-        return [row for row, _ in new]
+        return new
 
     def rows(self, run: str, after: int = 0, kinds: Collection[str] | None = None) -> list[Row]:
         marks = "" if kinds is None else f" AND kind IN ({','.join('?' * len(kinds))})"

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -230,13 +230,16 @@ class TorchLearner:
         return grads.ordered(params.trainable().spec)
 
     def order(self, examples: int, key: Key) -> Iterator[Array]:
-        """The rows of each epoch of a Task, one epoch after the other: its batches are cut from each."""
+        """The rows of each epoch of a Task, one epoch after the other: its batches are cut from each.
+
+        An epoch of one batch has no order to draw.
+        """
+        if self.at_once(examples):
+            return repeat(np.arange(examples))
         return order(examples, self.used(examples), key("order").numpy())
 
     def epochs_of(self, examples: int, key: Key, count: int) -> Array:
-        """The first `count` epochs of `order`, (count, rows)."""
-        if examples == 1:
-            return np.zeros((count, 1), np.int64)  # in the only order that there is
+        """The first `count` epochs of `order`, (count, rows), of more than one batch."""
         draw, used = key("order").lent().permutation, self.used(examples)
         if count == 1:
             return draw(examples)[None, :used]
@@ -288,6 +291,10 @@ class TorchLearner:
             progress()
         sums = totals(_numbers([loss for loss, _ in seen]), [n for _, n in seen], key)
         return Fit(self.machine.read(), len(split.train), len(seen), optimizer.lr * len(seen), {"train_loss": sums})
+
+    def at_once(self, examples: int) -> bool:
+        """Whether an epoch is one batch."""
+        return examples <= self.batch_size
 
     def used(self, examples: int) -> int:
         """Of how many examples an epoch is made."""

@@ -171,12 +171,12 @@ class Together:
         sizes = [len(call[1].train) for call in calls]
         used = [self.learner.used(n) for n in sizes]
         each = [-(-n // size) for n in used]  # steps an epoch
-        rows = np.zeros((len(calls), most * size), np.int64)
+        place = np.arange(most * size) % size
+        rows = np.where(place < np.array(sizes)[:, None], place, 0)  # of epochs that are one batch
         for i, (call, n, epoch, last) in enumerate(zip(calls, sizes, each, steps, strict=True)):
-            drawn = self.learner.epochs_of(n, call[2], -(-last // epoch))
-            if last == epoch:
-                rows[i, : used[i]] = drawn[0]
+            if self.learner.at_once(n):
                 continue
+            drawn = self.learner.epochs_of(n, call[2], -(-last // epoch))
             for at, order in zip(range(0, last * size, epoch * size), drawn, strict=True):
                 room = rows[i, at : last * size]
                 room[: len(order)] = order[: len(room)]
