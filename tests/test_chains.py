@@ -98,6 +98,26 @@ def test_a_step_worked_out_by_hand() -> None:
     assert losses.tolist() == pytest.approx([0.6931472]) and slopes["0.weight"].flatten().tolist() == [-1.5, 1.5]
 
 
+def test_a_step_taken_at_once_is_the_slopes_times_the_rate_from_the_parameters_before() -> None:
+    net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4, bias=False))
+    found = chain(net, F.cross_entropy)
+    assert found is not None and found.plain
+    params = {name: torch.randn(SITES, *p.shape, dtype=torch.float64) for name, p in net.named_parameters()}
+    x, y = torch.randn(SITES, BATCH, 6, dtype=torch.float64), torch.randint(4, (SITES, BATCH))
+    shares = torch.full((SITES, BATCH), 1 / BATCH, dtype=torch.float64)
+    losses, slopes = found.slopes(params, x, y, shares)
+    after = {name: p.clone() for name, p in params.items()}
+    assert torch.equal(found.descend(after, x, y, shares, 0.3), losses)
+    for name, p in params.items():
+        torch.testing.assert_close(after[name], p - 0.3 * slopes[name], rtol=1e-12, atol=1e-14)
+
+
+def test_a_layer_that_stands_twice_takes_no_step_at_once() -> None:
+    layer = nn.Linear(4, 4)
+    found = chain(nn.Sequential(layer, nn.ReLU(), layer), F.cross_entropy)
+    assert found is not None and not found.plain
+
+
 @pytest.mark.parametrize(
     "model, loss",
     [

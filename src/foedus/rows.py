@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+import numpy as np
+
 from foedus.core import Fit, Local, SiteContext, Update, Work
 from foedus.keys import Key
 from foedus.params import Array, Params, Spec, kind
@@ -34,23 +36,7 @@ class Each:
 
 
 UNSEEN = (
-    *(
-        "bool",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "hash",
-        "str",
-        "repr",
-        "format",
-        "len",
-        "iter",
-        "getitem",
-        "contains",
-    ),
+    *("bool", "eq", "ne", "lt", "le", "gt", "ge", "hash", "str", "repr", "format", "len", "iter", "getitem"),
     *("contains", "call", "float", "int", "index", "round", "neg", "abs", "array", "add", "radd", "sub", "rsub", "mul"),
     *("rmul", "truediv", "rtruediv", "floordiv", "rfloordiv", "mod", "pow", "rpow", "array_ufunc"),
 )
@@ -58,43 +44,60 @@ for _name in UNSEEN:
     setattr(Each, f"__{_name}__", _apart)
 
 
+Change = Callable[[str, Array], Array]  # (group, array) -> array of the same shape
+
+
 class Rows:
     """A model of each site: flat arrays of (sites, numbers) by group, or of (numbers,) where all have the same.
 
-    Site i has row `at[i]`. Rows are added to Params and scaled as Params are; whatever else is done raises Apart.
+    Site i has row `at[i]`. Rows are added to Params and scaled as Params are, when they are read, so that nobody
+    writes the models of all sites once more; whatever else is done raises Apart.
     """
 
-    __slots__ = ("at", "each", "spec")
+    __slots__ = ("at", "changes", "each", "spec")
     __array_ufunc__ = None  # np.float64(0.5) * rows is ours to answer
 
-    def __init__(self, spec: Spec, each: Mapping[str, Array], at: Sequence[int]) -> None:
-        self.spec, self.each, self.at = spec, each, at
+    def __init__(
+        self, spec: Spec, each: Mapping[str, Array], at: Sequence[int], changes: Sequence[Change] = ()
+    ) -> None:
+        self.spec, self.each, self.at, self.changes = spec, each, at, changes
 
     def row(self, i: int) -> Params:
         """The model of one site."""
-        return Params.of(self.spec, {g: x if x.ndim == 1 else x[self.at[i]] for g, x in self.each.items()})
+        return Params.of(self.spec, {g: x[0] for g, x in self.read([self.at[i]]).items()})
+
+    def read(self, rows: slice | Sequence[int]) -> dict[str, Array]:
+        """group -> (rows, numbers) of these rows."""
+        count = len(range(len(self.at))[rows]) if isinstance(rows, slice) else len(rows)
+        return {g: self._changed(g, x, rows, count) for g, x in self.each.items()}
+
+    def _changed(self, group: str, x: Array, rows: slice | Sequence[int], count: int) -> Array:
+        alike = x.ndim == 1
+        x = x if alike else x[rows]
+        for change in self.changes:
+            x = change(group, x)
+        return np.broadcast_to(x, (count, x.size)) if alike else x
 
     def __sub__(self, other: Params) -> Rows:
         flats = self._fitting(other)
-        return self._with({g: x if kind(g) == "integer" else x - flats[g] for g, x in self.each.items()})
+        return self._then(lambda g, x: x if kind(g) == "integer" else x - flats[g])
 
     def __add__(self, other: Params) -> Rows:
         flats = self._fitting(other)
-        return self._with({g: flats[g] if kind(g) == "integer" else x + flats[g] for g, x in self.each.items()})
+        return self._then(lambda g, x: np.broadcast_to(flats[g], x.shape) if kind(g) == "integer" else x + flats[g])
 
     def __rmul__(self, scale: float) -> Rows:
         if not isinstance(scale, (int, float)):
             raise Apart
-        scaled = {g: x if kind(g) == "integer" else x * x.dtype.type(scale) for g, x in self.each.items()}
-        return self if scale == 1 else self._with(scaled)
+        return self if scale == 1 else self._then(lambda g, x: x if kind(g) == "integer" else x * x.dtype.type(scale))
 
     def _fitting(self, other: Any) -> Mapping[str, Array]:
         if not isinstance(other, Params) or other.spec != self.spec:
             raise Apart
         return other.flats
 
-    def _with(self, each: Mapping[str, Array]) -> Rows:
-        return Rows(self.spec, each, self.at)
+    def _then(self, change: Change) -> Rows:
+        return Rows(self.spec, self.each, self.at, (*self.changes, change))
 
     def __getattr__(self, name: str) -> NoReturn:
         raise Apart

@@ -184,7 +184,7 @@ class Folding:
         for a in range(0, count, ROWS):
             here = [i for i in site[a : a + ROWS] if fit[i]]
             at = slice(a, a + ROWS) if len(here) == len(site[a : a + ROWS]) else [rows.at[i] for i in here]
-            part = {g: np.broadcast_to(x, (len(here), x.size)) if x.ndim == 1 else x[at] for g, x in rows.each.items()}
+            part = rows.read(at)
             ones = [Update(update.params, weights[i], {name: x[i] for name, x in sums.items()}) for i in here]
             weighed = [self.weigh(one, origins[i]) for one, i in zip(ones, here, strict=True)]
             for i, one, weight, good in zip(here, ones, weighed, self._take_rows(part, weighed), strict=True):

@@ -18,6 +18,7 @@ from foedus.aggregators import Folding
 from foedus.backends.local import done, folded
 from foedus.backends.simulation import Done
 from foedus.core import EVALUATE, Correct, Decline, Fit, Local, Origin, SiteContext, Task, Update
+from foedus.data import Split
 from foedus.errors import Alone
 from foedus.job import Job
 from foedus.keys import Key
@@ -96,16 +97,17 @@ class Many:
     def folded(self, orders: Sequence[Order], locals: Mapping[str, Local], into: Folding) -> list[Done]:
         """The Done of each of the orders, which are of one Task; their updates are in `into`."""
         found = dict[int, Done]()
-        for group in self._alike(orders, locals, into):
-            found |= self._at_once([orders[i] for i in group], group, into)
+        splits = self._alike(orders, locals, into)
+        for group in self._groups(orders, splits):
+            found |= self._at_once([orders[i] for i in group], [splits[i] for i in group], group, into)
         left = [i for i in range(len(orders)) if i not in found] if found else range(len(orders))
         rest = [orders[i] for i in left]
         made = self.work(rest, locals, lambda one, order: one if one.update is None else folded(one, order, into))
         found |= zip(left, made, strict=True)
         return [found[i] for i in range(len(orders))]
 
-    def _alike(self, orders: Sequence[Order], locals: Mapping[str, Local], into: Folding) -> Sequence[Sequence[int]]:
-        """The orders, by their place, in groups whose work may be done at once; none where it has to see its site."""
+    def _alike(self, orders: Sequence[Order], locals: Mapping[str, Local], into: Folding) -> Sequence[Split]:
+        """The data of the orders' sites, if their work may be done at once; nothing where it has to see its site."""
         if len(orders) < 2 or orders[0].work in self.apart or orders[0].work == EVALUATE or not into.adds:
             return ()
         first = orders[0]
@@ -113,17 +115,25 @@ class Many:
             return ()
         if any(o.payload is not first.payload or locals.get(o.site) is not None for o in orders):
             return ()
+        data = Among(self.data)
         try:
-            splits = [self.bench.split(order.site, Among(self.data)) for order in orders]
-            return list(self.learner.learner.groups(first.payload, splits))
+            return [self.bench.split(order.site, data) for order in orders]
         except Exception:
-            return ()  # the site at fault, and no other, is to raise it; or all have to train one after another
+            return ()  # the site at fault, and no other, is to raise it
 
-    def _at_once(self, orders: Sequence[Order], places: Sequence[int], into: Folding) -> dict[int, Done]:
+    def _groups(self, orders: Sequence[Order], splits: Sequence[Split]) -> Sequence[list[int]]:
+        """The orders, by their place, in groups that are worked at once."""
+        try:
+            return list(self.learner.learner.groups(orders[0].payload, splits)) if splits else ()
+        except Exception:
+            return ()  # all have to train one after another
+
+    def _at_once(
+        self, orders: Sequence[Order], splits: Sequence[Split], places: Sequence[int], into: Folding
+    ) -> dict[int, Done]:
         """place -> what became of the order, its update folded; those that are missing are to be worked one by one."""
         first, bench = orders[0], self.bench
         heads = [(bench.seed, order.round, order.task, order.site) for order in orders]
-        splits = [bench.split(order.site, Among(self.data)) for order in orders]
         try:
             update = rows.together(
                 bench.works[first.work], first.payload, heads, splits, self.learner.learner.rows, bench.metrics

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +16,51 @@ Stacked = Mapping[str, Tensor]  # name -> (sites, *shape)
 Slopes = dict[str, Tensor]
 
 
+class Found(Protocol):
+    """Who hears of the slopes of a layer's parameters, after the layer has used these for the last time."""
+
+    def product(self, name: str, a: Tensor, b: Tensor) -> None: ...  # a @ b, site by site
+    def rows(self, name: str, slope: Tensor) -> None: ...  # the sum of each site's rows
+
+
+class Kept:
+    """Keeps them: `slopes` by name."""
+
+    def __init__(self) -> None:
+        self.slopes: Slopes = {}
+
+    def product(self, name: str, a: Tensor, b: Tensor) -> None:
+        self._add(name, torch.bmm(a, b))
+
+    def rows(self, name: str, slope: Tensor) -> None:
+        self._add(name, slope.sum(1))
+
+    def _add(self, name: str, slope: Tensor) -> None:  # a layer may stand in the chain twice
+        self.slopes[name] = self.slopes[name] + slope if name in self.slopes else slope
+
+
+class Taken(NamedTuple):
+    """Takes a step of size `lr` down them at once, in the parameters' own memory."""
+
+    params: Stacked
+    lr: float
+
+    def product(self, name: str, a: Tensor, b: Tensor) -> None:
+        self.params[name].baddbmm_(a, b, alpha=-self.lr)
+
+    def rows(self, name: str, slope: Tensor) -> None:
+        self.params[name].sub_(slope.sum(1), alpha=self.lr)
+
+
 class Link(NamedTuple):
-    """A layer of a chain. `backward` adds the slopes of its own parameters to those found, and gives that of its input.
+    """A layer of a chain. `backward` tells the slopes of its own parameters, and gives that of its input.
 
     It sees the input and the output of `forward`; `first`: nobody asks for the slope of the input.
     """
 
     forward: Callable[[Stacked, Tensor], Tensor]  # (parameters, (sites, batch, …)) -> (sites, batch, …)
-    backward: Callable[[Stacked, Tensor, Tensor, Tensor, Slopes, bool], Tensor]  # (…, x, y, slope, found, first)
+    backward: Callable[[Stacked, Tensor, Tensor, Tensor, Found, bool], Tensor]  # (…, x, y, slope, found, first)
+    names: Sequence[str] = ()  # of its parameters
 
 
 Lossy = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # (outputs, targets, shares) -> (losses, slope)
@@ -37,14 +74,27 @@ class Chain(NamedTuple):
 
     def slopes(self, params: Stacked, x: Tensor, y: Tensor, shares: Tensor) -> tuple[Tensor, Slopes]:
         """Each site's loss (sites,), the examples' losses weighted by `shares` (sites, batch), and its slopes."""
+        found = Kept()
+        return self._told(params, x, y, shares, found), found.slopes
+
+    def descend(self, params: Stacked, x: Tensor, y: Tensor, shares: Tensor, lr: float) -> Tensor:
+        """The losses of `slopes`, and a step of plain gradient descent, for a chain in which no layer stands twice."""
+        return self._told(params, x, y, shares, Taken(params, lr))
+
+    @property
+    def plain(self) -> bool:
+        """Whether no layer stands in it twice."""
+        names = [name for link in self.links for name in link.names]
+        return len(names) == len(set(names))
+
+    def _told(self, params: Stacked, x: Tensor, y: Tensor, shares: Tensor, found: Found) -> Tensor:
         inputs = [x]
         for link in self.links:
             inputs.append(link.forward(params, inputs[-1]))
         losses, slope = self.loss(inputs[-1], y, shares)
-        found: Slopes = {}
         for i in reversed(range(len(self.links))):
             slope = self.links[i].backward(params, inputs[i], inputs[i + 1], slope, found, i == 0)
-        return losses, found
+        return losses
 
 
 def chain(original: nn.Module, loss: Any) -> Chain | None:
@@ -86,23 +136,20 @@ def _linear(weight: str, bias: str) -> Link:
         y = torch.baddbmm(params[bias].unsqueeze(1), flat, w) if bias else torch.bmm(flat, w)
         return y if flat is x else y.view(*x.shape[:-1], -1)
 
-    def backward(params: Stacked, x: Tensor, y: Tensor, slope: Tensor, found: Slopes, first: bool) -> Tensor:
+    def backward(params: Stacked, x: Tensor, y: Tensor, slope: Tensor, found: Found, first: bool) -> Tensor:
         flat = _rows(slope)
-        _add(found, weight, torch.bmm(flat.mT, _rows(x)))
+        before = slope if first else torch.bmm(flat, params[weight]).view(x.shape)
+        found.product(weight, flat.mT, _rows(x))
         if bias:
-            _add(found, bias, flat.sum(1))
-        return slope if first else torch.bmm(flat, params[weight]).view(x.shape)
+            found.rows(bias, flat)
+        return before
 
-    return Link(forward, backward)
+    return Link(forward, backward, [weight, bias] if bias else [weight])
 
 
 def _rows(x: Tensor) -> Tensor:
     """(sites, rows, features), whatever lies between."""
     return x if x.dim() == 3 else x.flatten(1, -2)
-
-
-def _add(found: Slopes, name: str, slope: Tensor) -> None:
-    found[name] = found[name] + slope if name in found else slope  # a layer may stand in the chain twice
 
 
 def _activation(f: Callable[[Tensor], Tensor], slope_of: Callable[[Tensor, Tensor], Tensor]) -> Link:

@@ -51,6 +51,11 @@ def plain(factory: Any) -> dict[str, Any] | None:
     return None if found["nesterov"] and (not found["momentum"] or found["dampening"]) else found
 
 
+def plain_descent(made: Optimizer) -> bool:
+    """Whether a step is the gradient times the learning rate, and no more."""
+    return isinstance(made.of, SGD) and not made.of.momentum and not made.of.weight_decay
+
+
 class SGD:
     """Stochastic gradient descent with momentum as in torch.optim.SGD (Sutskever et al. 2013), the same bits."""
 

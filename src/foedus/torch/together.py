@@ -24,7 +24,7 @@ from foedus.torch import private
 from foedus.torch.arrays import as_array, joined, torch_dtype
 from foedus.torch.chains import chain
 from foedus.torch.losses import totals, unreduced, weighed
-from foedus.torch.sgd import SGD, Optimizer
+from foedus.torch.sgd import SGD, Optimizer, plain_descent
 from foedus.torch.stacked import Forward, stacked
 
 Call = tuple[Params, Any, Key, Correct | None]  # the arguments of `train`
@@ -218,6 +218,7 @@ class Stack:
         self.corrected = any(correct is not None for correct in self.corrects)
         self.leaves: dict[str, Tensor] = {}
         self.optimizer: Optimizer | None = None
+        self.descends = False
 
     @property
     def lr(self) -> float:
@@ -234,11 +235,22 @@ class Stack:
         if self.optimizer is None:
             self.optimizer = self.together.learner.stepper(self.calls[0][2], list(self.leaves.values()))
             _check_elementwise(self.optimizer)
+            self.descends = self._descends()
         else:
             _shrink(self.optimizer, old, list(self.leaves.values()))
 
+    def _descends(self) -> bool:
+        """Whether a step is the slopes times a number, and no more."""
+        chain, optimizer = self.together.chain, self.optimizer
+        free = not self.corrected and self.together.learner.clip is None
+        return free and chain is not None and chain.plain and optimizer is not None and plain_descent(optimizer)
+
     def step(self, x: Tensor, y: Tensor, shares: Tensor) -> Tensor:
         """One optimizer step of each site on its own batch; the losses before it, one a site."""
+        if self.descends:
+            assert self.optimizer is not None and self.together.chain is not None
+            with torch.no_grad():
+                return self.together.chain.descend(self.params, x, y, shares, self.optimizer.lr)
         losses = self._slopes(x, y, shares)
         self.go(len(shares))
         return losses
