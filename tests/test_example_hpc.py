@@ -35,6 +35,23 @@ def test_one_model_for_protocols_that_contradict_each_other_is_a_coin_and_own_on
     assert made.job(rounds=3).run(sites, seed=1, backend="local").metrics["test_accuracy"] < 0.6
     tuned = made.tuned(rounds=1, tuning=3).run(sites, seed=1, backend="local")
     assert tuned.metrics["personal_test_accuracy"] == 1.0
+    both = made.both(rounds=1, tuning=3).run(sites, seed=1, backend="local")
+    assert both.metrics["personal_test_accuracy"] == 1.0
+    own, other = both.personal("A"), both.personal("B")
+    assert all((own[name] != other[name]).any() for name in ("own.head.w", "shared.head.w"))
+
+
+def test_two_models_answer_with_the_mean_of_their_probabilities_and_learn_by_themselves(made):
+    random = np.random.default_rng(3)
+    p = {name: array + random.normal(size=array.shape) for name, array in made.pair(random).items()}
+    x, y = random.normal(size=(5, made.FEATURES)), np.array([0, 1, 2, 3, 0])
+    odds = [np.exp(made.logits(made.half(p, whose), x)) for whose in ("own", "shared")]
+    expected = sum(z / z.sum(axis=1, keepdims=True) for z in odds) / 2
+    assert np.exp(made.together(p, x)) == pytest.approx(expected)
+    found = made.gradients(p, x, y)[1]
+    for whose in ("own", "shared"):
+        for name, grad in made.gradient(made.half(p, whose), x, y)[1].items():
+            assert (found[f"{whose}.{name}"] == grad).all()
 
 
 def test_a_gradient_is_the_slope_of_the_mean_loss(made):

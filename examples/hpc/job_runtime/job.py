@@ -96,7 +96,7 @@ def tuned(lr=0.5, rounds=60, tuning=30):
     return job(fd.fine_tuned(after=rounds), lr=lr, rounds=rounds + tuning)
 
 
-def both(lr=0.5, rounds=30, tuning=40):
+def both(lr=0.5, rounds=60, tuning=40):
     """A model of its own beside the federated one, which is then trained on at home: they answer together."""
     algorithm = fd.fine_tuned(fd.fedper(["own.*"]), after=rounds)
     return job(algorithm, lr=lr, rounds=rounds + tuning, parts=(pair, gradients, together))
@@ -116,7 +116,7 @@ methods = {"FedAvg": job, "personalised": both, "fine-tuned": tuned, "own heads"
 
 if __name__ == "__main__":
     references = ["alone", "pooled", "unseen-site"]
-    study = fd.compare(methods, sites=sites(), seeds=range(5, 25), references=references, metric="accuracy")
+    study = fd.compare(methods, sites=sites(), seeds=range(40, 60), references=references, metric="accuracy")
     print(study.by_site())
     for method in methods:
         for site in (*study.sites, "mean"):

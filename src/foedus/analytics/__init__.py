@@ -4,6 +4,7 @@ Algorithms are made here and Jobs built; nothing of backends, servers or sites."
 from foedus.analytics import counts as _counts
 from foedus.analytics import cox as _cox
 from foedus.analytics import describe as _describe
+from foedus.analytics import drift as _drift
 from foedus.analytics import glm as _glm
 from foedus.analytics import histogram as _histogram
 from foedus.analytics import kaplan_meier as _kaplan_meier
@@ -11,8 +12,9 @@ from foedus.analytics import kmeans as _kmeans
 from foedus.analytics import meta as _meta
 from foedus.analytics import mixed as _mixed
 from foedus.analytics import moments as _moments
-from foedus.analytics import overview as _overview
 from foedus.analytics import quantiles as _quantiles
+from foedus.analytics import schema as _schema
+from foedus.analytics import table_one as _table_one
 from foedus.analytics import tables as _tables
 from foedus.analytics.analysis import Analysis, Answer, is_answer, read
 from foedus.analytics.held import loader as table
@@ -22,7 +24,7 @@ correlation = Analysis(_moments.correlation)
 counts = Analysis(_counts.counts)
 cox = Analysis(_cox.cox)
 describe = Analysis(_describe.describe)
-drift = Analysis(_overview.drift)
+drift = Analysis(_drift.drift)
 glm = Analysis(_glm.glm)
 histogram = Analysis(_histogram.histogram)
 kaplan_meier = Analysis(_kaplan_meier.kaplan_meier)
@@ -32,8 +34,8 @@ meta = Analysis(_meta.meta)
 mixed = Analysis(_mixed.mixed)
 pca = Analysis(_moments.pca)
 quantiles = Analysis(_quantiles.quantiles)
-schema = Analysis(_overview.schema)
-table_one = Analysis(_overview.table_one)
+schema = Analysis(_schema.schema)
+table_one = Analysis(_table_one.table_one)
 top_k = Analysis(_tables.top_k)
 ttest = Analysis(_moments.ttest)
 unique = Analysis(_tables.unique)
