@@ -33,10 +33,11 @@ from foedus import (
     trimmed_mean,
 )
 from foedus.backends import simulation
-from foedus.core import Algorithm, Outcome, Task
+from foedus.core import Algorithm, Outcome, Task, Total
 from foedus.errors import FoedusError, JobError, Paused
 from foedus.job import Job
 from foedus.journal import Journal, Memory
+from foedus.measured import measured
 from foedus.params import Params, digest
 from foedus.run import draw, times
 from foedus.stop import wall_time
@@ -646,3 +647,17 @@ def test_a_site_finds_its_own_state_as_after_a_restart() -> None:
 
     played(job(working(work), rounds=2), {"north": SITES["north"]})
     assert seen[0] is None and seen[1][0] == "kept" and not seen[1][1][0].flags.writeable
+
+
+def test_averages_of_training_are_read_at_once_as_they_are_site_by_site() -> None:
+    sums = {"a": [6.0, 4, 9], "b": [0.0, 0, 0], "c": [math.inf, 2, 1], "d": [-3.0, 2, 5]}
+    outcomes = [Outcome(site, "counted", "", 1.0, {"train_loss": np.array(x)}) for site, x in sums.items()]
+    one = Total(Params({}), 4.0, 4, {}, outcomes)
+    assert measured([one], [], Journal(Memory()))[1] == {
+        "a": {"train_loss": 1.5}, "b": {"train_loss": None}, "c": {"train_loss": None}, "d": {"train_loss": -1.5}
+    }  # fmt: skip
+    outcomes.append(Outcome("e", "counted", "", 1.0, {"train_loss": np.array([1.0, 1, 1]), "train_x": np.ones(3)}))
+    mixed = measured([one._replace(outcomes=outcomes)], [], Journal(Memory()))[1]
+    assert mixed["a"] == {"train_loss": 1.5} and mixed["e"] == {"train_loss": 1.0, "train_x": 1.0}
+    both = measured([one, one], [], Journal(Memory()))[1]
+    assert both["a"] == {"train_loss": 1.5} and both["b"] == {"train_loss": None}

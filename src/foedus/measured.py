@@ -37,8 +37,22 @@ def measured(
         sent = {name for outcome in total.outcomes if outcome.status == "counted" for name in outcome.metrics}
         for name in sorted(sent - total.metrics.keys()):
             _unread(journal, "", f"{name!r} has other shapes at other sites, so it has no sum")
-    per_site = {site: _read(_added(rows), metrics, site, journal) for site, rows in sums.items()}
+    per_site = _averages(sums) or {site: _read(_added(rows), metrics, site, journal) for site, rows in sums.items()}
     return _read(_added([total.metrics for total in totals if total.metrics]), metrics, "", journal), per_site
+
+
+def _averages(sums: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """What `_read` makes of each site's sums, at once, where all report one average of training; nothing elsewhere."""
+    rows = [own[0] for own in sums.values() if len(own) == 1 and len(own[0]) == 1]
+    names = {name for row in rows for name in row}
+    if len(rows) < len(sums) or len(names) != 1 or not (name := names.pop()).startswith("train_"):
+        return {}
+    found = [np.asarray(row[name], np.float64) for row in rows]
+    if any(x.shape != (3,) for x in found):
+        return {}
+    total, count, _ = np.stack(found, axis=1)
+    means = np.divide(total, count, out=np.full(len(rows), np.nan), where=count != 0).tolist()
+    return {site: {name: x if math.isfinite(x) else None} for site, x in zip(sums, means, strict=True)}
 
 
 def _added(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -225,12 +225,12 @@ def picked(random: Key, roster: Sequence[str], count: int) -> Sequence[str]:
     """So many of the roster, in its order; a few out of a million cost what they cost out of a thousand."""
     if count >= len(roster):
         return roster
-    return [roster[i] for i in sorted(random.numpy().choice(len(roster), count, replace=False))]
+    return [roster[i] for i in np.sort(random.lent().choice(len(roster), count, replace=False)).tolist()]
 
 
 def times(share: float, count: int) -> int:
     """`share` of `count`, rounded up; 1.1 of 10 is 11, although the float 1.1 is a little more than 11/10."""
-    return math.ceil(Fraction(str(share)) * count)
+    return count if share == 1 else math.ceil(Fraction(str(share)) * count)
 
 
 def _counts(cohort: int | float | Mapping[Any, int | float], sizes: Mapping[Any, int]) -> dict[Any, int]:
