@@ -27,7 +27,7 @@ from foedus.journal import Memory
 from foedus.measured import certainty, worst
 from foedus.params import Params
 from foedus.report import figures, markup, story
-from foedus.store import START, Row, chained
+from foedus.store import START, Row, chained, read_row
 
 NASTY = "<script>alert(1)</script>"
 VOID = ("meta",)
@@ -86,7 +86,7 @@ def rows_of(journal: Memory, began: float = 1.7e9) -> list[Row]:
     """What a store would have kept, a second between rows; the first is of 2023-11-14 22:13:20 UTC."""
     head, rows = START, []
     for i, entry in enumerate(journal.rows()):
-        rows += [row for row, _ in chained(head, [entry], began + i)]
+        rows += [read_row(*record) for record in chained(head, [entry], began + i)]
         head = head._replace(seq=rows[-1].seq, chain=rows[-1].chain)
     return rows
 

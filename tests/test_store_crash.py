@@ -22,7 +22,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from foedus.errors import Missing, StoreError
-from foedus.store import Head, Held, Store, sql, sqlite, verify_chain
+from foedus.store import Head, Held, Store, read_row, sql, sqlite, verify_chain
 from foedus.store.lease import alive, this_process
 from foedus.store.sql import SqlStore
 from foedus.store.sqlite import SqliteStore
@@ -243,7 +243,7 @@ def test_durable_stores_sync_every_commit_and_others_only_checkpoints(path: Path
 
 def test_a_full_disk_says_so_undoes_the_transaction_and_keeps_what_was_there(kind: str, store: Store) -> None:
     epoch = store.acquire("run", "me", 60)
-    before = store.append("run", [("k", {})], epoch)
+    before = [read_row(*record) for record in store.append("run", [("k", {})], epoch)]
     with pytest.raises(StoreError, match=r"store\.db: .*full; free disk space"), store.transaction():
         store.put("t", "key", {})
         pragma(store, f"max_page_count = {pragma(store, 'page_count')[0][0]}")
