@@ -117,16 +117,3 @@ def test_the_digest_of_a_task_sees_all_that_is_asked() -> None:
     found = {task_digest(t, digest(t.payload)) for t in [task, *others]}
     assert len(found) == len(others) + 1
     assert task_digest(task, "p") == task_digest(task._replace(returns=task.payload.spec), "p")
-
-
-def test_a_row_that_is_held_is_known_at_once_and_written_before_the_next() -> None:
-    log = Memory()
-    journal = Journal(log)
-    journal.hold("round", round=0, roster=0, cohort=["a"])
-    assert journal.find("round", 0) == {"round": 0, "roster": 0, "cohort": ["a"]} and not log.rows()
-    journal.hold("round", round=0, roster=0, cohort=["a"])  # recovery comes by again
-    journal.add("task", round=0, task=0, digest="d")
-    journal.add("task", round=0, task=1, digest="d")
-    assert [kind for kind, _ in log.rows()] == ["round", "task", "task"]
-    with pytest.raises(JournalError, match="says cohort"):
-        journal.hold("round", round=0, roster=0, cohort=["b"])

@@ -66,7 +66,6 @@ class Journal:
         self.since = -1  # the round from which the newest roster holds
         self.read: tuple[int, Sequence[str]] = -1, ()  # the roster that was asked for last, and its round
         self.events: list[Body] = []
-        self.held: list[tuple[str, Body]] = []  # rows that the next one takes along
         for kind, body in log.rows():
             self._index(kind, body)
 
@@ -77,17 +76,10 @@ class Journal:
     def add_all(self, rows: Sequence[tuple[str, Body]]) -> bool:
         new = [(kind, body) for kind, body in rows if not self._known(kind, body)]
         if new:
-            self.log.append([*self.held, *new])
-            self.held.clear()
+            self.log.append(new)
             for kind, body in new:
                 self._index(kind, body)
         return bool(new)
-
-    def hold(self, kind: str, **body: Any) -> None:
-        """As `add`, but the row is durable with the next one: for what has no effect before that."""
-        if not self._known(kind, body):
-            self.held.append((kind, body))
-            self._index(kind, body)
 
     def find(self, kind: str, round: int = -1, task: int = -1, site: str = "", attempt: int = 0) -> Body | None:
         return self.kept.get(kind, {}).get(Place(round, task, site, attempt))

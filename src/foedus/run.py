@@ -248,7 +248,7 @@ def _open(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Jour
         watch.reach(decided)
     since = journal.roster_of(here.round, roster)
     everybody = len(cohort) == len(roster)
-    journal.hold("round", round=here.round, roster=since, cohort=None if everybody else cohort, **_clock(watch))
+    journal.add("round", round=here.round, roster=since, cohort=None if everybody else cohort, **_clock(watch))
     point("run.after-round")
     return RoundContext(plan.seed, here.round, roster, cohort, here.history, plan.randomness)
 
