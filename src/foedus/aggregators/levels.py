@@ -25,7 +25,7 @@ U64: TypeAlias = NDArray[np.uint64]
 Terms: TypeAlias = list[tuple[int, I64]]  # exponents, ascending, and counts
 
 BLOCK: Final = 1 << 14  # all that an addition touches of so many elements fits a second-level cache
-WIDE: Final = 8 * BLOCK  # the same where rows are added at once
+WIDE: Final = 8 * BLOCK  # elements of rows that are added at once: fewer calls are worth more than the nearest cache
 MOST_WEIGHT: Final = 14  # bits of the sum of rows' weights
 ROUNDED: Final = 1 + 2.0**-20  # numbers that are cut may grow by half of their last bit
 FULL: Final = 1 << 62

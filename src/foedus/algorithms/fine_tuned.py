@@ -28,7 +28,7 @@ def fine_tuned(base: Algorithm | None = None, after: int = 0, **task: Any) -> Al
         return model if local is None else first.model(model, local)
 
     def tune(payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
-        if first.work in inner.works and int(site.key.names[1]) < after:  # its work has another in its place
+        if int(site.key.names[1]) < after:  # a round of the base, whose work has this one in its place
             return inner.works[first.work](payload, local, site)  # type: ignore[return-value]
         fit = site.train(own(payload, local), site.split, site.key("tune"), None)
         return {TUNED: fit.params}, Update(Params({}), fit.examples, fit.metrics)
