@@ -31,6 +31,7 @@ class NumpyLearner:
     model: a mapping of arrays, or a function of a numpy generator that makes one.
     gradient: (params, x, y) -> (losses, one an example; gradients of their mean, name -> array).
     predict: (params, x) -> outputs that metrics read (as `reads`: logits or probabilities).
+    batch_size: examples a step; None: all of a site's, in the order of its data.
     train: one's own loop, `train(params, split, ctx)`, which changes the arrays of `params` in place.
 
     >>> def gradient(p, x, y):
@@ -80,7 +81,7 @@ class NumpyLearner:
         here, steps, rng = params.copy(), 0, key("order").numpy()
         total = [np.zeros(3)]
         for _ in range(self.epochs):
-            for batch in _batches(rng.permutation(len(x)), self.batch_size or len(x)):
+            for batch in _batches(rng, len(x), self.batch_size or len(x)):
                 losses, grads = self._gradient(here, x[batch], y[batch])
                 if isinstance(correct, Elsewhere):
                     there = partial(self._slope, here, x[batch], y[batch])
@@ -172,7 +173,9 @@ class NumpyLearner:
         return self.gradient is not None if name == "loss" else self.predict is not None
 
 
-def _batches(order: Array, size: int) -> list[Array]:
+def _batches(rng: np.random.Generator, count: int, size: int) -> list[Array]:
+    """An epoch's batches, in an order that is drawn; an epoch of one batch has the data's own."""
+    order = rng.permutation(count) if count > size else np.arange(count)
     return [order[at : at + size] for at in range(0, len(order), size)]
 
 
