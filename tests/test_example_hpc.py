@@ -35,23 +35,39 @@ def test_one_model_for_protocols_that_contradict_each_other_is_a_coin_and_own_on
     assert made.job(rounds=3).run(sites, seed=1, backend="local").metrics["test_accuracy"] < 0.6
     tuned = made.tuned(rounds=1, tuning=3).run(sites, seed=1, backend="local")
     assert tuned.metrics["personal_test_accuracy"] == 1.0
-    both = made.both(rounds=1, tuning=3).run(sites, seed=1, backend="local")
-    assert both.metrics["personal_test_accuracy"] == 1.0
-    own, other = both.personal("A"), both.personal("B")
-    assert all((own[name] != other[name]).any() for name in ("own.head.w", "shared.head.w"))
+    found = made.chosen(rounds=1, tuning=3).run(sites, seed=1, backend="local")
+    assert found.metrics["personal_test_accuracy"] == 1.0
+    own, other = found.personal("A"), found.personal("B")
+    assert all((own[name] != other[name]).any() for name in ("own.3.head.w", "shared.3.head.w"))
 
 
-def test_two_models_answer_with_the_mean_of_their_probabilities_and_learn_by_themselves(made):
+def two_networks(made, random):
+    return {name: array + random.normal(size=array.shape) for name, array in made.pairs(random).items()}
+
+
+def test_two_networks_answer_with_the_mean_of_their_probabilities_only_where_that_gained(made):
     random = np.random.default_rng(3)
-    p = {name: array + random.normal(size=array.shape) for name, array in made.pair(random).items()}
-    x, y = random.normal(size=(5, made.FEATURES)), np.array([0, 1, 2, 3, 0])
-    odds = [np.exp(made.logits(made.half(p, whose), x)) for whose in ("own", "shared")]
-    expected = sum(z / z.sum(axis=1, keepdims=True) for z in odds) / 2
-    assert np.exp(made.together(p, x)) == pytest.approx(expected)
+    p, x = two_networks(made, random), random.normal(size=(5, made.FEATURES))
+    odds = [np.exp(made.logits(made.network(p, whose), x)) for whose in ("own", "shared")]
+    own, shared = (z / z.sum(axis=1, keepdims=True) for z in odds)
+    for gain, expected in ((0.1, (own + shared) / 2), (0.0, own), (-0.1, own)):
+        assert np.exp(made.better({**p, "own.gain": np.array([gain])}, x)) == pytest.approx(expected)
+
+
+def test_what_both_gain_is_seen_on_jobs_that_taught_neither(made):
+    random = np.random.default_rng(3)
+    p, x, y = two_networks(made, random), random.normal(size=(5, made.FEATURES)), np.array([0, 1, 2, 3, 0])
     found = made.gradients(p, x, y)[1]
     for whose in ("own", "shared"):
-        for name, grad in made.gradient(made.half(p, whose), x, y)[1].items():
-            assert (found[f"{whose}.{name}"] == grad).all()
+        for fold, taught in enumerate(([1, 2, 4], [0, 2, 3], [0, 1, 3, 4], [0, 1, 2, 3, 4])):
+            grads = made.gradient(made.network(p, whose, fold), x[taught], y[taught])[1]
+            assert all((found[f"{whose}.{fold}.{name}"] == grad).all() for name, grad in grads.items())
+    gains = []
+    for i, fold in enumerate([0, 1, 2, 0, 1]):
+        odds = [np.exp(made.logits(made.network(p, whose, fold), x[i : i + 1])[0]) for whose in ("own", "shared")]
+        own, shared = (z[y[i]] / z.sum() for z in odds)
+        gains.append(np.log((own + shared) / 2) - np.log(own))
+    assert p["own.gain"] - found["own.gain"] == pytest.approx(np.mean(gains))
 
 
 def test_a_gradient_is_the_slope_of_the_mean_loss(made):

@@ -42,7 +42,7 @@ def three() -> tuple[Rows, list[Params]]:
     """Three sites' models, whose rows are in another order; a buffer and a count are the same for all."""
     kinds: Any = {"running": "buffer"}
     models = [Params({"w": np.float32([i, 2]), "running": np.float32([5]), "n": np.int64(3)}, kinds) for i in range(3)]
-    each = {"float32": np.float32([[2, 2], [0, 2], [1, 2]])} | {
+    each: Any = {"float32": [np.float32([[2], [0], [1]]), np.float32([[2], [2], [2]])]} | {
         g: x for g, x in models[0].flats.items() if g != "float32"
     }
     return Rows(models[0].spec, each, [1, 2, 0]), models
@@ -88,7 +88,7 @@ def test_params_less_rows_is_no_silent_mistake() -> None:
 def trained(params: Params, splits: Any, keys: Any, correct: Any) -> Fit:
     """Site i, whose split is its number, adds that; the loss is its key's last name."""
     x = params.flats["float32"]
-    each = {"float32": np.stack([x + i for i in splits])}
+    each = {"float32": [np.stack([x + i for i in splits])]}
     number: Any = Each(list(splits))
     return Fit(Rows(params.spec, each, range(len(splits))), number, number, number, {"key": Each(keys)})  # type: ignore[arg-type, dict-item]
 
@@ -161,7 +161,7 @@ def test_rows_are_folded_as_updates_one_by_one(rule: Any) -> None:
 def test_a_row_that_would_be_refused_is_left_out_and_named(odd: str) -> None:
     many, _ = three()
     if odd == "model":
-        many.each["float32"][many.at[1], 0] = np.nan
+        many.each["float32"][0][many.at[1], 0] = np.nan
     weights = [1.0, -1.0 if odd == "weight" else 1.0, 1.0]
     losses = [np.array([1.0, 1, 1]), np.array([math.inf if odd == "loss" else 1.0, 1, 1]), np.array([1.0, 1, 1])]
     folding = Folding(mean(), many.spec, 3)

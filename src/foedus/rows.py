@@ -44,11 +44,11 @@ for _name in UNSEEN:
     setattr(Each, f"__{_name}__", _apart)
 
 
-Change = Callable[[str, Array], Array]  # (group, array) -> array of the same shape
+Change = Callable[[str, slice, Array, Array | None], Array]  # (group, its numbers, array, out) -> array of that shape
 
 
 class Rows:
-    """A model of each site: flat arrays of (sites, numbers) by group, or of (numbers,) where all have the same.
+    """A model of each site: by group, arrays of (sites, numbers) that lie side by side, or (numbers,) of all alike.
 
     Site i has row `at[i]`. Rows are added to Params and scaled as Params are, when they are read, so that nobody
     writes the models of all sites once more; whatever else is done raises Apart.
@@ -58,7 +58,11 @@ class Rows:
     __array_ufunc__ = None  # np.float64(0.5) * rows is ours to answer
 
     def __init__(
-        self, spec: Spec, each: Mapping[str, Array], at: Sequence[int], changes: Sequence[Change] = ()
+        self,
+        spec: Spec,
+        each: Mapping[str, Array | Sequence[Array]],
+        at: Sequence[int],
+        changes: Sequence[Change] = (),
     ) -> None:
         self.spec, self.each, self.at, self.changes = spec, each, at, changes
 
@@ -69,27 +73,41 @@ class Rows:
     def read(self, rows: slice | Sequence[int]) -> dict[str, Array]:
         """group -> (rows, numbers) of these rows."""
         count = len(range(len(self.at))[rows]) if isinstance(rows, slice) else len(rows)
-        return {g: self._changed(g, x, rows, count) for g, x in self.each.items()}
+        return {g: self._read(g, x, rows, count) for g, x in self.each.items()}
 
-    def _changed(self, group: str, x: Array, rows: slice | Sequence[int], count: int) -> Array:
-        alike = x.ndim == 1
-        x = x if alike else x[rows]
+    def _read(self, group: str, each: Array | Sequence[Array], rows: slice | Sequence[int], count: int) -> Array:
+        if isinstance(each, np.ndarray):
+            x = self._changed(group, slice(None), each, None)
+            return np.broadcast_to(x, (count, x.size))
+        made = np.empty((count, sum(part.shape[1] for part in each)), each[0].dtype)
+        end = 0
+        for part in each:
+            place = slice(end, end := end + part.shape[1])
+            out = made[:, place]
+            x = self._changed(group, place, part[rows], out)
+            if x is not out:
+                out[:] = x
+        return made
+
+    def _changed(self, group: str, place: slice, x: Array, out: Array | None) -> Array:
         for change in self.changes:
-            x = change(group, x)
-        return np.broadcast_to(x, (count, x.size)) if alike else x
+            x = change(group, place, x, out)
+        return x
 
     def __sub__(self, other: Params) -> Rows:
         flats = self._fitting(other)
-        return self._then(lambda g, x: x if kind(g) == "integer" else x - flats[g])
+        return self._then(lambda g, at, x, out: x if kind(g) == "integer" else np.subtract(x, flats[g][at], out))
 
     def __add__(self, other: Params) -> Rows:
         flats = self._fitting(other)
-        return self._then(lambda g, x: np.broadcast_to(flats[g], x.shape) if kind(g) == "integer" else x + flats[g])
+        return self._then(lambda g, at, x, out: flats[g][at] if kind(g) == "integer" else np.add(x, flats[g][at], out))
 
     def __rmul__(self, scale: float) -> Rows:
         if not isinstance(scale, (int, float)):
             raise Apart
-        return self if scale == 1 else self._then(lambda g, x: x if kind(g) == "integer" else x * x.dtype.type(scale))
+        if scale == 1:
+            return self
+        return self._then(lambda g, at, x, out: x if kind(g) == "integer" else _scaled(x, scale, out))
 
     def _fitting(self, other: Any) -> Mapping[str, Array]:
         if not isinstance(other, Params) or other.spec != self.spec:
@@ -104,6 +122,11 @@ class Rows:
 
     __bool__ = __eq__ = __len__ = __iter__ = __getitem__ = __radd__ = __rsub__ = __mul__ = __neg__ = _apart
     __hash__ = __str__ = __repr__ = __format__ = _apart
+
+
+def _scaled(x: Array, scale: float, out: Array | None) -> Array:
+    made: Array = np.multiply(x, x.dtype.type(scale), out)
+    return made
 
 
 class Keys:

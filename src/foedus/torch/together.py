@@ -5,7 +5,7 @@ A TorchLearner and the calls of its `train` come in; batches, steps and stopping
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from foedus.core import Correct, Elsewhere, Fit, Private, Term
 from foedus.data import Pairs, Split
 from foedus.errors import Alone, Refused
 from foedus.keys import Key, key
-from foedus.params import Array, Params, kind, places
+from foedus.params import Array, Leaf, Params, Spec, places
 from foedus.progress import progress
 from foedus.rows import Apart, Each, Rows
 from foedus.torch import private
@@ -202,18 +202,18 @@ class Together:
 
 
 class Stack:
-    """The models of some sites on their way: one flat array a group, a row a site, and views of it as parameters."""
+    """The models of some sites on their way: an array (sites, *shape) for each parameter, a row a site."""
 
     def __init__(self, together: Together, calls: Sequence[Call]) -> None:
         self.together, self.calls = together, calls
-        learner, spec = together.learner, calls[0][0].spec
+        learner, self.spec = together.learner, calls[0][0].spec
         self.machine = learner.machine
         self.machine.load(calls[0][0])
-        self.flats = {g: _rows(g, [call[0] for call in calls]) for g in calls[0][0].flats if kind(g) == "trainable"}
-        self.hosts = {g: as_array(x) for g, x in self.flats.items()}
-        at = {leaf.name: (self.flats[g][:, a:b], leaf.shape) for leaf, g, a, b in places(spec) if g in self.flats}
-        self.views = {p.name: _shaped(*at[p.name]) for p in self.machine.places if p.kind == "trainable"}
-        self.spec, self.trained = spec, tuple(leaf for leaf in spec if leaf.kind == "trainable")
+        models = [call[0] for call in calls]
+        self.trained = tuple(leaf for leaf in self.spec if leaf.kind == "trainable")
+        made = {leaf.name: _stacked(leaf, group, slice(a, b), models) for leaf, group, a, b in places(self.trained)}
+        self.stacks = {p.name: made[p.name] for p in self.machine.places if p.kind == "trainable"}
+        self.hosts = _by_group(self.trained, made)
         self.corrects = [call[3] for call in calls]
         self.corrected = any(correct is not None for correct in self.corrects)
         self.leaves: dict[str, Tensor] = {}
@@ -229,7 +229,7 @@ class Stack:
         if self.leaves and len(next(iter(self.leaves.values()))) == count:
             return
         old = list(self.leaves.values())
-        self.leaves = {name: x[:count].detach().requires_grad_() for name, x in self.views.items()}
+        self.leaves = {name: x[:count].detach().requires_grad_() for name, x in self.stacks.items()}
         others = {name: x.expand(count, *x.shape) for name, x in self.together.others.items()}
         self.params = {**others, **self.leaves}
         if self.optimizer is None:
@@ -282,9 +282,14 @@ class Stack:
             leaf.grad = grad
         return each.detach().sum(1)
 
+    @cached_property
+    def flats(self) -> dict[str, Array]:
+        """group -> (sites, numbers): the models when nobody trains any more."""
+        return _side_by_side(self.hosts, len(self.calls))
+
     def read(self, i: int, like: Params) -> Params:
-        """The model of one site: a row of the stack, which is not used again."""
-        return Params.of(like.spec, {g: self.hosts[g][i] if g in self.hosts else x for g, x in like.flats.items()})
+        """The model of one site, when nobody trains any more."""
+        return Params.of(like.spec, {g: self.flats[g][i] if g in self.flats else x for g, x in like.flats.items()})
 
     def rows(self, like: Params, at: Sequence[int]) -> Rows:
         """The models of all sites, of which site i has row `at[i]`; the stack is not used again."""
@@ -292,21 +297,16 @@ class Stack:
 
     def _correct(self, count: int) -> None:
         """Each site's correction of its own gradients, row by row."""
-        grads = {g: torch.zeros_like(x[:count]) for g, x in self.flats.items()}
-        views = {leaf.name: grads[g][:, a:b] for leaf, g, a, b in places(self.trained)}
-        for name, leaf in self.leaves.items():
-            if leaf.grad is not None:
-                views[name].copy_(leaf.grad.flatten(1) if leaf.dim() > 1 else leaf.grad[:, None])
-        hosts = {g: as_array(x) for g, x in grads.items()}
+        slopes = {n: torch.zeros_like(p) if p.grad is None else p.grad.contiguous() for n, p in self.leaves.items()}
+        grads, here = (_side_by_side(x, count) for x in (_by_group(self.trained, slopes), self.hosts))
         for i, correct in enumerate(self.corrects[:count]):
             if correct is not None:
-                row, here = (
-                    Params.of(self.trained, {g: x[i] for g, x in flats.items()}) for flats in (hosts, self.hosts)
-                )
-                for g, x in correct(row, here).flats.items():
-                    hosts[g][i] = x
-        for name, leaf in self.leaves.items():
-            leaf.grad = _shaped(views[name], leaf.shape[1:])
+                row, model = (Params.of(self.trained, {g: x[i] for g, x in flats.items()}) for flats in (grads, here))
+                for g, x in correct(row, model).flats.items():
+                    grads[g][i] = x
+        for leaf, group, a, b in places(self.trained):
+            corrected = torch.from_numpy(np.ascontiguousarray(grads[group][:, a:b]))
+            self.leaves[leaf.name].grad = corrected.view(count, *leaf.shape)
 
 
 def _picked(x: Tensor, rows: Tensor) -> Tensor:
@@ -321,22 +321,29 @@ def _near(fit: Fit, params: Params, loss: float) -> bool:
     )
 
 
-def _rows(group: str, params: Sequence[Params]) -> Tensor:
-    """The group's flat arrays, a row a site."""
-    first = params[0].flats[group]
-    made = torch.empty((len(params), first.size), dtype=torch_dtype(first.dtype))
-    host = as_array(made)
-    if all(p is params[0] for p in params):
-        host[:] = first
+def _stacked(leaf: Leaf, group: str, place: slice, models: Sequence[Params]) -> Tensor:
+    """One parameter of all models, (models, *shape)."""
+    made = torch.empty((len(models), *leaf.shape), dtype=torch_dtype(models[0].flats[group].dtype))
+    host = as_array(made).reshape(len(models), -1)
+    if all(p is models[0] for p in models):
+        host[:] = models[0].flats[group][place]
     else:
-        for row, p in zip(host, params, strict=True):
-            row[:] = p.flats[group]
+        np.stack([p.flats[group][place] for p in models], out=host)
     return made
 
 
-def _shaped(rows: Tensor, shape: Sequence[int]) -> Tensor:
-    """Rows of a flat array as arrays of that shape, in the same memory."""
-    return rows.as_strided((len(rows), *shape), (rows.stride(0), *torch.empty(shape, device="meta").stride()))
+def _by_group(spec: Spec, stacks: Mapping[str, Tensor]) -> dict[str, list[Array]]:
+    """group -> its parameters, (sites, numbers) each, in the same memory."""
+    found: dict[str, list[Array]] = {}
+    for leaf in spec:
+        x = as_array(stacks[leaf.name])
+        found.setdefault(leaf.group, []).append(x.reshape(len(x), -1))
+    return found
+
+
+def _side_by_side(hosts: Mapping[str, Sequence[Array]], count: int) -> dict[str, Array]:
+    """group -> (sites, numbers) of the first sites."""
+    return {g: np.concatenate([x[:count] for x in parts], axis=1) for g, parts in hosts.items()}
 
 
 def _each(values: Sequence[Any]) -> Any:
