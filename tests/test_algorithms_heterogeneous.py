@@ -286,10 +286,10 @@ def plain_moon(count: int, mu: float) -> dict[str, Any]:
         for name, split in CLASSES.items():
             model = copy.deepcopy(world)
             optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-            rng = key(0, round, 0, name, "train", "order").numpy()
+            drawn = key(0, round, 0, name, "train", "order")
             x, y = torch.from_numpy(split.train.x), torch.from_numpy(split.train.y)
-            for _ in range(2):
-                for rows in torch.from_numpy(rng.permutation(7)).split(3):
+            for epoch in range(2):
+                for rows in torch.from_numpy(drawn.order(7, epoch)).split(3):
                     optimizer.zero_grad()
                     logits, z = model(x[rows])
                     loss = F.cross_entropy(logits, y[rows])

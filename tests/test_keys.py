@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foedus.keys import Key, key
+from foedus.keys import Key, key, orders, splitmix64
 
 NAMES = st.one_of(st.integers(), st.text())
 
@@ -95,6 +95,30 @@ def test_a_lent_generator_gives_the_numbers_of_ones_own() -> None:
         assert lent.permutation(7).tolist() == own.permutation(7).tolist()
         assert lent.random(3).tolist() == own.random(3).tolist()
         assert lent.integers(9, size=5, dtype=np.uint8).tolist() == own.integers(9, size=5, dtype=np.uint8).tolist()
+
+
+def test_the_numbers_that_orders_are_drawn_from_are_splitmix64s() -> None:
+    # as the C code of Sebastiano Vigna (2015) prints them for the seed 1234567
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert splitmix64(np.array(1234567, np.uint64), np.arange(4, dtype=np.uint64)).tolist() == published
+
+
+def test_an_order_is_drawn_for_each_key_and_epoch_alike_alone_and_among_others() -> None:
+    sites = [key(0, name, "order") for name in ("north", "south", "east")]
+    for epoch in range(3):
+        together = orders(sites, [7, 20, 1], epoch)
+        for site, count, found in zip(sites, (7, 20, 1), together, strict=True):
+            assert sorted(found[:count].tolist()) == list(range(count))
+            assert found[:count].tolist() == site.order(count, epoch).tolist()
+    drawn = {tuple(site.order(20, epoch)) for site in sites for epoch in range(3)}
+    assert len(drawn) == 9
+
+
+def test_every_order_is_drawn_as_often_as_any_other() -> None:
+    drawn = np.concatenate([orders([key(0, i) for i in range(4000)], [3] * 4000, epoch) for epoch in range(3)])
+    _, counts = np.unique(drawn @ [9, 3, 1], return_counts=True)
+    # chi-squared of 6 orders has 5 degrees of freedom: above 20.5 once in a thousand
+    assert len(counts) == 6 and ((counts - 2000) ** 2 / 2000).sum() < 20.5
 
 
 def test_draws_of_neighbouring_keys_are_not_alike() -> None:

@@ -145,7 +145,7 @@ def test_a_step_in_mixed_precision_is_that_of_autocast_and_keeps_float32():
     model, start = nn.Linear(3, 2), made.init(fd.key(0))
     model.load_state_dict({k: torch.from_numpy(x.copy()) for k, x in start.items()})
     x, y = (torch.from_numpy(v) for v in table())
-    order = torch.from_numpy(KEY("order").numpy().permutation(20))
+    order = torch.from_numpy(KEY("order").order(20))
     with torch.autocast("cpu", torch.bfloat16):
         F.cross_entropy(model(x[order]), y[order]).backward()
     SGD(model.parameters(), lr=0.5).step()
@@ -161,7 +161,7 @@ def test_a_half_precision_step_is_that_of_a_model_converted_by_hand():
     model.load_state_dict({k: torch.from_numpy(x.astype(np.float32)) for k, x in start.items()})
     model.bfloat16()
     x, y = (torch.from_numpy(v) for v in table())
-    order = torch.from_numpy(KEY("order").numpy().permutation(20))
+    order = torch.from_numpy(KEY("order").order(20))
     F.cross_entropy(model(x.bfloat16()[order]), y[order]).backward()
     SGD(model.parameters(), lr=0.5).step()
     assert torch.equal(torch.from_numpy(trained(made).params["weight"].astype(np.float32)), model.weight.float())
@@ -273,10 +273,10 @@ def test_an_optimizer_is_new_in_every_task_and_steps_as_pytorchs_own(factory):
     model = nn.Linear(3, 2)
     for _ in range(2):
         model.load_state_dict({k: torch.from_numpy(x.copy()) for k, x in start.items()})
-        other, rng = factory(model.parameters()), KEY("order").numpy()
+        other = factory(model.parameters())
         x, y = (torch.from_numpy(v) for v in table())
-        for _ in range(2):
-            for rows in torch.from_numpy(rng.permutation(20)).split(8):
+        for epoch in range(2):
+            for rows in torch.from_numpy(KEY("order").order(20, epoch)).split(8):
                 other.zero_grad()
                 F.cross_entropy(model(x[rows]), y[rows]).backward()
                 other.step()
@@ -497,8 +497,7 @@ def test_the_training_loss_is_the_examples_mean_over_steps():
     x, y = (torch.from_numpy(v) for v in table())
     assert count == 20 and total / count == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-5)
     batches = [
-        F.cross_entropy(model(x[rows]), y[rows]).item()
-        for rows in torch.from_numpy(KEY("order").numpy().permutation(20)).split(8)
+        F.cross_entropy(model(x[rows]), y[rows]).item() for rows in torch.from_numpy(KEY("order").order(20)).split(8)
     ]
     assert squares == pytest.approx(sum(b * b * n for b, n in zip(batches, (8, 8, 4), strict=True)), rel=1e-5)
 

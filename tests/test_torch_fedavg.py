@@ -43,10 +43,10 @@ def plain_fedavg(sites, mu=0.0):
         for name, split in sites.items():
             model = copy.deepcopy(world)
             optimizer = SGD(model.parameters(), lr=LR)
-            rng = fd.key(SEED, round, 0, name, "train", "order").numpy()
+            drawn = fd.key(SEED, round, 0, name, "train", "order")
             x, y = torch.from_numpy(split.train.x).float(), torch.from_numpy(split.train.y)
-            for _ in range(EPOCHS):
-                for rows in torch.from_numpy(rng.permutation(len(x))).split(BATCH):
+            for epoch in range(EPOCHS):
+                for rows in torch.from_numpy(drawn.order(len(x), epoch)).split(BATCH):
                     optimizer.zero_grad()
                     F.cross_entropy(model(x[rows]), y[rows]).backward()
                     for p, start in zip(model.parameters(), world.parameters(), strict=True):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import threading
+from collections.abc import Iterator, Sequence
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 Name = str | SupportsIndex
+Array = np.ndarray[Any, np.dtype[Any]]
+Orders = np.ndarray[Any, np.dtype[np.intp]]
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio
 
 
 class Key(NamedTuple):
@@ -40,6 +44,17 @@ class Key(NamedTuple):
         number = int.from_bytes(self.digest()[:16], "little")
         return _lender.lend(number)
 
+    def order(self, count: int, epoch: int = 0) -> Orders:
+        """(count,): the whole numbers below `count` in an order that these names draw for that epoch."""
+        found: Orders = orders([self], [count], epoch)[0]
+        return found
+
+    def batches(self, count: int, size: int, epochs: int = 1) -> Iterator[Orders]:
+        """`size` of `count` things at a time, each epoch in its own order; one of a single batch keeps theirs."""
+        for epoch in range(epochs):
+            order = self.order(count, epoch) if count > size else np.arange(count)
+            yield from (order[at : at + size] for at in range(0, count, size))
+
     def torch(self) -> torch.Generator:
         """A torch CPU generator of its own. Missing without torch."""
         try:
@@ -52,6 +67,32 @@ class Key(NamedTuple):
     def number(self) -> int:
         """A whole number in [0, 2**63), for libraries that take a seed."""
         return int.from_bytes(self.digest()[:8], "little") >> 1
+
+
+def orders(keys: Sequence[Key], counts: Sequence[int] | Array, epoch: int = 0) -> Orders:
+    """(keys, largest count): each key's `order` of so many things, and behind it what only pads.
+
+    Things are sorted by a number each, which SplitMix64 draws from the key; the orders of many keys are drawn at once.
+    """
+    starts = np.array([int.from_bytes(one.digest()[:8], "little") for one in keys], np.uint64)[:, None]
+    sizes = np.array(counts, np.uint64)[:, None]
+    place = np.arange(sizes.max(), dtype=np.uint64)
+    drawn = splitmix64(starts, np.uint64(epoch) * sizes + place)
+    drawn[place >= sizes] = np.iinfo(np.uint64).max
+    found: Orders = drawn.argsort(axis=1, kind="stable")
+    return found
+
+
+def splitmix64(seed: Array, i: Array) -> Array:
+    """Number i, from 0 on, of the generator with that seed; all uint64.
+
+    Steele, Lea and Flood, *Fast splittable pseudorandom number generators*, 2014, with the constants of its mix13.
+    """
+    z = seed + GOLDEN * (i + np.uint64(1))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    made: Array = z ^ (z >> np.uint64(31))
+    return made
 
 
 class _Lender(threading.local):

@@ -78,19 +78,18 @@ class NumpyLearner:
         if isinstance(correct, Private):
             return self._private(params, *_arrays(split.train), correct)
         x, y = _arrays(split.train)
-        here, steps, rng = params.copy(), 0, key("order").numpy()
+        here, steps = params.copy(), 0
         total = [np.zeros(3)]
-        for _ in range(self.epochs):
-            for batch in _batches(rng, len(x), self.batch_size or len(x)):
-                losses, grads = self._gradient(here, x[batch], y[batch])
-                if isinstance(correct, Elsewhere):
-                    there = partial(self._slope, here, x[batch], y[batch])
-                    grads = correct.of(grads, here.trainable(), there)
-                elif correct is not None:
-                    grads = correct(grads, here.trainable())
-                self._down(here, grads)
-                total.append(measures.moments(losses))
-                steps += 1
+        for batch in key("order").batches(len(x), self.batch_size or len(x), self.epochs):
+            losses, grads = self._gradient(here, x[batch], y[batch])
+            if isinstance(correct, Elsewhere):
+                there = partial(self._slope, here, x[batch], y[batch])
+                grads = correct.of(grads, here.trainable(), there)
+            elif correct is not None:
+                grads = correct(grads, here.trainable())
+            self._down(here, grads)
+            total.append(measures.moments(losses))
+            steps += 1
         return Fit(here, len(x), steps, self.lr * steps, {"train_loss": np.sum(total, axis=0)})
 
     def _down(self, here: Params, grads: Params) -> None:
@@ -171,12 +170,6 @@ class NumpyLearner:
 
     def _can(self, name: str) -> bool:
         return self.gradient is not None if name == "loss" else self.predict is not None
-
-
-def _batches(rng: np.random.Generator, count: int, size: int) -> list[Array]:
-    """An epoch's batches, in an order that is drawn; an epoch of one batch has the data's own."""
-    order = rng.permutation(count) if count > size else np.arange(count)
-    return [order[at : at + size] for at in range(0, len(order), size)]
 
 
 def _arrays(data: Any) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import chain
+from itertools import chain, count
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -28,7 +28,6 @@ from foedus.params import digest as digest_of
 from foedus.progress import progress
 from foedus.torch import build
 from foedus.torch.arrays import as_array, snapshot
-from foedus.torch.batches import order
 from foedus.torch.machine import Machine
 from foedus.torch.randomness import named, reseed
 from foedus.torch.sgd import optimizer as stepper
@@ -267,7 +266,7 @@ class TransformersLearner:
         return kept
 
     def _batches(self, examples: int, key: Key) -> Iterator[Array]:
-        epochs = order(examples, examples, key("order").numpy())
+        epochs = (key("order").order(examples, epoch) for epoch in count())
         return chain.from_iterable(np.split(rows, range(self.batch_size, examples, self.batch_size)) for rows in epochs)
 
     def _batch(self, data: Any, rows: Array) -> dict[str, Any]:

@@ -91,11 +91,11 @@ class JaxLearner:
         Raises Refused where the loss is no number.
         """
         x, y = self._arrays(split.train)
-        engine, order = self.engine, key("order").numpy()
+        engine = self.engine
         arrays = engine.arrays(params)
         self._check_classes(arrays, x, y)
         state, seen = self.optimizer.init(arrays.trained), list[tuple[Any, int]]()
-        for rows in (part for _ in range(self.epochs) for part in cut(order.permutation(len(x)), self.batch_size)):
+        for rows in key("order").batches(len(x), self.batch_size, self.epochs):
             batch = self._batch(x, y, rows, self.batch_size)
             rng = rng_of(key("step", len(seen)))
             if correct is None:

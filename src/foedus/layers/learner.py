@@ -79,11 +79,8 @@ class LayeredLearner:
         return x.astype(self.dtype), y.astype(self.loss.target or self.dtype).reshape(len(y))
 
     def batches(self, examples: int, key: Key) -> Iterator[Array]:
-        """The rows of each batch of a Task, by `key("order")`: every epoch has all examples in an order of its own."""
-        random, size = key("order").numpy(), self.batch_size or examples
-        for _ in range(self.epochs):
-            order = random.permutation(examples)
-            yield from (order[at : at + size] for at in range(0, examples, size))
+        """The rows of each batch of a Task."""
+        return key("order").batches(examples, self.batch_size or examples, self.epochs)
 
     def train(self, params: Params, split: Split, key: Key, correct: Correct | None) -> Fit:
         """The model after local training from `params`, with examples, steps and the sum of step sizes."""

@@ -96,12 +96,6 @@ def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return x if isinstance(x, tuple) else (x,), {}
 
 
-def order(examples: int, used: int, generator: np.random.Generator) -> Iterator[Array]:
-    """One epoch after the other, without end: `used` of all examples in an order that the generator draws."""
-    while True:
-        yield generator.permutation(examples)[:used]
-
-
 def measured_at_once(data: Any) -> int:
     """How many examples of `data` are measured at once."""
     return max(1, min(MEASURED, MEASURED_BYTES // _row_bytes(data)))

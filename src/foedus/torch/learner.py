@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
-from itertools import chain, repeat
+from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from foedus.params import Array, Params
 from foedus.progress import progress
 from foedus.torch import build, handover, private
 from foedus.torch.arrays import as_array, snapshot
-from foedus.torch.batches import Batch, Feed, arguments, measured_at_once, order
+from foedus.torch.batches import Batch, Feed, arguments, measured_at_once
 from foedus.torch.loop import Context
 from foedus.torch.losses import checked, natural, per_example, totals
 from foedus.torch.machine import Machine
@@ -47,7 +47,7 @@ class TorchLearner:
         it is); other buffers are integer. Tied parameters travel once, under their first name.
     loss: (outputs, targets) -> mean over the batch. `optimizer`: parameters -> optimizer, made new for each Task.
     epochs, batch_size: of one Task; `steps` counts optimizer steps instead of epochs; `drop_last` leaves out the
-        smaller last batch of an epoch. The order is that of `key("order").numpy()`, a permutation an epoch.
+        smaller last batch of an epoch. The order of epoch e is `key("order").order(examples, e)`.
     schedule: round (from 0) -> factor of the learning rates. `clip`: the largest norm of the gradient that a step
         takes, the algorithm's correction included.
     dtype: of parameters and buffers, for example "bfloat16". Float inputs and targets take the model's dtype.
@@ -236,14 +236,8 @@ class TorchLearner:
         """
         if self.at_once(examples):
             return repeat(np.arange(examples))
-        return order(examples, self.used(examples), key("order").numpy())
-
-    def epochs_of(self, examples: int, key: Key, count: int) -> Array:
-        """The first `count` epochs of `order`, (count, rows), of more than one batch."""
-        draw, used = key("order").lent().permutation, self.used(examples)
-        if count == 1:
-            return draw(examples)[None, :used]
-        return np.stack([draw(examples) for _ in range(count)])[:, :used]
+        named, used = key("order"), self.used(examples)
+        return (named.order(examples, epoch)[:used] for epoch in count())
 
     def loss_fn(self, params: Mapping[str, Tensor], batch: Any, key: Key) -> Tensor:
         """The mean loss of `batch` = (inputs, targets) in training, purely: `key` draws dropout, no buffer changes.

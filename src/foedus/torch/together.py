@@ -16,7 +16,7 @@ from torch import Tensor
 from foedus.core import Correct, Elsewhere, Fit, Private, Term
 from foedus.data import Pairs, Split
 from foedus.errors import Alone, Refused
-from foedus.keys import Key, key
+from foedus.keys import Key, key, orders
 from foedus.params import Array, Leaf, Params, Spec, places
 from foedus.progress import progress
 from foedus.rows import Apart, Each, Rows
@@ -31,6 +31,7 @@ Call = tuple[Params, Any, Key, Correct | None]  # the arguments of `train`
 MOST_BYTES = 1 << 26  # of stacked parameters
 PROOF = key(0, 0, 0, "here", "together")
 MOST_DATA = 1 << 28  # of examples copied side by side
+MOST_DRAWN = 1 << 22  # numbers that orders are drawn from at once
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam")
 
 
@@ -168,20 +169,17 @@ class Together:
     def _plan(self, calls: Sequence[Call], steps: Sequence[int]) -> Plan:
         """Batches are cut from each epoch's order, as for one site."""
         size, most = self.learner.batch_size, steps[0]
-        sizes = [len(call[1].train) for call in calls]
-        used = [self.learner.used(n) for n in sizes]
-        each = [-(-n // size) for n in used]  # steps an epoch
+        sizes, lasts = np.array([len(call[1].train) for call in calls]), np.array(steps)
+        used = np.array([self.learner.used(n) for n in sizes.tolist()])
+        epochs = -(-used // size)  # steps of one
         place = np.arange(most * size) % size
-        rows = np.where(place < np.array(sizes)[:, None], place, 0)  # of epochs that are one batch
-        for i, (call, n, epoch, last) in enumerate(zip(calls, sizes, each, steps, strict=True)):
-            if self.learner.at_once(n):
-                continue
-            drawn = self.learner.epochs_of(n, call[2], -(-last // epoch))
-            for at, order in zip(range(0, last * size, epoch * size), drawn, strict=True):
-                room = rows[i, at : last * size]
-                room[: len(order)] = order[: len(room)]
+        rows = np.where(place < sizes[:, None], place, 0)  # of epochs that are one batch
+        several = np.flatnonzero(sizes > size)
+        width = max(1, MOST_DRAWN // sizes.max())
+        for some in np.split(several, range(width, len(several), width)):
+            self._draw(rows, some, [calls[i][2] for i in some], sizes[some], used[some], epochs[some], lasts[some])
         rows += np.cumsum([0, *sizes[:-1]])[:, None]  # what pads is masked, and is this site's own
-        step, lasts, epochs = np.arange(most)[:, None], np.array(steps), np.array(each)
+        step = np.arange(most)[:, None]
         active = step < lasts
         short = np.where(step % epochs == epochs - 1, epochs * size - used, 0)  # an epoch's last batch
         counts = np.where(active, size - short, 0)
@@ -189,6 +187,18 @@ class Together:
         shares = (torch.arange(size) < real) / real.clamp(min=1).to(self.machine.dtype)
         turned = np.ascontiguousarray(rows.reshape(len(calls), most, size).swapaxes(0, 1))
         return Plan(turned, counts, shares, active.sum(1).tolist())
+
+    def _draw(
+        self, rows: Array, sites: Array, keys: Sequence[Key], sizes: Array, used: Array, epochs: Array, lasts: Array
+    ) -> None:
+        """Writes these sites' orders into `rows` (sites, places), epoch by epoch up to each one's last step."""
+        size, named = self.learner.batch_size, [key("order") for key in keys]
+        for epoch in range((-(-lasts // epochs)).max(initial=0)):
+            drawn = orders(named, sizes, epoch)
+            place = np.arange(drawn.shape[1])
+            at = (epoch * size * epochs)[:, None] + place
+            fits = (place < used[:, None]) & (at < size * lasts[:, None])
+            rows[sites[np.nonzero(fits)[0]], at[fits]] = drawn[fits]
 
     def _fit(
         self, stack: Stack, i: int, call: Call, steps: int, losses: list[float], counts: list[int]
