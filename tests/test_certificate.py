@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from foedus.errors import Denied, FoedusError
-from foedus.wire.certificate import certificate_fingerprint, pinned_context, self_signed, server_context
+from foedus.wire.certificate import pinned_context, self_signed, server_context
 from foedus.wire.ed25519 import write_secret
 
 HOSTS = ["foedus.example", "10.0.0.5", "::1"]
@@ -146,14 +146,6 @@ def test_the_certificate_names_hosts_and_addresses_and_is_on_p256() -> None:
 def test_a_certificate_without_a_proper_host_is_refused(hosts: list[str]) -> None:
     with pytest.raises(FoedusError, match="the server's certificate"):
         self_signed(hosts)
-
-
-def test_the_fingerprint_is_the_sha256_of_the_certificate_as_browsers_show_it() -> None:
-    certificate, _ = self_signed(HOSTS)
-    digest = x509.load_pem_x509_certificate(certificate).fingerprint(hashes.SHA256()).hex().upper()
-    pairs = certificate_fingerprint(certificate.decode()).split(":")
-    assert len(pairs) == 32
-    assert "".join(pairs) == digest
 
 
 def test_the_server_speaks_nothing_older_than_tls_1_2_and_asks_for_no_client_certificate(tmp_path: Path) -> None:

@@ -88,11 +88,17 @@ def test_how_far_one_example_changes_each_metric_is_right() -> None:
     random = np.random.default_rng(0)
     outputs, targets = random.normal(size=(60, 1)), random.integers(0, 2, 60)
     for m in BUILT.values():
-        if m.each is not None:
+        if m.sensitivity is not None:
             whole = m.sums(outputs, targets)
             moved = [np.linalg.norm(whole - m.sums(np.delete(outputs, i, 0), np.delete(targets, i))) for i in range(60)]
-            assert max(moved) == pytest.approx(m.each)
-    assert {m.name for m in BUILT.values() if m.each} == {"accuracy", "precision", "recall", "f1", "balanced_accuracy"}
+            assert max(moved) == pytest.approx(m.sensitivity)
+    assert {m.name for m in BUILT.values() if m.sensitivity} == {
+        "accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "balanced_accuracy",
+    }
 
 
 def test_sums_that_are_no_counts_of_examples_are_refused() -> None:

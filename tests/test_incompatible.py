@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.ensemble import RandomForestClassifier
@@ -64,6 +65,7 @@ from foedus.errors import Incompatible, JobError
 from foedus.incompatible import TABLE
 from foedus.job import Job
 from foedus.layers import LayeredLearner, dense
+from foedus.metrics import Metric
 from foedus.numpy import NumpyLearner
 from foedus.participation import in_turns, power_of_choice, stratified, uniform, weighted
 from foedus.sklearn import SklearnLearner
@@ -451,6 +453,17 @@ def test_a_clash_that_a_change_makes_is_found_too() -> None:
         Job(**BASE, quorum=3).replace(min_sites=4)
 
 
+OWN = {name: Metric(name, lambda outputs, targets: np.ones(1), float, "min") for name in ("my-metric", "wallet")}
+
+
+@pytest.mark.parametrize(
+    "stop", [plateau(OWN["my-metric"], 2), target(OWN["wallet"], 1.0), any_of(plateau("loss", 3), wall_time(60))]
+)
+def test_a_stop_rule_that_never_sees_its_metric_is_refused(stop: Any) -> None:
+    with pytest.raises(Incompatible, match="reads a metric"):
+        Job(**BASE, stop=stop, evaluate=0)
+
+
 @pytest.mark.parametrize(
     "fine",
     [
@@ -459,7 +472,6 @@ def test_a_clash_that_a_change_makes_is_found_too() -> None:
         {"quorum": 50, "cohort": 0.1},  # a share of nobody knows how many
         {"algorithm": fedavg(aggregator=krum(1)), "cohort": 4, "over_select": 1.25, "quorum": 5},
         {"algorithm": fedavg(aggregator=krum(1)), "cohort": 0.1},
-        {"stop": any_of(plateau("loss", 3), wall_time(60)), "evaluate": 0},
         {"over_select": 1.0},
         {"quorum": 3, "cohort": power_of_choice(5, 3)},
         {"quorum": 3, "cohort": lambda context: context.roster[:2]},  # nobody knows how many that are

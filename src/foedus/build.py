@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +25,17 @@ KERNELS = (  # of the environment: which of a library's kernels compute, and so 
     *("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "NPY_DISABLE_CPU_FEATURES"),
     *("NPY_ENABLE_CPU_FEATURES", "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA"),
 )
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 LIBRARIES = ("torch", "sklearn", "xgboost", "jax", "lightgbm", "transformers", "peft", "lightning", "monai")
+
+
+def scrubbed(scratch: Path, **more: str) -> dict[str, str]:
+    """The environment of a worker: no secrets, proxies or more threads than one; faults that a test asked for pass."""
+    names = ("PATH", "LANG", "LC_ALL", *KERNELS)
+    kept = {k: v for k, v in os.environ.items() if k in names or k.startswith("FOEDUS_KILL")}
+    fixed = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+    made = {"HOME": str(scratch), "PYTHONPATH": str(Path(__file__).parents[1])}
+    return kept | made | fixed | dict.fromkeys(THREADS, "1") | more
 
 
 def describe(threads: int = 1) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""The contract of foedus on one screen: what an algorithm, a site and a backend say to one another.
+"""The contract of foedus in one file: what an algorithm, a site and a backend say to one another.
 Only `params` and `keys` may come in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -221,7 +220,3 @@ class Runner(Protocol):
     def run(self, tasks: Sequence[Task], context: RoundContext, first: int) -> Sequence[Total]: ...
     def saved(self) -> State: ...  # what the runner itself must find again after a crash
     def restore(self, saved: State) -> None: ...  # None: from the beginning
-
-
-class Backend(Protocol):
-    def open(self, spec: Any, journal: Any) -> AbstractContextManager[Runner]: ...

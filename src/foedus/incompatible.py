@@ -1,10 +1,9 @@
 """Parts that do not go together, in one table; a Job that joins two of them is refused when it is built.
-Only the Job's own fields are read."""
+Only what the Job's parts say of themselves is read: no site and no data."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -54,7 +53,13 @@ def _summed(job: Any) -> bool:
 
 
 def _late(job: Any) -> bool:
+    """Whether updates of earlier rounds count."""
     return job.late == "keep" or _has(job, "late")
+
+
+def _buffered(job: Any) -> bool:
+    """Whether a round closes with so many updates, whosever they are."""
+    return size(job.method.traits) > 0
 
 
 def _without_loss(learner: Any) -> bool:
@@ -76,13 +81,13 @@ def _steps_in_torch(learner: Any) -> bool:
 
 def _watched(job: Any, personal: bool) -> list[str]:
     """The metrics that `best` and the stop rules read: of the sites' own models, or of the global one."""
-    names = [job.best or "", *re.findall(r"\((\w+)\)", job.stop.name if job.stop else "")]
+    names = [job.best or "", *(job.stop.reads if job.stop else ())]
     return [name for name in names if name and (plain(name) != name) == personal]
 
 
 def _unbounded(job: Any) -> list[str]:
     """The metrics that `best` and the stop rules read, and that are no counts of bounded parts."""
-    known = {m.name for m in job.table().values() if m.each is None}
+    known = {m.name for m in job.table().values() if m.sensitivity is None}
     return [name for personal in (True, False) for name in _watched(job, personal) if plain(name) in known]
 
 
@@ -146,7 +151,7 @@ TABLE = (
     Row(
         "stop",
         "evaluate=0",
-        lambda j: j.stop is not None and j.evaluate == 0 and "wall" not in j.stop.name,
+        lambda j: j.stop is not None and j.evaluate == 0 and bool(j.stop.reads),
         "this stop rule reads a metric: let evaluate be 1 or more",
     ),
     Row(
@@ -164,7 +169,7 @@ TABLE = (
     Row(
         "an algorithm of one round's updates (scaffold, feddyn, afl)",
         "late='keep'",
-        lambda j: _has(j, "fresh") and (j.late == "keep" or _has(j, "late")),
+        lambda j: _has(j, "fresh") and _late(j),
         "what it knows of a site is as old as the update: drop late updates, or use fedavg, fedprox or fedopt",
     ),
     Row(
@@ -212,7 +217,7 @@ TABLE = (
     Row(
         "a buffer (fedbuff, fedasync)",
         "quorum",
-        lambda j: size(j.method.traits) > 0 and j.quorum is not None,
+        lambda j: _buffered(j) and j.quorum is not None,
         "its buffer says how many updates close a round: leave out quorum=…",
     ),
     Row(
@@ -224,7 +229,7 @@ TABLE = (
     Row(
         "a buffer (fedbuff)",
         "an algorithm of means (fednova, fedexp, qffl)",
-        lambda j: size(j.method.traits) > 0 and _has(j, "mean"),
+        lambda j: _buffered(j) and _has(j, "mean"),
         "its equations hold for updates of one round: give fedbuff fedavg, fedprox, moon or a server optimizer",
     ),
     Row(
@@ -242,7 +247,7 @@ TABLE = (
     Row(
         "power_of_choice",
         "late='keep'",
-        lambda j: _has(j, "chooses") and (j.late == "keep" or _has(j, "late")),
+        lambda j: _has(j, "chooses") and _late(j),
         "losses compare sites at one model, and late updates are of others: take fd.participation.weighted",
     ),
     Row(
@@ -278,7 +283,7 @@ TABLE = (
     Row(
         "an attack by sites that collude (alie, inner_product)",
         "late='keep'",
-        lambda j: _has(j, "colludes") and (j.late == "keep" or _has(j, "late")),
+        lambda j: _has(j, "colludes") and _late(j),
         "they look at one round's updates together: drop late updates, or take sign_flip",
     ),
     Row(
@@ -308,7 +313,7 @@ TABLE = (
     Row(
         "a buffer (fedbuff)",
         "an algorithm that shares a part of the model (fedbn, fedper, fedrep, lg_fedavg)",
-        lambda j: size(j.method.traits) > 0 and j.method.personal is not None and j.method.personal.alone,
+        lambda j: _buffered(j) and j.method.personal is not None and j.method.personal.alone,
         "a buffer moves the whole model: give it ditto, or drop late updates",
     ),
     Row(
@@ -419,7 +424,7 @@ TABLE = (
     Row(
         "secagg or he",
         "late='keep' or a buffer (fedbuff, fedasync)",
-        lambda j: _summed(j) and (_late(j) or size(j.method.traits) > 0),
+        lambda j: _summed(j) and (_late(j) or _buffered(j)),
         "keys are of one round, and a late update's masks never cancel: drop late updates",
     ),
     Row(
@@ -491,7 +496,7 @@ TABLE = (
     Row(
         "dp_sgd",
         "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical, swarm)",
-        lambda j: j.dp_sgd is not None and (_late(j) or size(j.method.traits) > 0 or bool(_topologies(j))),
+        lambda j: j.dp_sgd is not None and (_late(j) or _buffered(j) or bool(_topologies(j))),
         "one training a site and round is accounted for: use the algorithm inside it as it is, and drop late updates",
     ),
     Row(
@@ -509,7 +514,7 @@ TABLE = (
     Row(
         "noise on whole updates (central_dp, distributed_dp, dp_ftrl, local_dp)",
         "late='keep', a buffer (fedbuff, fedasync) or a topology (cyclic, gossip, hierarchical, swarm)",
-        lambda j: j.site_level is not None and (_late(j) or size(j.method.traits) > 0 or bool(_topologies(j))),
+        lambda j: j.site_level is not None and (_late(j) or _buffered(j) or bool(_topologies(j))),
         "one update a site and round is accounted for: use the algorithm inside it as it is, and drop late updates",
     ),
     Row(

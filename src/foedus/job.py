@@ -83,7 +83,7 @@ class Options:
 class Job(Options):
     """An algorithm, a learner and a way to load a site's data, with the rules of the run.
 
-    `Job(algorithm, learner=None, data=None, *, rounds=…, stop=…, …)`; DESIGN's signature, every argument checked here.
+    `Job(algorithm, learner=None, data=None, *, rounds=…, stop=…, …)`: docs/job.md has every argument; all are checked.
     Raises JobError or Incompatible with the remedy.
     """
 
@@ -234,36 +234,36 @@ class Job(Options):
         method, metrics = self.method, list(self.table().values())
         here = learner or self.learner
         return Bench(
-            method.works,
-            here,
-            self.data,
-            metrics,
-            seed,
-            contract,
-            method.personal,
-            tells(method.traits),
-            self._measuring,
+            works=method.works,
+            learner=here,
+            load=self.data,
+            metrics=metrics,
+            seed=seed,
+            contract=contract,
+            personal=method.personal,
+            tells=tells(method.traits),
+            measuring=self._measuring,
         )
 
     def plan(self, seed: int) -> Plan:
         """What the round loop needs."""
         return Plan(
-            self.method,
-            partial(self.first, seed),
-            self.table(),
-            seed,
-            self.rounds,
-            self.cohort,
-            self.over_select,
-            self.least,
-            self.quorum,
-            self.late,
-            self.deadline or Deadline(),
-            self.evaluate if self.learner or self.algorithm.measure else 0,
-            self.panel,
-            self.best,
-            self.stop,
-            measuring(self.seal, self.least) if self.seal else None,
+            algorithm=self.method,
+            start=partial(self.first, seed),
+            metrics=self.table(),
+            seed=seed,
+            rounds=self.rounds,
+            cohort=self.cohort,
+            over_select=self.over_select,
+            min_sites=self.least,
+            quorum=self.quorum,
+            late=self.late,
+            deadline=self.deadline or Deadline(),
+            evaluate=self.evaluate if self.learner or self.algorithm.measure else 0,
+            panel=self.panel,
+            best=self.best,
+            stop=self.stop,
+            measuring=measuring(self.seal, self.least) if self.seal else None,
         )
 
     def first(self, seed: int) -> Params:

@@ -9,7 +9,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -230,7 +230,6 @@ def _held(sites: Mapping[Any, Any], keys: Mapping[str, Any], name: str) -> Any:
     return sites[keys.get(name, name)]
 
 
-@contextmanager
 def crew(
     backend: str,
     job: Job,
@@ -240,36 +239,28 @@ def crew(
     note: Callable[..., object] = lambda why, what="": None,
     resources: Mapping[str, float] | None = None,
     address: str | None = None,
-) -> Iterator[Any]:
+) -> AbstractContextManager[Any]:
     """Who does the sites' work; `note` hears of mishaps that the run survives."""
     if backend == "processes":
         from foedus.backends import processes
 
-        with processes.crew(job, data, seed, workers, note) as hands:
-            yield hands
-        return
+        return processes.crew(job, data, seed, workers, note)
     if backend == "ray":
         from foedus.backends import ray
 
-        with ray.crew(job, data, seed, workers, note, address, resources) as hands:
-            yield hands
-        return
+        return ray.crew(job, data, seed, workers, note, address, resources)
     if backend == "auto":
         from foedus.backends import auto
 
         start = partial(crew, "processes", job, data, seed, workers, note)
-        with auto.crew(job, data, seed, start, partial(note, what="backend")) as hands:
-            yield hands
-        return
+        return auto.crew(job, data, seed, start, partial(note, what="backend"))
     if backend == "vectorized":
         from foedus.backends import together
 
-        with together.crew(job, data, seed, workers, note) as hands:
-            yield hands
-        return
+        return together.crew(job, data, seed, workers, note)
     from foedus.backends.local import Here
 
-    yield Here(job.bench(seed), data)
+    return nullcontext(Here(job.bench(seed), data))
 
 
 def simulate(

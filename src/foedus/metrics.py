@@ -42,7 +42,7 @@ class Metric(NamedTuple):
     bound: Callable[[Array], float] | None = None
     interval: Callable[[Array], Interval] | None = None
     shapes: Sequence[tuple[int | None, ...]] = ()  # that the sums may have, None for any length; (): not known
-    each: float | None = None  # of counts: the L2 norm of what one example adds, at most; None: they have no bound
+    sensitivity: float | None = None  # of counts: the L2 norm of what one example adds, at most; None: no bound
 
 
 def metric(spec: str | Metric, reads: Reads = "logits") -> Metric:
@@ -488,4 +488,4 @@ _SHAPES: Mapping[Any, Sequence[tuple[int | None, ...]]] = {
     _calibrated: [(3, CALIBRATED)],
 }
 _EACH: Mapping[Any, float] = {_hits: math.sqrt(2), _confusion: 1.0, _by_class: math.sqrt(2)}
-BUILT = {m.name: m._replace(shapes=_SHAPES.get(m.sums, [(2,), (3,)]), each=_EACH.get(m.sums)) for m in _ALL}
+BUILT = {m.name: m._replace(shapes=_SHAPES.get(m.sums, [(2,), (3,)]), sensitivity=_EACH.get(m.sums)) for m in _ALL}

@@ -27,7 +27,7 @@ from foedus.keys import Key, key
 from foedus.measured import facts, measured
 from foedus.metrics import Metric
 from foedus.params import Params
-from foedus.participation import Cohort, drawn, lots, picked, times
+from foedus.participation import Cohort, counted, drawn, lots, picked, times
 from foedus.stop import Stop
 
 BESIDE = ("round", "seconds", "clock")  # what a line of the history has beside metrics
@@ -291,9 +291,8 @@ def wanted(plan: Plan, sites: int) -> int:
     """How many of so many sites a round asks; of those that a rule draws there is one at least."""
     if callable(plan.cohort):
         return min(sites, 1)
-    share = 1.0 if plan.cohort is None else plan.cohort
-    count = share if isinstance(share, int) else max(1, times(share, sites))
-    return min(sites, times(plan.over_select, count))
+    asked = counted(1.0 if plan.cohort is None else plan.cohort, sites)
+    return min(sites, times(plan.over_select, asked))
 
 
 def panel(plan: Plan, roster: Sequence[str]) -> Sequence[str]:
@@ -301,8 +300,7 @@ def panel(plan: Plan, roster: Sequence[str]) -> Sequence[str]:
     share = plan.panel
     if share is None:
         share = 1.0 if len(roster) <= MOST_MEASURED else PANEL
-    count = share if isinstance(share, int) else max(1, times(share, len(roster)))
-    return picked(key(plan.seed, 0, 0, "server", "panel"), roster, count)
+    return picked(key(plan.seed, 0, 0, "server", "panel"), roster, counted(share, len(roster)))
 
 
 def _lots(random: np.random.Generator, count: int) -> Iterator[int]:
@@ -333,9 +331,9 @@ def _filled(task: Task, plan: Plan) -> Task:
     late = task.late or plan.late
     if quorum is not None and late == "drop":
         quorum = min(quorum, len(task.sites))
-    counted = len(task.sites) if quorum is None else quorum
-    if task.aggregator and counted < task.aggregator.least:
-        raise JobError(f"task {task.work!r}: {too_few(task.aggregator.least, counted)}")
+    fewest = len(task.sites) if quorum is None else quorum
+    if task.aggregator and fewest < task.aggregator.least:
+        raise JobError(f"task {task.work!r}: {too_few(task.aggregator.least, fewest)}")
     return task._replace(
         aggregator=task.aggregator or mean(),
         quorum=quorum,

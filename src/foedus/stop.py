@@ -16,10 +16,14 @@ History = Sequence[Mapping[str, Any]]  # one mapping a round; metrics of `valid`
 
 
 class Stop(NamedTuple):
-    """A rule: `done(history)` is the reason to stop, or None. A reason that was given once stays given."""
+    """A rule: `done(history)` is the reason to stop, or None. A reason that was given once stays given.
+
+    `reads`: the metrics of `valid` that it looks at, by their names in the history.
+    """
 
     name: str
     done: Callable[[History], str | None]
+    reads: tuple[str, ...] = ()
 
 
 class Watched(NamedTuple):
@@ -42,7 +46,7 @@ def plateau(metric: str | Metric, patience: int, min_delta: float = 0.0) -> Stop
     if not 0 <= min_delta < math.inf:
         raise JobError(f"plateau(min_delta={min_delta!r}): it must be 0 or a positive number")
     watched = _watched(metric, "plateau")
-    return Stop(f"plateau({watched.name})", partial(_plateau, watched, patience, float(min_delta)))
+    return Stop(f"plateau({watched.name})", partial(_plateau, watched, patience, float(min_delta)), (watched.name,))
 
 
 def target(metric: str | Metric, value: float) -> Stop:
@@ -54,7 +58,7 @@ def target(metric: str | Metric, value: float) -> Stop:
     if not math.isfinite(value):
         raise JobError(f"target(value={value!r}): it must be a finite number")
     watched = _watched(metric, "target")
-    return Stop(f"target({watched.name})", partial(_target, watched, float(value)))
+    return Stop(f"target({watched.name})", partial(_target, watched, float(value)), (watched.name,))
 
 
 def wall_time(seconds: float) -> Stop:
@@ -68,7 +72,8 @@ def any_of(*rules: Stop) -> Stop:
     """Stops as soon as one of the rules does, with its reason; of several, the first named."""
     if not rules or not all(isinstance(rule, Stop) for rule in rules):
         raise JobError("any_of needs stop rules, for example any_of(fd.plateau('loss', 3), fd.wall_time(3600))")
-    return Stop(f"any_of({', '.join(rule.name for rule in rules)})", partial(_any_of, rules))
+    reads = tuple(dict.fromkeys(name for rule in rules for name in rule.reads))
+    return Stop(f"any_of({', '.join(rule.name for rule in rules)})", partial(_any_of, rules), reads)
 
 
 def _watched(metric: str | Metric, rule: str) -> Watched:

@@ -1,4 +1,4 @@
-"""How what leaves a site is protected: secure aggregation as plain functions, secret sharing, accounting.
+"""How what leaves a site is protected: secure aggregation, homomorphic encryption, relays, differential privacy.
 Arithmetic and the contract may come in; nothing here knows a network, a journal or a disk."""
 
 from __future__ import annotations

@@ -14,14 +14,27 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from foedus.errors import FoedusError, explained
+from foedus.errors import FoedusError, JobError, explained
 
 if TYPE_CHECKING:
     import dp_accounting
 
 Accountant = Literal["rdp", "pld"]
+
+
+class Noise(Protocol):
+    """What is said of any noise."""
+
+    @property
+    def clip(self) -> float: ...
+    @property
+    def noise_multiplier(self) -> float | None: ...
+    @property
+    def epsilon(self) -> float | None: ...
+    @property
+    def delta(self) -> float: ...
 
 
 class Steps(NamedTuple):
@@ -30,6 +43,25 @@ class Steps(NamedTuple):
     noise_multiplier: float
     sampling_rate: float
     steps: int
+
+
+def check(name: str, clip: float, noise: float | None, epsilon: float | None, delta: float) -> None:
+    """Raises JobError for numbers that say no noise, or two."""
+    if (noise is None) == (epsilon is None):
+        raise JobError(f"{name}: give noise_multiplier=…, or epsilon=… from which it is found, and not both")
+    for what, value in (("clip", clip), ("epsilon", epsilon)):
+        if value is not None and not 0 < value < math.inf:
+            raise JobError(f"{name}({what}={value!r}): it must be positive and finite")
+    if noise is not None and not 0 <= noise < math.inf:
+        raise JobError(f"{name}(noise_multiplier={noise!r}): it must be positive, or 0 to compare without noise")
+    if not 0 < delta < 1:
+        raise JobError(f"{name}(delta={delta!r}): it must be in (0, 1), and below one over the protected; such as 1e-5")
+
+
+def goal(how: Noise) -> str:
+    """What is said of a noise: its epsilon, or its multiplier."""
+    goal = f"epsilon {how.epsilon:g}" if how.epsilon is not None else f"noise multiplier {how.noise_multiplier:g}"
+    return f"{goal} at delta {how.delta:g}"
 
 
 def epsilon(

@@ -21,7 +21,6 @@ DEGREE, MODULI, SCALE = 8192, (60, 60), 40
 SLOTS = DEGREE // 2  # words of a ciphertext
 UNIT = 2.0**-12
 ROOM = 132_096  # bytes of a ciphertext or a key, its length before it and zeros behind
-HALF = 1 << 31
 
 
 def new_key() -> bytes:

@@ -1,8 +1,9 @@
 """Noise on what evaluation tells: counts get a discrete Gaussian at their site, and what has no bound stays there.
 Metrics and accounting may come in; each site keeps the secret that names its noise.
 
-Whole-number sums to which one example adds at most `Metric.each` (L2) make nobody more than (epsilon, delta) surer that
-it was there, by all evaluations of a run (Canonne, Kamath and Steinke 2020: concentrated as Gaussian noise is).
+Whole-number sums to which one example adds at most `Metric.sensitivity` (L2) make nobody more than (epsilon, delta)
+surer that it was there, by all evaluations of a run (Canonne, Kamath and Steinke 2020: concentrated as Gaussian noise
+is).
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from foedus.errors import JobError
 from foedus.metrics import PREFIXES, Metric, plain
 from foedus.params import Array, Params, digest
 from foedus.privacy import accounting
-from foedus.privacy.accounting import Steps
+from foedus.privacy.accounting import Steps, check, goal
 from foedus.privacy.keystream import discrete_normals
-from foedus.privacy.site_level import check, goal
 
 COUNTS = "counts "  # the trait of an analysis of cells: of so many columns, in each of which a row is in one cell
 MOST = 10_000.0  # examples of noise: no metric has so many that it would be one, and tables would be large
@@ -38,7 +38,7 @@ class DpMetrics(NamedTuple):
 
     @property
     def clip(self) -> float:
-        """What one example adds to a metric's sums, in units of `Metric.each`."""
+        """What one example adds to a metric's sums, in units of `Metric.sensitivity`."""
         return 1.0
 
     @property
@@ -57,7 +57,7 @@ class DpMetrics(NamedTuple):
 def dp_metrics(
     noise_multiplier: float | None = None, *, epsilon: float | None = None, delta: float = 1e-5
 ) -> DpMetrics:
-    """Noise on metrics that are counts (accuracy, precision, recall, f1, balanced_accuracy, or a Metric with `each`).
+    """Noise on metrics that count: accuracy, balanced_accuracy, precision, recall, f1, or one with a `sensitivity`.
 
     `noise_multiplier`: the standard deviation over what one example changes, of each metric and evaluation; `epsilon`
     finds it for all of them together, on the examples of one part. Other metrics, the loss too, are not sent.
@@ -68,7 +68,7 @@ def dp_metrics(
 
 def counted(metrics: Sequence[Metric]) -> list[Metric]:
     """Those that are sent."""
-    return [m for m in metrics if m.each is not None]
+    return [m for m in metrics if m.sensitivity is not None]
 
 
 def noise_of(how: DpMetrics, releases: int) -> float:
@@ -103,7 +103,11 @@ def noised(work: Work, how: DpMetrics, metrics: Sequence[Metric], each: int, tim
         for told, sums in update.metrics.items():
             if found := known.get(plain(told)):
                 x = _whole(found, np.asarray(sums), len(_part(told, site)), site.name)
-                drawn = discrete_normals(name(told), x.size, z * (found.each or 1)) if z else np.zeros(x.size, np.int64)
+                drawn = (
+                    discrete_normals(name(told), x.size, z * (found.sensitivity or 1))
+                    if z
+                    else np.zeros(x.size, np.int64)
+                )
                 kept[told] = np.maximum(x + drawn.reshape(x.shape), 0)
         if len(kept) > 2 * each:
             raise JobError(f"dp_metrics: {len(kept)} metrics of two parts, and noise was found for {each} of a part")
@@ -146,7 +150,7 @@ def _whole(metric: Metric, sums: Array, examples: int, site: str) -> Array:
     """Raises JobError for sums that are no counts, or to which an example adds more than the metric says."""
     if sums.dtype.kind not in "iu":
         raise JobError(f"dp_metrics: at {site!r} {metric.name!r} is {sums.dtype}, and noise is for whole numbers")
-    if sums.sum() > (metric.each or 0) ** 2 * examples * (1 + 1e-9):
+    if sums.sum() > (metric.sensitivity or 0) ** 2 * examples * (1 + 1e-9):
         raise JobError(
             f"dp_metrics: at {site!r} {metric.name!r} counts more than one number an example, such as pixels: "
             f"leave it out of metrics=…"

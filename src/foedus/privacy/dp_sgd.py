@@ -43,12 +43,9 @@ class DpSgd(NamedTuple):
 
     def said(self, traits: Sequence[str] = ()) -> str:
         """What is told of it when a run begins."""
-        goal = (
-            f"epsilon {self.epsilon:g}" if self.epsilon is not None else f"noise multiplier {self.noise_multiplier:g}"
-        )
         return (
-            f"dp_sgd: each record's gradient is clipped to {self.clip:g}, batches are Poisson samples, {goal} at delta "
-            f"{self.delta:g} for each site; row counts and metrics of evaluation are not protected"
+            f"dp_sgd: each record's gradient is clipped to {self.clip:g}, batches are Poisson samples, "
+            f"{accounting.goal(self)} for each site; row counts and metrics of evaluation are not protected"
         )
 
 
@@ -74,15 +71,7 @@ def dp_sgd(
     times `noise_multiplier`, and batches are Poisson samples. With `epsilon` in place of the noise each site finds the
     least noise with which all rounds of the run stay within (epsilon, delta).
     """
-    if (noise_multiplier is None) == (epsilon is None):
-        raise JobError("dp_sgd: give noise_multiplier=…, or epsilon=… from which it is found, and not both")
-    checks = {"clip": clip, "epsilon": epsilon, "noise_multiplier": noise_multiplier}
-    for name, value in checks.items():
-        least = 0.0 if name == "noise_multiplier" else math.ulp(0.0)  # without noise: for comparisons
-        if value is not None and not least <= value < math.inf:
-            raise JobError(f"dp_sgd({name}={value!r}): it must be positive and finite")
-    if not 0 < delta < 1:
-        raise JobError(f"dp_sgd(delta={delta!r}): it must be in (0, 1), and below 1 / rows; for example 1e-5")
+    accounting.check("dp_sgd", clip, noise_multiplier, epsilon, delta)
     if accountant not in ("rdp", "pld"):
         raise JobError(f"dp_sgd(accountant={accountant!r}): it is 'rdp' or 'pld'")
     noise, goal = (None if x is None else float(x) for x in (noise_multiplier, epsilon))

@@ -22,9 +22,10 @@ from foedus.keys import Key
 from foedus.metrics import moments
 from foedus.params import Params, digest
 from foedus.privacy import accounting
+from foedus.privacy.accounting import check, goal
 from foedus.privacy.dp_sgd import TOLD
 from foedus.privacy.keystream import normals
-from foedus.privacy.site_level import check, clipped, fit, goal, round_of
+from foedus.privacy.site_level import clipped, fit, round_of
 from foedus.transforms.chain import transformed
 
 

@@ -24,7 +24,7 @@ from foedus.keys import Key
 from foedus.metrics import moments
 from foedus.params import Array, Params, Spec, digest, join, kind
 from foedus.privacy import accounting
-from foedus.privacy.accounting import Accountant, Steps, split_noise
+from foedus.privacy.accounting import Accountant, Noise, Steps, check, goal, split_noise
 from foedus.privacy.dp_sgd import TOLD
 from foedus.privacy.keystream import normals
 from foedus.transforms.chain import transformed
@@ -32,19 +32,6 @@ from foedus.transforms.clip import norm
 
 SHARE = 20  # the count's noise is by default one of so many updates: Andrew et al. 2021, section 3.1
 WITHIN = Params({"within": np.float32(0.0)}).spec
-
-
-class Noise(Protocol):
-    """What is said of any noise on whole updates."""
-
-    @property
-    def clip(self) -> float: ...
-    @property
-    def noise_multiplier(self) -> float | None: ...
-    @property
-    def epsilon(self) -> float | None: ...
-    @property
-    def delta(self) -> float: ...
 
 
 class Rounds(Noise, Protocol):
@@ -272,24 +259,6 @@ def fit(params: Params) -> Params:
             "place of BatchNorm, or fd.algorithms.fedbn where its arrays stay at the sites"
         )
     return params
-
-
-def goal(how: Noise) -> str:
-    """What is said of a noise: its epsilon, or its multiplier."""
-    goal = f"epsilon {how.epsilon:g}" if how.epsilon is not None else f"noise multiplier {how.noise_multiplier:g}"
-    return f"{goal} at delta {how.delta:g}"
-
-
-def check(name: str, clip: float, noise: float | None, epsilon: float | None, delta: float) -> None:
-    """Raises JobError for numbers that say no noise, or two."""
-    if (noise is None) == (epsilon is None):
-        raise JobError(f"{name}: give noise_multiplier=…, or epsilon=… from which it is found, and not both")
-    for what, value in (("clip", clip), ("epsilon", epsilon), ("noise_multiplier", noise)):
-        least = 0.0 if what == "noise_multiplier" else math.ulp(0.0)  # without noise: for comparisons
-        if value is not None and not least <= value < math.inf:
-            raise JobError(f"{name}({what}={value!r}): it must be positive and finite")
-    if not 0 < delta < 1:
-        raise JobError(f"{name}(delta={delta!r}): it must be in (0, 1), for example 1e-5")
 
 
 @cache

@@ -19,7 +19,7 @@ from time import monotonic
 from typing import Any, NamedTuple, Self, final
 
 import foedus
-from foedus import frames
+from foedus import build, frames
 from foedus.errors import Relayed, WireError
 from foedus.params import Params
 from foedus.progress import progress
@@ -31,7 +31,6 @@ GLANCE = 0.2
 MOST_LOG = 5 << 20
 TOLD = 4096  # bytes of its output that are passed on after each round
 RUN = Path(__file__).with_name("run.py")
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 STAYS = "let it stay in its `for rnd in fd.rounds(model)` until that ends"
 NEVER = "it ended without `for rnd in fd.rounds(model)`: add that loop around its training"
 WALLS = "processes of one launcher speak over the network: `network = true` in the site's policy.toml allows it"
@@ -231,7 +230,7 @@ def _environment(command: Command, folder: Path) -> dict[str, str]:
         port = 20000 + int.from_bytes(os.urandom(4), "little") % 12000
         made |= {"PET_MASTER_PORT": str(port)}  # torchrun would take the same one for every site
     kept = {k: v for k, v in os.environ.items() if k not in (SITE, DATA)}
-    return kept | made | dict.fromkeys(THREADS, str(command.threads))
+    return kept | made | dict.fromkeys(build.THREADS, str(command.threads))
 
 
 def _listening(folder: Path) -> socket.socket:

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import foedus
 from foedus import build
 from foedus.aggregators.folding import CHECKING
 from foedus.errors import FoedusError, Refused, WireError
@@ -108,7 +107,7 @@ class Conductor:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "foedus.server.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env=scrubbed(self.run.scratch),
+                env=build.scrubbed(self.run.scratch),
                 cwd=self.run.scratch,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -511,15 +510,3 @@ def file_digest(path: Path) -> str | None:
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def scrubbed(scratch: Path) -> dict[str, str]:
-    """An environment without secrets, proxies or threads; faults that a test asked for pass through."""
-    kept = {
-        k: v
-        for k, v in os.environ.items()
-        if k in ("PATH", "LANG", "LC_ALL", "TMPDIR", *build.KERNELS) or k.startswith("FOEDUS_KILL")
-    }
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    code = str(Path(foedus.__file__).parents[1])
-    return kept | threads | {"HOME": str(scratch), "PYTHONPATH": code, "PYTHONDONTWRITEBYTECODE": "1"}

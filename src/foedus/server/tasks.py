@@ -4,7 +4,7 @@ The journal's rows and the closing rule come in; nothing here does I/O."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from foedus.core import Origin, Outcome
@@ -259,7 +259,3 @@ def read_task_id(text: str) -> tuple[str, int, int, int]:
     """(run, round, task, attempt). Raises ValueError."""
     run, round, number, attempt = text.split("/")
     return run, int(round), int(number), int(attempt)
-
-
-def spec_rows(spec: Sequence[Any]) -> list[list[Any]]:
-    return [list(leaf) for leaf in spec]

@@ -13,7 +13,6 @@ from foedus.site.ledger import Ledger, steps_of
 from foedus.site.place import Place
 from foedus.site.terms import Terms
 
-DELTA = Terms().delta
 Json = dict[str, Any]
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar, final
 
-import foedus
 from foedus import build
 from foedus.errors import FoedusError, WireError
 from foedus.site.orders import Activity, Blob
@@ -28,7 +27,6 @@ GLANCE = 0.5
 MOST_LOG = 5 << 20
 MOST_DEATHS = 5  # of workers at one Task
 TICKS = os.sysconf("SC_CLK_TCK")
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 Json = dict[str, Any]
 T = TypeVar("T")
 
@@ -132,7 +130,8 @@ class WorkerHost:
         with theirs, self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "foedus.site.worker", str(theirs.fileno())], pass_fds=[theirs.fileno()],
-                env=scrubbed(scratch), cwd=scratch, stdin=subprocess.DEVNULL, stdout=out, stderr=out, process_group=0,
+                env=build.scrubbed(scratch, FOEDUS_SCRATCH=str(scratch)), cwd=scratch,
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, process_group=0,
             )  # fmt: skip
 
     def _ask(self, message: Json, activity: Activity, stall: float) -> Json:
@@ -217,15 +216,6 @@ def cpu_seconds(group: int) -> float:
         if int(fields[2]) == group:  # proc(5): field 5 is the group, 14 and 15 are user and system time
             ticks += int(fields[11]) + int(fields[12])
     return ticks / TICKS
-
-
-def scrubbed(scratch: Path) -> dict[str, str]:
-    """An environment without secrets, proxies or more threads than one; faults that a test asked for pass through."""
-    names = ("PATH", "LANG", "LC_ALL", *build.KERNELS)  # the last ones choose how numbers are computed
-    kept = {k: v for k, v in os.environ.items() if k in names or k.startswith("FOEDUS_KILL")}
-    made = {"HOME": str(scratch), "FOEDUS_SCRATCH": str(scratch), "PYTHONPATH": str(Path(foedus.__file__).parents[1])}
-    fixed = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
-    return kept | made | fixed | dict.fromkeys(THREADS, "1")
 
 
 def last_line(log: Path) -> str:

@@ -3,7 +3,6 @@ Host names and PEM come in; TLS authenticates the server only, and no client cer
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import ssl
 from collections.abc import Sequence
@@ -52,11 +51,6 @@ def _alternative(host: str) -> x509.GeneralName:
         return x509.DNSName(host.encode("idna").decode())
     except ValueError:
         raise FoedusError(f"the server's certificate: {host!r} is no host name or IP address; mend it") from None
-
-
-def certificate_fingerprint(pem: str) -> str:
-    """The SHA-256 of a certificate as browsers show it: 32 pairs of hex digits."""
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).digest().hex(":").upper()
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
