@@ -45,14 +45,14 @@ class Key(NamedTuple):
         return _lender.lend(number)
 
     def order(self, count: int, epoch: int = 0) -> Orders:
-        """(count,): the whole numbers below `count` in an order that these names draw for that epoch."""
+        """(count,): the whole numbers below `count` in an order for that epoch; `orders` draws those of many keys."""
         found: Orders = orders([self], [count], epoch)[0]
         return found
 
     def batches(self, count: int, size: int, epochs: int = 1) -> Iterator[Orders]:
-        """`size` of `count` things at a time, each epoch in its own order; one of a single batch keeps theirs."""
-        for epoch in range(epochs):
-            order = self.order(count, epoch) if count > size else np.arange(count)
+        """`size` of `count` things at a time, each epoch permuted by `numpy()`; one of a single batch keeps theirs."""
+        draw = self.numpy().permutation if count > size else np.arange
+        for order in (draw(count) for _ in range(epochs)):
             yield from (order[at : at + size] for at in range(0, count, size))
 
     def torch(self) -> torch.Generator:
