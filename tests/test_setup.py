@@ -7,9 +7,11 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 import venv
 import zipfile
 from collections.abc import Iterator
@@ -347,6 +349,28 @@ def test_a_failure_a_skip_and_a_warning_are_red_and_end_the_run(project: Path) -
     assert not [line for line in lines if line.startswith("kills")]
     said = "\n".join(lines)
     assert all(name in said for name in ("test_f", "test_s", "test_w", "assert 1 == 2", "ResourceWarning"))
+
+
+def test_ctrl_c_ends_the_tests_that_run(project: Path) -> None:
+    (project / "tests/test_a.py").write_text(
+        "import pathlib, time\ndef test_a():\n    pathlib.Path('began').touch()\n    time.sleep(60)\n"
+    )
+    run = subprocess.Popen([sys.executable, "tools/test.py", "core"], cwd=project, stderr=subprocess.DEVNULL)
+    for _ in range(300):
+        if (project / "began").exists():
+            break
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(20) != 0
+    assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and at_work(pid, project)]
+
+
+def at_work(pid: str, folder: Path) -> bool:
+    """Whether that process lives in the folder."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd") == str(folder)
+    except OSError:
+        return False
 
 
 def test_a_file_that_cannot_be_imported_is_red(project: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs the tests in stages, the linters first, and stops at the first red one; a skipped test counts as failed.
+"""Runs the tests in stages, the linters beside the first, and stops at a red one; a skipped test counts as failed.
 Run by make with the Python of .venv: `python tools/test.py [--long] [STAGE ...]`."""
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,9 +37,11 @@ WORKERS = {  # how pytest divides a stage; whole files where their tests share a
     "properties": ["-n2", "--dist=worksteal"],
     "processes": ["-n3", "--dist=loadfile"],
     "kills": ["-n2", "--dist=worksteal"],
+    "data": ["-n2", "--dist=worksteal"],
 }
-FEW = 20  # tests that are over before a second worker has started
+FEW = 10  # tests that are over before a second worker has started
 GUESS = {"lint": 6.0, "core": 0.02, "properties": 0.5, "processes": 0.6, "kills": 1.7, "data": 4.0}  # seconds a test
+ENDED = threading.Event()  # the present stages are over, or given up
 CHECKS = {
     "ruff check": ["ruff", "check", "."],
     "ruff format": ["ruff", "format", "--check", "."],
@@ -115,7 +119,7 @@ def watched(command: Sequence[str], show: Show, limit: float = LIMIT) -> tuple[i
         )
         try:
             end = time.monotonic() + limit
-            while process.poll() is None and time.monotonic() < end:
+            while process.poll() is None and time.monotonic() < end and not ENDED.is_set():
                 if show.live:
                     show.beat()
                 time.sleep(0.2)
@@ -164,20 +168,42 @@ def run(stages: Sequence[str], found: Mapping[str, Mapping[str, int]], long: boo
     counts = {stage: sum(found[stage].values()) for stage in stages}
     past, show, passed, failed = past_seconds(), Show(), 0, 0
     print(headline(counts, past), flush=True)
-    for stage in stages:
-        show.start(LABELS[stage])
-        ran = lint(show) if stage == "lint" else tests(stage, found[stage], long, show)
-        seconds = time.monotonic() - show.began
-        passed, failed = passed + ran.passed, failed + ran.failed
-        red = f", {ran.failed} failed" if ran.failed else ""
-        show.line(f"{LABELS[stage]:<15}{ran.passed:>5} passed{red} {seconds:7.1f} s")
-        if ran.failed:
-            print(ran.output)
+    for group in groups(stages):
+        show.start(" and ".join(LABELS[stage] for stage in group))
+        with ThreadPoolExecutor(len(group)) as pool:
+            work = [pool.submit(timed, stage, found[stage], long, show) for stage in group]
+            try:
+                results = [one.result() for one in work]
+            finally:
+                ENDED.set()  # nobody waits for what is left after Ctrl-C
+        ENDED.clear()
+        for stage, (ran, seconds) in zip(group, results, strict=True):
+            passed, failed = passed + ran.passed, failed + ran.failed
+            red = f", {ran.failed} failed" if ran.failed else ""
+            show.line(f"{LABELS[stage]:<15}{ran.passed:>5} passed{red} {seconds:7.1f} s")
+            if ran.failed:
+                print(ran.output)
+            else:
+                past[stage] = seconds / max(ran.passed, 1)
+        if failed:
             break
-        past[stage] = seconds / max(ran.passed, 1)
     PAST.write_text(json.dumps(past))
     print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
+
+
+def groups(stages: Sequence[str]) -> list[list[str]]:
+    """The stages that run at once: the linters, which need one core for a minute, beside the plain tests."""
+    if {"lint", "core"} <= {*stages}:
+        return [["lint", "core"], *([stage] for stage in stages if stage not in ("lint", "core"))]
+    return [[stage] for stage in stages]
+
+
+def timed(stage: str, files: Mapping[str, int], long: bool, show: Show) -> tuple[Ran, float]:
+    """What became of a stage, and the seconds that it took."""
+    began = time.monotonic()
+    ran = lint(show) if stage == "lint" else tests(stage, files, long, show)
+    return ran, time.monotonic() - began
 
 
 def main() -> int:
