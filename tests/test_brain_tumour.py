@@ -332,6 +332,7 @@ def left_over(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.processes
 def test_ctrl_c_ends_the_demo_and_leaves_no_process(tmp_path: Path) -> None:
     process = demo(tmp_path)

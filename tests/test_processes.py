@@ -154,7 +154,7 @@ def test_a_sum_that_cannot_be_sent_is_folded_here():
         with lock:
             return mean().fold(acc, part, weight)
 
-    ended, _ = same(job(fedavg(aggregator=mean()._replace(fold=fold))))
+    ended, _ = same(job(fedavg(aggregator=mean()._replace(fold=fold))), start="fork")
     assert digest(ended.params) == digest(played(job(), EIGHT)[0].params)
 
 

@@ -246,6 +246,7 @@ def test_resources_become_the_options_of_an_actor() -> None:
 PROCESS = "(its process died|it cannot be reached)"
 
 
+@pytest.mark.long
 def test_an_actor_killed_while_it_trains_changes_no_bit(there: Cluster, tmp_path: Path) -> None:
     def work(payload: Params, local: Any, site: Any, usual: Any) -> Any:
         if site.name == "s05" and os.getpid() != parent and once(tmp_path / "killed"):

@@ -52,9 +52,10 @@ def joined_late(made: Federation, sites: dict[str, Path], late: dict[str, Path],
 
 @pytest.mark.parametrize(
     ("stateful", "again"),
-    [(0, ROUNDS - JOINS), pytest.param(1, ROUNDS, marks=pytest.mark.long)],
+    [(0, ROUNDS - JOINS), (1, ROUNDS)],
     ids=["stateless", "stateful"],
 )
+@pytest.mark.long
 def test_a_federation_trains_only_what_the_site_had_a_part_in(
     federation: Made, tmp_path: Path, stateful: int, again: int
 ) -> None:
