@@ -98,6 +98,33 @@ FAMILIES = {
 }
 
 
+@pytest.mark.parametrize("mean", [2005.0, 19000.0, 1e6])
+@pytest.mark.parametrize("family", ["binomial", "poisson", "gamma", "gaussian"])
+def test_a_glm_of_a_column_far_from_zero_is_that_of_the_centred_one(family: str, mean: float) -> None:
+    rng = np.random.default_rng(6)
+    z, x = rng.normal(size=(2, 600))
+    eta = 0.4 * x + 0.3 * z - 0.2
+    drawn = {
+        "binomial": (rng.random(600) < 1 / (1 + np.exp(-eta))).astype(float),
+        "poisson": rng.poisson(np.exp(eta)).astype(float),
+        "gamma": rng.gamma(2, np.exp(eta) / 2),
+        "gaussian": eta + rng.normal(size=600),
+    }
+    table = pd.DataFrame({"year": mean + 9 * z, "x": x, "y": drawn[family]})
+    found = analytics.glm(
+        family, sites={s: table[i::3] for i, s in enumerate("abc")}, target="y", features=["year", "x"]
+    )
+    links = {"gamma": sm.families.Gamma(sm.families.links.Log()), "binomial": sm.families.Binomial()}
+    links |= {"poisson": sm.families.Poisson(), "gaussian": sm.families.Gaussian()}
+    centred = np.column_stack([np.ones(600), z, x])
+    plain = sm.GLM(table.y, centred, family=links[family]).fit(tol=1e-14, maxiter=100)
+    back = np.array([[1, -mean / 9, 0], [0, 1 / 9, 0], [0, 0, 1]])
+    np.testing.assert_allclose(found.pandas["coef"], back @ plain.params, rtol=1e-7)
+    errors = np.sqrt(np.diag(back @ np.asarray(plain.cov_params()) @ back.T))
+    np.testing.assert_allclose(found.pandas["se"], errors, rtol=1e-7)
+    assert found.infinite == [] and found.converged
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_glm_is_that_of_statsmodels_on_the_pooled_rows(family: str) -> None:
     target, kind = FAMILIES[family]

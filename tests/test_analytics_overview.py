@@ -47,6 +47,13 @@ def test_few_rows_are_in_no_mean_and_a_level_that_tells_another_is_hidden_with_i
     assert found["n", "mean (sd)"] == "–"
 
 
+def test_a_site_of_too_few_rows_is_no_gap_and_not_told_by_one() -> None:
+    rows = pd.DataFrame({"age": np.arange(50.0), "sex": ["f", "m"] * 25})
+    found = analytics.table_one(sites={"a": rows, "b": rows[:2]}, least=5).pandas
+    alone = analytics.table_one(sites={"a": rows}, least=5).pandas
+    assert found["all"].to_dict() == alone["a"].to_dict()
+
+
 def people() -> dict[str, pd.DataFrame]:
     rng = np.random.default_rng(1)
     return {

@@ -42,6 +42,8 @@ def test_numbers_divide_as_dates_do_and_frames_stay_what_they_were() -> None:
         (FRAME, "2025-07-01", "closed", "no column 'closed': choose from opened, income, default"),
         (FRAME.assign(opened=[None, *FRAME["opened"][1:]]), "2025-07-01", "opened", "has 1 gaps"),
         (FRAME, "soon", "income", "cannot be compared with 'soon'"),
+        (FRAME.assign(opened="31.01.2024"), "2025-07-01", "opened", "'opened' is text, .* write dates as 2025-07-01"),
+        (FRAME.assign(opened="2024-01-31"), "01.07.2025", "opened", "or '01.07.2025' does not begin with a year"),
     ],
 )
 def test_a_column_that_says_no_time_is_refused(frame: pd.DataFrame, when: object, on: str, why: str) -> None:

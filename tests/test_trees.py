@@ -16,7 +16,7 @@ from federations import finished, joined
 from foedus import jobfile, launch
 from foedus.data import Pairs, take
 from foedus.errors import FoedusError, JobError, Paused
-from foedus.trees import histogram_boosting, predict
+from foedus.trees import counting, histogram_boosting, predict
 
 RNG = np.random.default_rng(0)
 N = 1500
@@ -132,6 +132,34 @@ def test_smooth_columns_come_within_a_thousandth_of_pooled_auc() -> None:
     ours = roc_auc_score(y[3000:], predict(found, x[3000:]))
     assert ours > roc_auc_score(y[3000:], theirs) - 5e-3  # of 1,000 rows; both are within noise of one another
     assert abs(ours - roc_auc_score(y[3000:], theirs)) < 1e-2
+
+
+@pytest.mark.parametrize("column", ["one value far away", "many powers of ten"])
+def test_a_column_with_a_heavy_tail_is_cut_where_its_rows_are(column: str) -> None:
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=(6000, 2))
+    y = (z[:, 0] - z[:, 1] + rng.normal(size=6000) > 0).astype(int)
+    x = np.exp(z if column == "one value far away" else 4 * z)
+    if column == "one value far away":
+        x[0] = 1e9
+    held = {"a": fd.Split(train=(x[:1000], y[:1000])), "b": fd.Split(train=(x[1000:3000], y[1000:3000]))}
+    found = fd.Job(histogram_boosting(BINARY), rounds=20, evaluate=0).run(sites=held)
+    data = xgboost.DMatrix(x[:3000], y[:3000])
+    theirs = xgboost.train({**BINARY, "tree_method": "hist", "nthread": 1}, data, 20).predict(xgboost.DMatrix(x[3000:]))
+    # the edges differ, so that trees do: of even steps alone, all rows would be in one bin, at an AUC of 0.5
+    assert roc_auc_score(y[3000:], predict(found, x[3000:])) == pytest.approx(roc_auc_score(y[3000:], theirs), abs=5e-3)
+
+
+def test_cuts_are_laid_closer_where_rows_crowd_and_left_where_they_do_not() -> None:
+    # 100 rows between 0 and 1 of 0 to 400, cut at 100, 200, 300: the even shares of 104 rows, 26 each, lie at 26, 52
+    # and 78 hundredths of the way from 0 to 100
+    cuts = np.float32([100, 200, 300])
+    found = counting.finer(cuts, np.array([100.0, 0, 0, 4]), 0.0, 400.0, bins=4)
+    assert found.tolist() == pytest.approx([26, 52, 78])
+    assert counting.finer(cuts, np.array([26.0, 26, 26, 26]), 0.0, 400.0, bins=4) is None
+    # no float32 lies between 1 and the next one
+    one = np.float32([1, np.nextafter(np.float32(1), np.float32(2))])
+    assert counting.finer(one[1:], np.array([50.0, 0]), 1.0, 2.0, bins=4) is None
 
 
 def test_metrics_early_stopping_and_the_best_model_are_those_of_the_valid_part() -> None:

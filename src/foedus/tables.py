@@ -3,6 +3,7 @@ Frames (pandas) come in; only errors may be imported."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -43,6 +44,12 @@ def _later(frame: Any, part: After) -> Any:
     gaps = int(column.isna().sum())
     if gaps:
         raise FoedusError(f"column {part.on!r} has {gaps} gaps: say when these rows are, or drop them")
+    text = column.dtype.kind == "O" and isinstance(part.when, str)
+    if text and not (_year_first(part.when) and column.map(_year_first).all()):
+        raise FoedusError(
+            f"column {part.on!r} is text, which is compared letter by letter, and it or {part.when!r} does not begin "
+            "with a year: write dates as 2025-07-01, or convert it first, for example with pandas.to_datetime"
+        )
     try:
         return column >= part.when
     except TypeError:
@@ -50,6 +57,11 @@ def _later(frame: Any, part: After) -> Any:
             f"column {part.on!r} holds {column.dtype}, which cannot be compared with {part.when!r}: convert it first, "
             "for example with pandas.to_datetime"
         ) from None
+
+
+def _year_first(value: Any) -> bool:
+    """Whether a text sorts as the time that it says; what is no text compares by itself."""
+    return not isinstance(value, str) or re.match("(19|20)[0-9]{2}", value) is not None
 
 
 def _at(frame: Any, part: After) -> int:

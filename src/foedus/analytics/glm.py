@@ -187,7 +187,14 @@ def _search(model: Model, coded: Coded, here: Here, target: Array) -> Asking[Her
         if now <= here.objective + 1e-9 * max(1.0, abs(here.objective)):
             break
         b = (b + here.b) / 2
-    return Here(b, sums, now, here.use, endless(here.objective, now, _uncentred(coded, b - here.b)))
+    return Here(b, sums, now, here.use, _infinite(coded, here.objective, now, b - here.b))
+
+
+def _infinite(coded: Coded, before: float, after: float, step: Array) -> Array:
+    """Which terms are infinite. The intercept of columns as they are is so only where a term of the scaled ones is."""
+    scaled = endless(before, after, step)
+    own = endless(before, after, _uncentred(coded, step))
+    return np.asarray(np.concatenate([own[:1] & scaled.any(), scaled[1:]]))
 
 
 def estimates(model: Model, coded: Coded, here: Here) -> tuple[Array, Array, float]:

@@ -93,12 +93,18 @@ def known_columns(asked: Asked, context: RoundContext, every: bool) -> Asking[Kn
 
 
 def numbers_of(table: Held, names: Sequence[str], least: int) -> Iterator[tuple[Array, int]]:
-    """Of each column its numbers, and how many gaps it has; nothing of one with too few values."""
+    """Of each column its numbers, and how many gaps it has: all of its rows where it has too few values."""
+    rows = shown_rows(table, least)
     for name in names:
         held = column(table, name).values if name in table.columns else np.empty(0)
         x = np.asarray(held, np.float64)
         there = x[~np.isnan(x)]
-        yield (there, len(x) - len(there)) if len(there) >= least else (there[:0], len(x))
+        yield (there, len(x) - len(there)) if len(there) >= least else (there[:0], min(len(x), rows))
+
+
+def shown_rows(table: Held, least: int) -> int:
+    """How many rows a site says that it has: none where they are too few."""
+    return table.rows if table.rows >= least else 0
 
 
 def counted(table: Held, levels: Levels, least: int) -> Iterator[tuple[Array, int]]:
@@ -114,7 +120,7 @@ def counted(table: Held, levels: Levels, least: int) -> Iterator[tuple[Array, in
         places = [known.index(level if level in known else OTHERS) for level in held.names]
         rows = np.array([*places, -1])[held.rows]
         found = np.bincount(rows[rows >= 0], minlength=len(known)).astype(np.float64)
-        yield (found, int((rows < 0).sum())) if found.sum() >= least else (0 * found, table.rows)
+        yield (found, int((rows < 0).sum())) if found.sum() >= least else (0 * found, shown_rows(table, least))
 
 
 def moments(table: Held, known: Mapping[str, Array], least: int) -> dict[str, Array]:
@@ -123,7 +129,7 @@ def moments(table: Held, known: Mapping[str, Array], least: int) -> dict[str, Ar
     levels = list(counted(table, unpacked(known["levels"]), least))
     xs = [x for x, _ in numbers]
     return {
-        "rows": np.array(float(table.rows) if table.rows >= least else 0.0),
+        "rows": np.array(float(shown_rows(table, least))),
         "count": np.array([float(len(x)) for x in xs] + [found.sum() for found, _ in levels]),
         "missing": np.array([float(gaps) for _, gaps in (*numbers, *levels)]),
         "sum": np.array([x.sum() for x in xs]),

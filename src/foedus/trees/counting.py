@@ -78,11 +78,28 @@ def fine_edges(low: Array, high: Array, count: int) -> Array:
 def fine(how: Settings, payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
     """How many rows of each column lie between the cuts."""
     x, cuts = rows(how, site).x, payload["cuts"]
-    counts = np.zeros((len(cuts), cuts.shape[1] + 1))
-    for i, cut in enumerate(cuts):
-        values = x[:, i][~np.isnan(x[:, i])]
-        counts[i] = np.bincount(np.searchsorted(cut, values, "right"), minlength=len(cut) + 1)
-    return None, Update(Params({"counts": counts}))
+    return None, Update(Params({"counts": np.array([between(cut, x[:, i]) for i, cut in enumerate(cuts)])}))
+
+
+def between(cuts: Array, values: Array) -> Array:
+    """(cuts + 1,): how many of the values lie between the cuts; gaps lie nowhere."""
+    there = values[~np.isnan(values)]
+    return np.bincount(np.searchsorted(cuts, there, "right"), minlength=len(cuts) + 1).astype(np.float64)
+
+
+def finer(cuts: Array, counts: Array, low: float, high: float, bins: int) -> Array | None:
+    """As many cuts that lie closer where more rows are; None if no two hold more than one bin's share between them.
+
+    They are at even shares of the rows, which are taken to lie evenly between two cuts. A column that is spread over
+    many powers of ten, or has one value far from all others, takes several turns.
+    """
+    ends = np.concatenate([[low], cuts, [high]]).astype(np.float32)
+    crowded = np.flatnonzero(counts > counts.sum() / bins)
+    if not (np.nextafter(ends[crowded], np.float32(np.inf)) < ends[crowded + 1]).any():
+        return None
+    wanted = np.arange(1, len(counts)) * (counts.sum() / len(counts))
+    found: Array = np.interp(wanted, np.concatenate([[0.0], counts.cumsum()]), ends.astype(np.float64))
+    return found.astype(np.float32)
 
 
 def level(how: Settings, payload: Params, local: Local, site: SiteContext) -> tuple[Local, Update]:
