@@ -25,7 +25,7 @@ import foedus
 from foedus import Job, Split, analytics, cyclic, fedavg, fedprox, frames, key, launch, secagg, summed, union
 from foedus.errors import FoedusError, JobError, Paused
 from foedus.journal import Journal, Memory
-from foedus.params import Params
+from foedus.params import Params, digest
 from foedus.sklearn import SklearnLearner, estimator
 from tiny import played, working
 
@@ -399,6 +399,22 @@ def test_bad_data_is_told_with_the_site_and_the_remedy(made: Any, sites: Mapping
     with pytest.raises(Paused, match=rf"south: declined \(.*{why}"):
         run = {**sites, "north": held(COUNTS)["north"], "tiny": held(COUNTS)["tiny"]} if "counts" in why else sites
         learned(made, run, features=["age", "weight", "dose", "days"], classes=[0, 1, 2])
+
+
+def test_a_frames_columns_are_read_by_name_and_a_table_without_names_by_place() -> None:
+    frame = pandas.DataFrame(X[:, :3], columns=["age", "weight", "dose"]).assign(y=Y)
+    turned = frame[["dose", "age", "weight", "y"]]
+    plain = Split(train=(X[:, :3], Y))
+    found = []
+    for split in (Split.from_frame(frame, label="y"), Split.from_frame(turned, label="y"), plain):
+        ended, _ = learned(GaussianNB(), {"north": split}, features=["age", "weight", "dose"], classes=[0, 1, 2])
+        found.append(digest(ended.params))
+    assert found[0] == found[1] == found[2]
+    with pytest.raises(Paused, match=r"north: declined \(.*x has no column 'days', which the learner's features name"):
+        learned(
+            GaussianNB(), {"north": Split.from_frame(frame, label="y")}, features=["age", "weight", "days"],
+            classes=[0, 1, 2],
+        )  # fmt: skip
 
 
 def test_a_class_that_no_site_has_is_told() -> None:

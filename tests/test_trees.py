@@ -186,6 +186,8 @@ def test_frames_give_columns_their_names(tmp_path: Path) -> None:
     ("params", "why"),
     [
         ({**BINARY, "subsample": 0.5}, "'subsample' is not known here; it takes objective, max_depth"),
+        ({**BINARY, "eval_metric": "auc"}, r"'eval_metric' is not known here; say the Job's metrics=\[…\]"),
+        ({**BINARY, "eta": "0.1"}, "eta='0.1'; it must be a number"),
         ({"objective": "rank:ndcg"}, "it is one of binary:logistic, reg:squarederror, multi:softprob"),
         ({"objective": "multi:softprob"}, "and num_class, 2 or more, go together"),
         ({**BINARY, "num_class": 2}, "and num_class, 2 or more, go together"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import xgboost
 
@@ -63,6 +64,15 @@ def test_bagging_is_one_step_of_all_sites_by_their_examples() -> None:
         wanted += (own.predict(data(X), output_margin=True) - 0.5) * len(split.train) / N
     found = np.exp(wanted) / np.exp(wanted).sum(1, keepdims=True)
     np.testing.assert_allclose(predict(result, X), found, atol=1e-6)
+
+
+def test_a_site_with_other_columns_neither_trains_nor_measures() -> None:
+    frame = pd.DataFrame({"a": X[:, 0], "b": X[:, 1], "t": CLASS})
+    own = fd.Split.from_frame(frame, label="t")
+    turned = fd.Split.from_frame(frame[["b", "a", "t"]], label="t")
+    job = fd.Job(xgboost_bagging(BINARY), rounds=1, metrics=["auc"])
+    result = job.run(sites={"x": own, "y": own, "z": turned}, backend="local")
+    assert sorted(result.per_site) == ["x", "y"]
 
 
 def test_all_classes_are_learnt_though_sites_lack_some() -> None:

@@ -27,6 +27,7 @@ class Table(NamedTuple):
 def read(table: Table, data: Any) -> tuple[Array, Array]:
     """(rows x features in float64, targets: numbers of classes, or float64; zeros where there are none)."""
     x, y = _columns(data, table.target != "none")
+    x = _in_order(table, x, getattr(data, "names", ()))
     if x.ndim != 2 or x.dtype.kind not in "biuf":
         raise JobError(f"x is {x.dtype}{list(x.shape)}: give numbers, a row for each example and a column a feature")
     if x.shape[1] != len(table.names):
@@ -37,6 +38,17 @@ def read(table: Table, data: Any) -> tuple[Array, Array]:
     x = np.ascontiguousarray(x, np.float64)
     _check_finite(table, x)
     return x, _classes(table, y) if table.target == "class" else _numbers(y) if table.target == "number" else y
+
+
+def _in_order(table: Table, x: Array, names: Sequence[str]) -> Array:
+    """The columns of a frame as the learner names them; where nobody gave names, they are in that order."""
+    if tuple(names) == table.names or len(names) != len(table.names) or not {*names} & {*table.names}:
+        return x
+    if lacking := [name for name in table.names if name not in names]:
+        raise JobError(
+            f"x has no column {lacking[0]!r}, which the learner's features name: it has {', '.join(names)}; rename them"
+        )
+    return x[:, [names.index(name) for name in table.names]]
 
 
 def _columns(data: Any, targets: bool) -> tuple[Array, Array]:

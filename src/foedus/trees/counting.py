@@ -152,6 +152,7 @@ def measured(how: Settings, payload: Params, local: Local, site: SiteContext) ->
     parts = {"": site.split.valid, "test_": site.split.test}
     parts = {part: data for part, data in parts.items() if data is not None and len(data)}
     for part, data in parts.items():
+        check_columns(payload, data, site.name, how)
         x, y, _ = _of(data, site.name, how)
         outputs = scored(base(how) + margins(payload, x, how), how)
         found |= {part + name: x for name, x in told(site.metrics, outputs, y, how).items()}
@@ -209,6 +210,17 @@ def _of(data: Any, name: str, how: Settings) -> Rows:
         return Rows(features(rows, names, how), y, weight)
     except FoedusError as error:
         raise JobError(f"{name}: {error}") from None
+
+
+def check_columns(payload: Params, data: Any, site: str, how: Settings) -> None:
+    """Raises JobError for columns of a frame that are not the model's, or stand in another order."""
+    known = json.loads(bytes(payload["about"]))["names"]
+    own = [name for name in getattr(data, "names", ()) if name != how.weight]
+    if own and own != known:
+        raise JobError(
+            f"{site}: its columns are {', '.join(own)}, and those of the model {', '.join(known)}: "
+            "load the same ones in the same order"
+        )
 
 
 def names(how: Settings, site: SiteContext) -> list[str]:

@@ -10,6 +10,16 @@ from foedus.errors import JobError
 
 OBJECTIVES = ("binary:logistic", "reg:squarederror", "multi:softprob")
 ALIASES = {"learning_rate": "eta", "reg_lambda": "lambda", "reg_alpha": "alpha", "min_split_loss": "gamma"}
+IDLE = {"nthread", "n_jobs", "verbosity", "seed", "random_state"}  # change nothing: no number is drawn
+NUMBERS = ("eta", "lambda", "alpha", "gamma", "min_child_weight", "scale_pos_weight", "base_score")
+SAID = {  # where it is said instead
+    "eval_metric": "the Job's metrics=[…]",
+    "early_stopping_rounds": "the Job's stop=fd.plateau(metric, patience=…)",
+    "max_bin": "histogram_boosting(…, bins=…)",
+    "num_boost_round": "the Job's rounds=…",
+    "n_estimators": "the Job's rounds=…",
+    "enable_categorical": "histogram_boosting(…, categories={column: levels})",
+}
 MOST_DEPTH, MOST_BINS = 10, 4096
 
 
@@ -57,12 +67,13 @@ def settings(
     params: Mapping[str, Any], bins: int, categories: Mapping[str, Any] = {}, weight: str | None = None
 ) -> Settings:
     """The settings in XGBoost's `params`; `categories`: levels of columns, or how many. Raises JobError."""
-    given = {ALIASES.get(name, name): value for name, value in params.items()}
+    given = {ALIASES.get(name, name): value for name, value in params.items() if name not in IDLE}
     known = ("objective", "max_depth", "eta", "lambda", "alpha", "gamma", "min_child_weight", "scale_pos_weight",
              "base_score", "num_class", "max_cat_to_onehot", "max_cat_threshold", "monotone_constraints",
              "tree_method")  # fmt: skip
     if odd := [name for name in given if name not in known]:
-        raise JobError(f"histogram_boosting: {odd[0]!r} is not known here; it takes {', '.join(known)}")
+        why = f"say {SAID[odd[0]]}" if odd[0] in SAID else f"it takes {', '.join(known)}"
+        raise JobError(f"histogram_boosting: {odd[0]!r} is not known here; {why}")
     if given.get("objective") not in OBJECTIVES:
         raise JobError(
             f"histogram_boosting: objective={given.get('objective')!r}; it is one of {', '.join(OBJECTIVES)}"
@@ -86,6 +97,10 @@ def _check(made: Settings) -> None:
         raise JobError(f"histogram_boosting: max_depth={made.max_depth!r}; it is a whole number from 1 to {MOST_DEPTH}")
     if not isinstance(made.bins, int) or not 3 <= made.bins <= MOST_BINS:
         raise JobError(f"histogram_boosting(bins={made.bins!r}): it is a whole number from 3 to {MOST_BINS}")
+    numbers = {name: getattr(made, name.replace("lambda", "lambda_")) for name in NUMBERS}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise JobError(f"histogram_boosting: {name}={value!r}; it must be a number")
     for name, value in {"eta": made.eta, "scale_pos_weight": made.scale_pos_weight}.items():
         if not value > 0:
             raise JobError(f"histogram_boosting: {name}={value!r}; it must be positive")
