@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import nn
 
+import foedus as fd
 from foedus import launch, runs
 from foedus.backends import auto
 from foedus.backends.auto import Gain
@@ -88,6 +90,20 @@ def test_the_trial_says_why_sites_cannot_train_together() -> None:
         "too large"
         in auto.gain(job(model=lambda: nn.Sequential(nn.Linear(64, 40_000), nn.Linear(40_000, 10))), sites, 0).why
     )
+
+
+def test_a_first_site_whose_data_cannot_be_read_is_survived_as_in_local(tmp_path: Path) -> None:
+    class Gone(np.ndarray):  # type: ignore[type-arg]
+        def __getitem__(self, index: Any) -> Any:
+            raise OSError("disk gone")
+
+    sites = digits(4)
+    first = min(sites)
+    gone = fd.Split(train=(np.asarray(sites[first].train.x), np.asarray(sites[first].train.y)))
+    gone.train.x = gone.train.x.view(Gone)
+    result = launch.run(job(rounds=1, evaluate=0), {**sites, first: gone}, folder=tmp_path / "run")
+    (row,) = runs.journal(tmp_path / "run").all("close")
+    assert [site for site, *_ in row["counted"]] == sorted(set(sites) - {first}) and result.rounds == 1
 
 
 def test_the_trial_measures_what_can_train_together() -> None:

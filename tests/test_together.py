@@ -330,6 +330,42 @@ def test_what_cannot_train_together_says_why(what: str) -> None:
         made.together(calls(made, ROW))
 
 
+UNLIKE: dict[str, Any] = {
+    "weights": nn.CrossEntropyLoss(torch.tensor([1.0, 5.0, 10.0])),
+    "a class left out": nn.CrossEntropyLoss(ignore_index=2),
+    "by keyword": partial(F.cross_entropy, ignore_index=1),
+    "a sum": nn.CrossEntropyLoss(reduction="sum"),
+    "log likelihood": nn.NLLLoss(torch.tensor([1.0, 5.0, 10.0])),
+}
+
+
+@pytest.mark.parametrize("loss", UNLIKE.values(), ids=UNLIKE)
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_a_loss_that_weighs_classes_unlike_is_seen_though_the_first_site_has_one_class(loss: Any, rows: int) -> None:
+    made = small(loss=loss)
+    (params, held, key, correct), *rest = calls(made, ROW)
+    first = fd.Split((held.train.x[:rows], np.zeros(rows, np.int64)))
+    with pytest.raises(Alone, match=r"its loss of a batch is not the mean|treat the examples one by one"):
+        made.together([(params, first, key, correct), *rest])
+
+
+def test_targets_that_the_loss_leaves_out_train_alone() -> None:
+    made = small(loss=nn.CrossEntropyLoss())
+    (params, held, key, correct), *rest = calls(made, ROW)
+    y = np.array(held.train.y)
+    y[-1] = -100
+    with pytest.raises(Alone, match="leaves out examples whose class is below 0"):
+        made.together([*rest, (params, fd.Split((held.train.x, y)), key, correct)])
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_model_that_looks_at_the_batch_is_seen_though_the_first_site_has_few_rows(rows: int) -> None:
+    made = after(Plain(lambda m, x: x - x.mean(0)))
+    (params, held, key, correct), *rest = calls(made, ROW)
+    with pytest.raises(Alone, match="treat the examples one by one"):
+        made.together([(params, fd.Split(held.train[list(range(rows))]), key, correct), *rest])
+
+
 def test_a_dataset_of_single_examples_trains_alone() -> None:
     made = small()
     (params, held, key, correct), *rest = calls(made, ROW)

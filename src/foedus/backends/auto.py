@@ -20,7 +20,7 @@ from foedus.job import Job
 from foedus.keys import key
 from foedus.pool import Pool
 from foedus.run import draw
-from foedus.work import Among, Order
+from foedus.work import Among, Order, describe
 
 SAVES = 1.0  # seconds that another backend has to save before it is worth its start
 WORTH = 0.2  # seconds that training together has to save: what it needs is there after its trial
@@ -100,8 +100,8 @@ def gain(job: Job, data: Mapping[str, Any], seed: int) -> Gain:
         learner.together([(params, small, TRIAL, None)] * 2)
         many = _seconds(lambda: learner.together([(params, small, TRIAL, None)] * count)) / count
         one = _seconds(lambda: learner.train(params, small, TRIAL, None))
-    except FoedusError as error:
-        return Gain(1.0, 0.0, str(error))
+    except Exception as error:  # what a site's data or model raise is told when the site's turn comes, and not here
+        return Gain(1.0, 0.0, str(error) if isinstance(error, FoedusError) else describe(error))
     batches = max(1, -(-len(split.train) // size))
     return Gain(one / many, one * batches * asked * (job.rounds or ROUNDS))
 

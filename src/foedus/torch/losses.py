@@ -7,6 +7,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,3 +101,9 @@ def unreduced(loss: Loss) -> Loss:
     if "reduction" not in known:
         return loss
     return lambda outputs, targets: loss(outputs, targets, reduction="none")  # type: ignore[call-arg]
+
+
+def leaves_out(loss: Loss) -> bool:
+    """Whether it is one of torch's that take no mean over targets of `ignore_index`, -100 where nothing is said."""
+    whole = loss.func if isinstance(loss, partial) else loss
+    return whole in (F.cross_entropy, F.nll_loss) or isinstance(whole, (nn.CrossEntropyLoss, nn.NLLLoss))

@@ -23,7 +23,7 @@ from foedus.rows import Apart, Each, Rows
 from foedus.torch import private
 from foedus.torch.arrays import as_array, joined, torch_dtype
 from foedus.torch.chains import chain
-from foedus.torch.losses import totals, unreduced, weighed
+from foedus.torch.losses import leaves_out, totals, unreduced, weighed
 from foedus.torch.sgd import SGD, Optimizer, plain_descent
 from foedus.torch.stacked import Forward, stacked
 
@@ -121,8 +121,9 @@ class Together:
 
     def _prove(self, params: Params, split: Any) -> None:
         """Takes a step on a padded batch beside another site, and the same one alone. Raises Alone if they differ."""
-        n = max(1, min(len(split.train), self.learner.batch_size) - 1)
-        longer, own = (Split(split.train[[*range(n), *more]]) for more in ([0], []))
+        part = _several(split.train)
+        n = max(1, min(len(part), self.learner.batch_size) - 1)
+        longer, own = (Split(part[[*range(n), *more]]) for more in ([0], []))
         calls = [(params.map(lambda x: 1.5 * x), longer, PROOF, None), (params, own, PROOF, None)]
         try:
             with warnings.catch_warnings():
@@ -139,7 +140,32 @@ class Together:
             raise Alone("its model keeps something from one step to the next")
         if isinstance(found, Fit) and not _near(found, alone, loss):
             raise Alone("a step on a padded batch is another: model or loss do not treat the examples one by one")
+        self._prove_loss(params, own.train)
         self.proved = True
+
+    def _prove_loss(self, params: Params, part: Pairs) -> None:
+        """Raises Alone where a batch's loss is not the mean of its examples' losses, whatever their classes are."""
+        self.machine.load(params)
+        x, y, _ = self.learner.feed.batch(part[:], 0)
+        random = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            made = self.machine.model(x)
+            if not isinstance(made, Tensor) or made.dim() < 1:
+                return
+            count = 4 * (made.shape[1] if made.dim() > 1 else 1)
+            outputs = torch.randn((count, *made.shape[1:]), generator=random).to(made)
+            targets = torch.rand((count, *y.shape[1:]), generator=random).to(y)
+            if not y.is_floating_point():
+                classes = made.shape[1] if made.dim() > 1 and made.shape[1] > 1 else 2
+                targets = torch.randint(classes, (count, *y.shape[1:]), generator=random).to(y)
+            try:
+                whole, each = self.learner.loss(outputs, targets), self.each(outputs, targets)
+            except Exception:  # it takes no such targets: the step above is all that can be tried
+                return
+        if not torch.allclose(whole, each.mean(), rtol=1e-4, equal_nan=True):
+            raise Alone(
+                "its loss of a batch is not the mean of its examples': classes weigh unlike, or some are left out"
+            )
 
     def _group(self, calls: Sequence[Call], steps: Sequence[int]) -> list[Fit | Refused]:
         if isinstance(calls[0][3], Private):
@@ -152,6 +178,8 @@ class Together:
     def _trained(self, stack: Stack, calls: Sequence[Call], steps: Sequence[int]) -> tuple[Array, Array]:
         """Takes the stack's steps; (steps, sites) of each step's mean loss in float64, and of its examples."""
         x, y = self._examples([split.train for _, split, _, _ in calls])
+        if leaves_out(self.learner.loss) and y.dtype == torch.int64 and bool((y < 0).any()):
+            raise Alone("its loss leaves out examples whose class is below 0")
         plan = self._plan(calls, steps)
         losses = torch.zeros(plan.counts.shape)
         for t, k in enumerate(plan.active):
@@ -317,6 +345,14 @@ class Stack:
         for leaf, group, a, b in places(self.trained):
             corrected = torch.from_numpy(np.ascontiguousarray(grads[group][:, a:b]))
             self.leaves[leaf.name].grad = corrected.view(count, *leaf.shape)
+
+
+def _several(part: Pairs) -> Pairs:
+    """Three examples or more, that differ where they are floats: of one alone no batch's mean can be told."""
+    if len(part) > 2 or np.asarray(part.x).dtype.kind != "f":
+        return part
+    x, y = np.asarray(part.x), np.asarray(part.y)
+    return Pairs(np.concatenate([x, x / 2, x / 4]), np.concatenate([y, y, y]))
 
 
 def _picked(x: Tensor, rows: Tensor) -> Tensor:
