@@ -15,6 +15,7 @@ import foedus as fd
 from foedus import launch, runs
 from foedus.backends import auto
 from foedus.backends.auto import Gain
+from foedus.errors import JobError
 from test_vectorized import digits, job
 from tiny import SITES, many, working
 from tiny import job as numpy_job
@@ -31,6 +32,13 @@ def test_a_short_run_stays_here_and_says_nothing(tmp_path: Path) -> None:
     result = launch.run(numpy_job(), SITES, folder=tmp_path / "run", say=said.append)
     assert (result.backend, result.exact, said) == ("local", True, [])
     assert result.digest == launch.run(numpy_job(), SITES, backend="local", folder=tmp_path / "local").digest
+
+
+@pytest.mark.parametrize("workers", [0, -1, 2.5, "two", True])
+@pytest.mark.parametrize("backend", ["local", "auto"])
+def test_a_number_of_workers_that_is_none_is_refused_before_anything_runs(workers: Any, backend: str) -> None:
+    with pytest.raises(JobError, match=f"workers={workers!r}: give a whole number"):
+        launch.run(numpy_job(), SITES, backend=backend, workers=workers)
 
 
 def test_work_that_takes_long_goes_to_processes_with_the_same_bits(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,19 @@ def test_a_trace_is_read_from_a_file_and_begins_again(tmp_path: Path) -> None:
     assert again("a", 40) == (110, 120) and again("b", 204) == (200, 205)
     assert once("stranger", 0) in (once("a", 0), once("b", 0))
     assert clock(available=path).available.describe() == once.describe() != again.describe()
+
+
+def test_a_file_that_is_no_trace_is_told_by_its_name(tmp_path: Path) -> None:
+    binary = tmp_path / "trace.csv"
+    binary.write_bytes(b"site,from,until\n\xff\xfe,0,1\n")
+    for path in (binary, tmp_path, tmp_path / "nowhere.csv"):
+        with pytest.raises(FoedusError, match=re.escape(f"{path}: no trace can be read from it")):
+            trace(path)
+
+
+def test_a_trace_that_a_spreadsheet_wrote_is_read(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("\ufeffsite,from,until\na,0,1\n", encoding="utf-8")
+    assert trace(tmp_path / "trace.csv").windows == {"a": [(0.0, 1.0)]}
 
 
 @pytest.mark.parametrize(

@@ -356,7 +356,10 @@ def test_there_are_never_more_workers_than_sites(workers, count):
 
 
 def test_no_worker_is_no_answer():
-    with pytest.raises(JobError, match="workers=0: give at least 1"), processes.crew(job(), EIGHT, 0, 0):
+    with (
+        pytest.raises(JobError, match="workers=0: give a whole number of at least 1"),
+        processes.crew(job(), EIGHT, 0, 0),
+    ):
         pass
 
 

@@ -117,12 +117,15 @@ def trace(path: str | os.PathLike[str], period: float | None = None) -> Trace:
     Raises FoedusError that names the line.
     """
     windows: dict[str, list[Window]] = {}
-    with Path(path).open(newline="") as file:
-        lines = csv.DictReader(file)
-        if not {"site", "from", "until"} <= set(lines.fieldnames or ()):
-            raise FoedusError(f"{path}: the columns of a trace are site, from, until; these are {lines.fieldnames}")
-        for row in lines:
-            windows.setdefault(row["site"], []).append(_window(row, f"{path}, line {lines.line_num}", period))
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            lines = csv.DictReader(file)
+            if not {"site", "from", "until"} <= set(lines.fieldnames or ()):
+                raise FoedusError(f"{path}: the columns of a trace are site, from, until; these are {lines.fieldnames}")
+            for row in lines:
+                windows.setdefault(row["site"], []).append(_window(row, f"{path}, line {lines.line_num}", period))
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise FoedusError(f"{path}: no trace can be read from it ({error}); give a CSV file") from error
     if not windows:
         raise FoedusError(f"{path}: there is no window in it, so no site would ever be there")
     for site, found in windows.items():

@@ -68,6 +68,10 @@ def run(
     backend = resolve(backend, exact)
     if backend != "ray" and (resources or address):
         raise JobError("resources=… and address=… are of the backend 'ray': name it, or leave them out")
+    if workers is not None:
+        from foedus.backends.processes import check
+
+        check(workers)
     data = bind(sites)
     backend, why = chosen(backend, exact or replay is not None, job, data, seed)
     place = folder or runs.new_folder(job.name)

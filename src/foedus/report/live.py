@@ -242,6 +242,8 @@ def _screen(wanted: bool | None) -> Screen | None:
         return None
     if _in_notebook():
         return Notebook()
+    if sys.stderr is None:  # it was closed before Python began
+        return None
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         return Terminal(sys.stderr)
     return Lines(_on_stderr) if wanted else None
@@ -255,7 +257,7 @@ def _on_stderr(text: str) -> None:
 def _lift(terminal: Terminal, open: ExitStack) -> None:
     """Has what is printed on the terminal go above the bar."""
     open.enter_context(redirect_stderr(Above(sys.stderr, terminal)))
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         open.enter_context(redirect_stdout(Above(sys.stdout, terminal)))
 
 

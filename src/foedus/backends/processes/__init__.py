@@ -52,8 +52,9 @@ def crew(
 
 def check(workers: int | None) -> None:
     """Raises JobError for a number of workers that is none."""
-    if workers is not None and workers < 1:
-        raise JobError(f"workers={workers}: give at least 1, or None for one a core")
+    whole = isinstance(workers, int) and not isinstance(workers, bool)
+    if workers is not None and not (whole and workers >= 1):
+        raise JobError(f"workers={workers!r}: give a whole number of at least 1, or None for one a core")
 
 
 class Hands:
