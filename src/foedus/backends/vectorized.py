@@ -24,7 +24,7 @@ from foedus.job import Job
 from foedus.keys import Key
 from foedus.params import Array, Params
 from foedus.progress import site_done
-from foedus.work import Among, Order
+from foedus.work import Among, Order, describe
 
 TOGETHER = {"train": "together", "evaluate": "evaluate_together"}  # what a learner may do for many sites at once
 SAID = {"train": "train", "evaluate": "are measured"}
@@ -85,6 +85,7 @@ class Many:
         self.bench = job.bench(seed, self.learner if job.learner else None)
         self.data, self.note = data, note
         self.apart = set[str]()  # works that look at their own site
+        self.told = set[str]()  # reasons for training one after another
         if self.alone:
             note(f"{type(job.learner).__name__} trains one site at a time")
 
@@ -192,10 +193,16 @@ class Many:
                 return getattr(self.learner.learner, TOGETHER[name])(calls)  # type: ignore[no-any-return]
             except Alone as error:
                 self.learner.stops.discard(name)
-                self.note(f"sites {SAID[name]} one after another: {error}")
-            except Exception:
-                pass  # the site at fault, and no other, is to raise it
+                self._tell(f"sites {SAID[name]} one after another: {error}")
+            except Exception as error:  # the site at fault, and no other, is to raise it
+                self._tell(f"some sites {SAID[name]} one after another: {describe(error)}")
         return [_answer(getattr(self.learner.learner, name), call) for call in calls]
+
+    def _tell(self, why: str) -> None:
+        """Notes a reason, once a run."""
+        if why not in self.told:
+            self.told.add(why)
+            self.note(why)
 
 
 def _answer(function: Callable[..., Any], call: Sequence[Any]) -> Any:

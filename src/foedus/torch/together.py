@@ -181,14 +181,14 @@ class Together:
         if leaves_out(self.learner.loss) and y.dtype == torch.int64 and bool((y < 0).any()):
             raise Alone("its loss leaves out examples whose class is below 0")
         plan = self._plan(calls, steps)
-        losses = torch.zeros(plan.counts.shape)
+        losses = torch.zeros(plan.counts.shape, device=self.machine.device)
         for t, k in enumerate(plan.active):
             stack.keep(k)
             wide = int(plan.counts[t, :k].max())  # no site has more examples left than these
-            rows = torch.from_numpy(plan.rows[t, :k, :wide])
+            rows = torch.from_numpy(plan.rows[t, :k, :wide]).to(x.device)
             losses[t, :k] = stack.step(_picked(x, rows), _picked(y, rows), plan.shares[t, :k, :wide])
             progress(k)
-        return losses.double().numpy(), plan.counts
+        return losses.cpu().double().numpy(), plan.counts
 
     def _examples(self, parts: Sequence[Pairs]) -> tuple[Tensor, Tensor]:
         feed = self.learner.feed
@@ -212,7 +212,7 @@ class Together:
         short = np.where(step % epochs == epochs - 1, epochs * size - used, 0)  # an epoch's last batch
         counts = np.where(active, size - short, 0)
         real = torch.from_numpy(counts)[:, :, None]
-        shares = (torch.arange(size) < real) / real.clamp(min=1).to(self.machine.dtype)
+        shares = ((torch.arange(size) < real) / real.clamp(min=1).to(self.machine.dtype)).to(self.machine.device)
         turned = np.ascontiguousarray(rows.reshape(len(calls), most, size).swapaxes(0, 1))
         return Plan(turned, counts, shares, active.sum(1).tolist())
 
@@ -250,8 +250,8 @@ class Stack:
         models = [call[0] for call in calls]
         self.trained = tuple(leaf for leaf in self.spec if leaf.kind == "trainable")
         made = {leaf.name: _stacked(leaf, group, slice(a, b), models) for leaf, group, a, b in places(self.trained)}
-        self.stacks = {p.name: made[p.name] for p in self.machine.places if p.kind == "trainable"}
-        self.hosts = _by_group(self.trained, made)
+        here = self.machine.device
+        self.stacks = {p.name: made[p.name].to(here) for p in self.machine.places if p.kind == "trainable"}
         self.corrects = [call[3] for call in calls]
         self.corrected = any(correct is not None for correct in self.corrects)
         self.leaves: dict[str, Tensor] = {}
@@ -320,6 +320,11 @@ class Stack:
             leaf.grad = grad
         return each.detach().sum(1)
 
+    @property
+    def hosts(self) -> dict[str, list[Array]]:
+        """group -> its parameters, (sites, numbers) each: on a CPU the very memory that trains."""
+        return _by_group(self.trained, {name: x.detach().cpu() for name, x in self.stacks.items()})
+
     @cached_property
     def flats(self) -> dict[str, Array]:
         """group -> (sites, numbers): the models when nobody trains any more."""
@@ -331,12 +336,14 @@ class Stack:
 
     def rows(self, like: Params, at: Sequence[int]) -> Rows:
         """The models of all sites, of which site i has row `at[i]`; the stack is not used again."""
-        return Rows(like.spec, {g: self.hosts.get(g, x) for g, x in like.flats.items()}, at)
+        hosts = self.hosts
+        return Rows(like.spec, {g: hosts.get(g, x) for g, x in like.flats.items()}, at)
 
     def _correct(self, count: int) -> None:
         """Each site's correction of its own gradients, row by row."""
         slopes = {n: torch.zeros_like(p) if p.grad is None else p.grad.contiguous() for n, p in self.leaves.items()}
-        grads, here = (_side_by_side(x, count) for x in (_by_group(self.trained, slopes), self.hosts))
+        given = _by_group(self.trained, {name: x.cpu() for name, x in slopes.items()})
+        grads, here = (_side_by_side(x, count) for x in (given, self.hosts))
         for i, correct in enumerate(self.corrects[:count]):
             if correct is not None:
                 row, model = (Params.of(self.trained, {g: x[i] for g, x in flats.items()}) for flats in (grads, here))
@@ -344,7 +351,7 @@ class Stack:
                     grads[g][i] = x
         for leaf, group, a, b in places(self.trained):
             corrected = torch.from_numpy(np.ascontiguousarray(grads[group][:, a:b]))
-            self.leaves[leaf.name].grad = corrected.view(count, *leaf.shape)
+            self.leaves[leaf.name].grad = corrected.view(count, *leaf.shape).to(self.machine.device)
 
 
 def _several(part: Pairs) -> Pairs:
