@@ -319,6 +319,17 @@ def test_gaps_of_every_kind_are_gaps(ages: Any) -> None:
     assert found[["count", "missing", "sum"]].tolist() == [2, 1, 4]
 
 
+def test_a_jobs_data_is_a_table_of_what_it_trains_on() -> None:
+    frame = pd.DataFrame({"age": [1.0, 2.0, np.nan, 9.0], "dose": [3.0, 4, 5, 6], "ill": [0, 1, 1, 0]})
+    split = fd.Split.from_frame(frame, label="ill")
+    plain = analytics.describe(sites={"a": frame.rename(columns={"ill": "label"})}).pandas
+    ways: list[dict[str, Any]] = [{"sites": {"a": split}}, {"sites": {"a": 0}, "data": lambda site: split}]
+    for way in ways:
+        pd.testing.assert_frame_equal(analytics.describe(**way).pandas.loc[plain.index], plain)
+    with pytest.raises(SiteError, match=r"no names of columns: load them with fd\.Split\.from_frame"):
+        analytics.describe(sites={"a": fd.Split(train=(np.ones((4, 2)), np.ones(4)))})
+
+
 def test_what_is_no_table_is_told() -> None:
     with pytest.raises(FoedusError, match="int is no table"):
         held(3)

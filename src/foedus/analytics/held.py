@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foedus.data import Site, Split
+from foedus.data import Pairs, Site, Split
 from foedus.errors import FoedusError, Missing
 from foedus.params import Array
 
 DECIMALS = r"\s*[-+]?\d*,\d+\s*"
+LABEL = "label"  # what a Job's targets are called
 MOST_GROUPS = 12  # of a column whose levels may all be listed, however few rows have them
 
 
@@ -72,13 +73,18 @@ def _split(load: Callable[[Site], Any] | None, site: Site) -> Split:
 
 
 def held(table: Any) -> Held:
-    """A data frame, a mapping of columns, or the path of a .csv, .tsv or .parquet file. FoedusError for others."""
+    """A data frame, a mapping of columns, the path of a .csv, .tsv or .parquet file, or what a Split trains on.
+
+    Raises FoedusError for others.
+    """
     if isinstance(table, (str, os.PathLike)):
         table = _read(Path(table))
     if isinstance(table, Split):
         return held(table.train)
     if isinstance(table, Held):
         return table
+    if isinstance(table, Pairs):
+        return _of_pairs(table)
     if hasattr(table, "iloc") and hasattr(table, "columns"):
         twice = [str(name) for name in table.columns if list(table.columns).count(name) > 1]
         if twice:
@@ -90,6 +96,18 @@ def held(table: Any) -> Held:
             raise FoedusError(f"columns of different lengths ({sizes}): give one value for each row")
         return Held({str(name): column for name, column in table.items()}, max(sizes.values(), default=0))
     raise FoedusError(f"a {type(table).__name__} is no table: return a data frame, or a mapping of columns")
+
+
+def _of_pairs(table: Pairs) -> Held:
+    """A Job's examples that were a frame: the columns of x by their names, and y as `label`."""
+    x, y = np.asarray(table.x), np.asarray(table.y)
+    if x.ndim != 2 or len(table.names) != x.shape[1]:
+        raise FoedusError(
+            "these examples have no names of columns: load them with fd.Split.from_frame, or give a frame"
+        )
+    if LABEL in table.names or y.ndim != 1:
+        raise FoedusError(f"these examples have a column {LABEL!r}, or several targets: give a data frame")
+    return Held({**dict(zip(table.names, x.T, strict=True)), LABEL: y}, len(table))
 
 
 def _read(path: Path) -> Any:
