@@ -152,7 +152,8 @@ class Together:
             made = self.machine.model(x)
             if not isinstance(made, Tensor) or made.dim() < 1:
                 return
-            count = 4 * (made.shape[1] if made.dim() > 1 else 1)
+            most = MOST_DRAWN // max(1, made[0].numel())  # an output may be large
+            count = max(2, min(most, 4 * (made.shape[1] if made.dim() > 1 else 1)))
             outputs = torch.randn((count, *made.shape[1:]), generator=random).to(made)
             targets = torch.rand((count, *y.shape[1:]), generator=random).to(y)
             if not y.is_floating_point():
