@@ -85,7 +85,7 @@ class Many:
         self.bench = job.bench(seed, self.learner if job.learner else None)
         self.data, self.note = data, note
         self.apart = set[str]()  # works that look at their own site
-        self.told = set[str]()  # reasons for training one after another
+        self.told = set[str]()  # what was noted already
         if self.alone:
             note(f"{type(job.learner).__name__} trains one site at a time")
 
@@ -193,15 +193,15 @@ class Many:
                 return getattr(self.learner.learner, TOGETHER[name])(calls)  # type: ignore[no-any-return]
             except Alone as error:
                 self.learner.stops.discard(name)
-                self._tell(f"sites {SAID[name]} one after another: {error}")
+                self._tell(name, f"sites {SAID[name]} one after another: {error}")
             except Exception as error:  # the site at fault, and no other, is to raise it
-                self._tell(f"some sites {SAID[name]} one after another: {describe(error)}")
+                self._tell(f"some {name}", f"some sites {SAID[name]} one after another: {describe(error)}")
         return [_answer(getattr(self.learner.learner, name), call) for call in calls]
 
-    def _tell(self, why: str) -> None:
-        """Notes a reason, once a run."""
-        if why not in self.told:
-            self.told.add(why)
+    def _tell(self, what: str, why: str) -> None:
+        """Notes the first reason of each kind: messages may have other numbers in every round."""
+        if what not in self.told:
+            self.told.add(what)
             self.note(why)
 
 

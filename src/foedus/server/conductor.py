@@ -107,7 +107,7 @@ class Conductor:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "foedus.server.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env=build.scrubbed(self.run.scratch),
+                env=build.scrubbed(self.run.scratch, **{k: v for k, v in os.environ.items() if k == "TMPDIR"}),
                 cwd=self.run.scratch,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
