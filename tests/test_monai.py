@@ -14,6 +14,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 import foedus as fd
+from foedus import midway
 from foedus.errors import FoedusError, Incompatible, JobError
 from foedus.monai import MonaiLearner, dice, hausdorff, statistics, unet, volumes
 from foedus.monai.learner import spacing_of
@@ -171,6 +172,31 @@ def test_hospitals_train_a_u_net_on_crops_and_keep_their_own_normalisation():
     norms = [name for name in result.params if "running_mean" in name]
     assert norms and all((own["a"][name] != own["b"][name]).any() for name in norms)
     assert job.run(sites, backend="local").digest == result.digest  # crops and flips are named
+
+
+def test_a_training_that_is_cut_off_goes_on_with_the_crops_of_a_calm_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(midway, "EVERY", 0.0)
+    monkeypatch.setattr(midway, "SHARE", 0)
+
+    class Failing(Cases):
+        taken = 0
+
+        def __getitem__(self, i):
+            self.taken += 1
+            if self.taken == 5:
+                raise OSError("the share went away")
+            return super().__getitem__(i)
+
+    key, made = fd.key(0, 0, 0, "a", "train"), learner(batch_size=2)
+    start = made.init(fd.key(0))
+    calm = made.train(start, fd.Split(cases(8, 0)), key, None)
+    with midway.at(tmp_path / "midway"):
+        split = fd.Split(Failing(cases(8, 0)))
+        with pytest.raises(OSError, match="went away"):
+            learner(batch_size=2).train(start, split, key, None)
+        again = learner(batch_size=2).train(start, split, key, None)
+    assert split.train.taken == 9  # the fifth case twice
+    assert {n: x.tolist() for n, x in again.params.items()} == {n: x.tolist() for n, x in calm.params.items()}
 
 
 def test_windows_cover_an_image_of_any_size_and_distances_are_in_mm():

@@ -10,10 +10,11 @@ import peft
 import pytest
 import torch
 from safetensors.numpy import load_file
+from torch.utils.data import default_collate
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, GPT2Config
 
 import foedus as fd
-from foedus import runs
+from foedus import midway, runs
 from foedus.errors import JobError
 from foedus.transformers import BASE, TransformersLearner, _quiet
 
@@ -71,6 +72,29 @@ def test_adapters_of_a_federation_are_learnt_and_nothing_else_travels(tmp_path):
     made._loaded(result.params).mode(training=False)
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, made.made.model(**batch).logits)
+
+
+def test_a_training_that_is_cut_off_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(midway, "EVERY", 0.0)
+    monkeypatch.setattr(midway, "SHARE", 0)
+    start, key = learner().init(fd.key(0)), fd.key(0, 0, 0, "a", "train")
+    calm = learner(epochs=2, batch_size=4).train(start, split(0), key, None)
+    taken = []
+
+    def failing(examples):
+        taken.append(len(examples))
+        if len(taken) == 6:
+            raise OSError("the disk went away")
+        return default_collate(examples)
+
+    with midway.at(tmp_path / "midway"):
+        with pytest.raises(OSError, match="went away"):
+            learner(epochs=2, batch_size=4, collate=failing).train(start, split(0), key, None)
+        again = learner(epochs=2, batch_size=4, collate=failing).train(start, split(0), key, None)
+    assert taken == [4] * 9  # eight batches, one of them twice
+    assert {n: x.tolist() for n, x in again.params.items()} == {n: x.tolist() for n, x in calm.params.items()}
+    assert again.metrics["train_loss"].tolist() == calm.metrics["train_loss"].tolist()
+    assert again[1:4] == calm[1:4]
 
 
 def _bytes(x):

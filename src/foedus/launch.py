@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from foedus import build, pool, runs
+from foedus import build, midway, pool, runs
 from foedus.clock import Clock, Watch
 from foedus.core import Runner
 from foedus.data import Sites
@@ -94,7 +94,7 @@ def run(
             note(f"on {PANEL:,} of {len(data):,} sites, the same each time; panel=… says on how many", "evaluation")
         for line in presets.said(job.privacy, job.method.traits):
             note(line, "privacy") if job.protections else say(f"privacy: {line}")
-        with live.followed(journal, show):
+        with live.followed(journal, show), midway.at(place / midway.FOLDER):
             with crew(backend, job, data, seed, workers, note, resources, address) as hands, ExitStack() as ending:
                 ending.callback(getattr(job.learner, "close", lambda: None))
                 runner = simulate(hands, data, journal, seed, job.least, script, watch, place)

@@ -22,6 +22,13 @@ class Loop:
         self.generator, self.correction = generator, correction
         self.steps, self.path, self.without_lr = 0, 0.0, 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """How many steps were counted, and their sizes."""
+        return {"steps": self.steps, "path": self.path, "without_lr": self.without_lr}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.steps, self.path, self.without_lr = state["steps"], state["path"], state["without_lr"]
+
     def counted(self, lr: float | None) -> None:
         """Counts one step of that size."""
         self.steps += 1

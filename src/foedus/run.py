@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foedus import frames
+from foedus import frames, midway
 from foedus.aggregators import mean
 from foedus.aggregators.gathering import too_few
 from foedus.algorithms.buffered import size
@@ -142,6 +142,8 @@ class Checkpoints:
         for path in self.folder.glob("*state-*.safetensors") if self.folder else ():
             if not path.name.endswith(keep):
                 delete(path)
+        if self.folder is not None:
+            midway.clear(self.folder / midway.FOLDER)  # trainings of the rounds that the checkpoint has
 
 
 def _linked(old: Path, new: Path) -> None:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import chain, count
+from itertools import chain, count, islice
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -23,6 +23,7 @@ from foedus.data import Split
 from foedus.errors import JobError, Missing
 from foedus.keys import Key, key
 from foedus.loops import Loop, fitted
+from foedus.midway import Midway
 from foedus.params import Array, Params
 from foedus.params import digest as digest_of
 from foedus.progress import progress
@@ -31,6 +32,7 @@ from foedus.torch.arrays import as_array, snapshot
 from foedus.torch.machine import Machine
 from foedus.torch.randomness import named, reseed
 from foedus.torch.sgd import optimizer as stepper
+from foedus.torch.standing import Standing
 
 try:
     import peft
@@ -152,12 +154,14 @@ class TransformersLearner:
         kept = self._truncated(cut)
         factor = self.schedule(int(key.names[1])) if self.schedule else 1.0
         steps = stepper(self.optimizer, machine.trained, factor)
-        rows, seen = self._batches(len(split.train), key), []
+        total = self.steps or self.epochs * -(-len(split.train) // self.batch_size)
         try:
             with named(key("torch"), device, everything=True):
-                for i in range(self.steps or self.epochs * -(-len(split.train) // self.batch_size)):
+                standing = Standing(machine, Midway(key, params, len(split.train)), steps.of, loop, everything=True)
+                left = islice(self._batches(len(split.train), key), standing.step, total)
+                for i, rows in enumerate(left, standing.step):
                     reseed(key("step", i), device)
-                    batch = self._batch(split.train, next(rows))
+                    batch = self._batch(split.train, rows)
                     machine.clear()
                     loss = self._loss(self.made.model, batch)
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -167,13 +171,14 @@ class TransformersLearner:
                     if self.clip is not None:
                         nn.utils.clip_grad_norm_(machine.trained, self.clip)
                     steps.step()
-                    seen.append(float(loss.detach()))
+                    standing.passed((loss.detach(), len(rows)), i + 1 == total)
         finally:
             machine.clear()
         with torch.no_grad():
             for tensor, mask, old in kept:
                 tensor[mask] = old[mask]
-        fit = fitted(loop, self._sent(machine.read(), self.made.base), split, {"loss": float(np.mean(seen))})
+        mean = float(np.mean([float(x) for x, _ in standing.seen]))
+        fit = fitted(loop, self._sent(machine.read(), self.made.base), split, {"loss": mean})
         return fit._replace(params=fit.params.ordered(params.spec))
 
     def evaluate(self, params: Params, data: Any, metrics: Sequence[Any]) -> dict[str, Array]:

@@ -144,6 +144,12 @@ class Augmented:
     def __len__(self) -> int:
         return len(self.data)
 
+    def state_dict(self) -> int:
+        return self.taken
+
+    def load_state_dict(self, taken: int) -> None:
+        self.taken = taken
+
     def __getitem__(self, index: int) -> Any:
         image, label = self.data[index]
         if hasattr(self.transform, "set_random_state"):

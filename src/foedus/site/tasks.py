@@ -4,6 +4,7 @@ A line, a shelf and a worker come in; only what the Task announced and the polic
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import mmap
 from collections.abc import Callable, Collection, Mapping
@@ -12,7 +13,7 @@ from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 
-from foedus import frames
+from foedus import frames, midway
 from foedus.aggregators.folding import CHECKING, check, check_finite, check_room
 from foedus.core import Update
 from foedus.errors import FoedusError, Refused
@@ -196,13 +197,13 @@ class Tasks:
         """The update, durable. Raises Declined."""
         local = self._base(order)
         payload = self._payload(order, activity)
-        stem = order.at.file
+        stem, standing = order.at.file, self._standing(order.at, worker.loading.get("excluded"))
         message = {
             "do": "work", "round": order.at.round, "task": order.at.task, "work": order.work, "payload": str(payload),
             "returns": [list(leaf) for leaf in order.returns], "local": local,
             "seal": order.seal and [len(order.seal.roster), order.seal.threshold],
             "publics": self._publics() if worker.report.get("relays") else None,
-            "update": str(self.shelf.update(stem)), "new_local": str(self.shelf.local(stem)),
+            "midway": str(standing), "update": str(self.shelf.update(stem)), "new_local": str(self.shelf.local(stem)),
         }  # fmt: skip
         point("agent.before-work")
         done = done_of(self._worked(worker, message, activity, order.stall))
@@ -213,7 +214,21 @@ class Tasks:
         build = str(worker.report.get("build", {}).get("hash", ""))
         pending = self._checked(order, done, policy, build, declared)
         self.shelf.keep(pending)
+        midway.clear(standing)
         return pending
+
+    def _standing(self, at: At, excluded: Any) -> Path:
+        """The folder where the worker keeps how far a long training is, for another attempt at this Task.
+
+        What saw rows that their owner has excluded since is let go of.
+        """
+        saw = hashlib.sha256(json.dumps(excluded, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.payloads.with_name(midway.FOLDER) / f"{at.round}-{at.task}-{saw}"
+        path.parent.mkdir(exist_ok=True)
+        for other in path.parent.iterdir():
+            if other != path:
+                midway.clear(other)
+        return path
 
     def _publics(self) -> dict[str, str]:
         """The enrolled keys of all sites, as this one pinned them."""

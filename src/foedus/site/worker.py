@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foedus import build, frames, jobfile, progress
+from foedus import build, frames, jobfile, midway, progress
 from foedus.core import Decline, Metrics, Update
 from foedus.errors import FoedusError, Refused, SiteError, WireError
 from foedus.faults import point
@@ -208,6 +208,7 @@ def work(message: Mapping[str, Any], loaded: Loaded) -> Json:
         order = Order(message["work"], _payload(message["payload"]), loaded.site, message["round"], message["task"],
                       spec_of(message["returns"]), _sealed(message.get("seal")))  # fmt: skip
         local = frames.read(message["local"]) if message["local"] else None
+        midway.folder = Path(message["midway"])
         point("worker.before-train")
         local, update = loaded.bench.perform(order, local, loaded.data)
         if isinstance(update, Decline):

@@ -21,6 +21,7 @@ from foedus.data import Pairs, Split
 from foedus.errors import JobError, Refused
 from foedus.keys import Key, key
 from foedus.loops import Loop, fitted
+from foedus.midway import Midway
 from foedus.params import Array, Params
 from foedus.progress import progress
 from foedus.torch import build, handover, private
@@ -32,6 +33,7 @@ from foedus.torch.machine import Machine
 from foedus.torch.measuring import Measuring
 from foedus.torch.randomness import named, reseed
 from foedus.torch.sgd import Optimizer, optimizer
+from foedus.torch.standing import Standing
 from foedus.torch.together import Call, Together
 
 MOST_DEPTH = 8
@@ -133,9 +135,9 @@ class TorchLearner:
         try:
             machine.load(params)
             machine.mode(training=True)
-            everything = self.own is not None or not isinstance(split.train, Pairs)
+            everything = self.own is not None or _draws(split.train)
             with named(key("torch"), machine.device, everything), self.cast():
-                fit = work(split, key, correct)
+                fit = work(split, key, correct, Midway(key, params, len(split.train)))
             return fit._replace(params=fit.params.ordered(params.spec))
         except BaseException:
             for name in ("machine", "slopes"):  # whatever was half done to it
@@ -181,7 +183,7 @@ class TorchLearner:
     def evaluate(self, params: Params, data: Any, metrics: Sequence[Any]) -> dict[str, Array]:
         """name -> sums over `data` for these metrics."""
         wanted, losses = self.wanted(metrics)
-        with self.measuring(params, not isinstance(data, Pairs)):
+        with self.measuring(params, _draws(data)):
             batches = self.feed.batches(data, np.arange(len(data)), measured_at_once(data))
             return measures.add(measures.measure(wanted, *self.read(batch, losses), self.reads) for batch in batches)
 
@@ -220,7 +222,7 @@ class TorchLearner:
         machine.load(params)
         machine.mode(training=True)
         machine.clear()
-        with named(key("torch"), machine.device, not isinstance(data, Pairs)), self.cast():
+        with named(key("torch"), machine.device, _draws(data)), self.cast():
             for batch in self.feed.batches(data, np.arange(len(data)), self.batch_size):
                 args, named_args = arguments(batch.x)
                 loss = self._loss(machine.model(*args, **named_args), batch.y)
@@ -229,15 +231,15 @@ class TorchLearner:
         machine.clear()
         return grads.ordered(params.trainable().spec)
 
-    def order(self, examples: int, key: Key) -> Iterator[Array]:
-        """The rows of each epoch of a Task, one epoch after the other: its batches are cut from each.
+    def order(self, examples: int, key: Key, first: int = 0) -> Iterator[Array]:
+        """The rows of each epoch of a Task, from the `first` on: its batches are cut from each.
 
         An epoch of one batch has no order to draw.
         """
         if self.at_once(examples):
             return repeat(np.arange(examples))
         named, used = key("order"), self.used(examples)
-        return (named.order(examples, epoch)[:used] for epoch in count())
+        return (named.order(examples, epoch)[:used] for epoch in count(first))
 
     def loss_fn(self, params: Mapping[str, Tensor], batch: Any, key: Key) -> Tensor:
         """The mean loss of `batch` = (inputs, targets) in training, purely: `key` draws dropout, no buffer changes.
@@ -271,20 +273,27 @@ class TorchLearner:
             return "mixed=True, which rounds gradients before they are clipped: leave it out"
         return private.unfit(build.built(self.model, MODEL, self.dtype))
 
-    def _steps(self, split: Split, key: Key, correct: Correct | None) -> Fit:
+    def _steps(self, split: Split, key: Key, correct: Correct | None, kept: Midway) -> Fit:
         if isinstance(correct, Private):
-            return private.trained(self, split, key, correct)
-        device, optimizer = self.machine.device, self.stepper(key, self.machine.trained)
-        epochs, feed = self.order(len(split.train), key), self.feed
-        batches = chain.from_iterable(feed.batches(split.train, rows, self.batch_size) for rows in epochs)
-        seen = []
-        for i in range(self.count(len(split.train))):
-            reseed(key("step", i), device)  # what draws the batch and what is drawn in the step has a name of its own
+            return private.trained(self, split, key, correct, kept)
+        machine, data, optimizer = self.machine, split.train, self.stepper(key, self.machine.trained)
+        count, standing = self.count(len(data)), Standing(machine, kept, optimizer.of, data, everything=_draws(data))
+        batches = self._batches(data, key, standing.step)
+        for i in range(standing.step, count):
+            reseed(key("step", i), machine.device)  # what draws the batch and the step's own has a name of its own
             batch = next(batches)
-            seen.append((self._step(optimizer, batch, correct), batch.n))
+            standing.passed((self._step(optimizer, batch, correct), batch.n), i + 1 == count)
             progress()
-        sums = totals(_numbers([loss for loss, _ in seen]), [n for _, n in seen], key)
-        return Fit(self.machine.read(), len(split.train), len(seen), optimizer.lr * len(seen), {"train_loss": sums})
+        losses, examples = zip(*standing.seen, strict=True)
+        sums = totals(_numbers(losses), examples, key)
+        return Fit(machine.read(), len(data), count, optimizer.lr * count, {"train_loss": sums})
+
+    def _batches(self, data: Any, key: Key, first: int) -> Iterator[Batch]:
+        """The batches of a Task's steps from that of step `first` on."""
+        epoch, at = divmod(first, self.count_once(len(data)))
+        epochs = self.order(len(data), key, epoch)
+        orders = chain([next(epochs)[at * self.batch_size :]], epochs)
+        return chain.from_iterable(self.feed.batches(data, rows, self.batch_size) for rows in orders)
 
     def at_once(self, examples: int) -> bool:
         """Whether an epoch is one batch."""
@@ -329,9 +338,9 @@ class TorchLearner:
         found = zip(leaves.items(), grads, strict=True)
         return Params({name: as_array((torch.zeros_like(x) if g is None else g).cpu()) for (name, x), g in found})
 
-    def _own_loop(self, own: Callable[..., Any], split: Split, key: Key, correct: Correct | None) -> Fit:
+    def _own_loop(self, own: Callable[..., Any], split: Split, key: Key, correct: Correct | None, kept: Midway) -> Fit:
         loop = Loop(key("order").torch(), correct)
-        returned = own(self.machine.model, split, Context(loop.generator, self.machine, loop, _round(key)))
+        returned = own(self.machine.model, split, Context(loop.generator, self.machine, loop, _round(key), kept))
         self.machine.check()
         return fitted(loop, self.machine.read(), split, returned)
 
@@ -398,12 +407,18 @@ def _round(key: Key) -> int:
     return int(key.names[1]) if len(key.names) > 1 else 0
 
 
-def _numbers(scalars: Sequence[Tensor]) -> list[float]:
+def _numbers(scalars: Sequence[Tensor | float]) -> list[float]:
     """The scalars, with one wait for the device."""
-    if scalars[0].device.type == "cpu":
-        return [x.item() for x in scalars]
-    found: list[float] = torch.stack([x.reshape(()) for x in scalars]).tolist()
-    return found
+    if isinstance(scalars[-1], float) or scalars[-1].device.type == "cpu":
+        return [float(x) for x in scalars]
+    known = [x for x in scalars if isinstance(x, float)]  # before a restart
+    found: list[float] = torch.stack([x.reshape(()) for x in scalars if isinstance(x, Tensor)]).tolist()
+    return known + found
+
+
+def _draws(data: Any) -> bool:
+    """Whether taking an example may draw random numbers, by whatever generator."""
+    return not isinstance(data, Pairs)
 
 
 def _floats(x: Tensor) -> Array:

@@ -13,7 +13,7 @@ from foedus.core import Correct
 from foedus.errors import JobError
 from foedus.params import Params
 from foedus.torch import batches
-from foedus.torch.arrays import Buffers, Place, fitting, found, snapshot
+from foedus.torch.arrays import Buffers, Place, as_array, fitting, found, snapshot
 
 
 class Machine:
@@ -53,6 +53,17 @@ class Machine:
         Raises JobError for an array that was taken away or has a new shape.
         """
         return self._settled().copy()
+
+    def numbers(self) -> dict[str, Tensor]:
+        """The model's arrays, one flat tensor a group, in memory that changes with the model."""
+        self._settled()
+        return self.arrays.host
+
+    def renew(self, numbers: Mapping[str, Tensor]) -> None:
+        """Makes these, which `numbers` gave, the model's arrays; which of them are frozen stays as it is."""
+        self._settled()
+        flats = {g: as_array(numbers[g]) for g in self.arrays.host}
+        self.arrays.put(Params.of(self.arrays.params.spec, flats))
 
     def mode(self, training: bool) -> None:
         """As the model's own `train(training)`, which takes a while."""

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from foedus.core import Elsewhere, Fit, Private, Term
 from foedus.keys import Key
+from foedus.midway import Midway
 from foedus.privacy.keystream import normals, poisson
 from foedus.progress import progress
 from foedus.torch.batches import arguments, each
 from foedus.torch.chains import chain
 from foedus.torch.randomness import reseed
+from foedus.torch.standing import Standing
 
 MOST_BYTES, MOST_EXAMPLES = 1 << 26, 1024  # of gradients at once, one an example
 DOWN = 1 - 2.0**-20  # a clipped gradient's norm, after rounding, is not above the clip
@@ -35,12 +37,13 @@ def unfit(model: nn.Module) -> str:
     return ""
 
 
-def trained(learner: Any, split: Any, key: Key, how: Private) -> Fit:
+def trained(learner: Any, split: Any, key: Key, how: Private, kept: Midway) -> Fit:
     """The model after a Task's steps. What is private of it is the model alone: no loss is told."""
     machine, n, count = learner.machine, len(split.train), learner.count(len(split.train))
     optimizer, slopes = learner.stepper(key, machine.trained), learner.slopes
     expected = min(learner.batch_size, n)
-    for i in range(count):
+    standing = Standing(machine, kept, optimizer.of)
+    for i in range(standing.step, count):
         reseed(key("step", i), machine.device)
         sums = [torch.zeros(p.shape, dtype=torch.float64) for p in machine.trained]
         rows = poisson(how.secret("rows", i), n, learner.batch_size)
@@ -56,6 +59,7 @@ def trained(learner: Any, split: Any, key: Key, how: Private) -> Fit:
             nn.utils.clip_grad_norm_(machine.trained, learner.clip)
         optimizer.step()
         progress()
+        standing.passed(last=i + 1 == count)
     return Fit(machine.read(), n, count, optimizer.lr * count)
 
 

@@ -4,8 +4,9 @@ Only keys and torch may come in."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,22 @@ def named(key: Key, device: torch.device, everything: bool = False) -> Iterator[
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+
+
+def state(device: torch.device) -> list[Any]:
+    """Where the global generators of torch, Python and numpy stand, for `restore`."""
+    name, numbers, *rest = np.random.get_state(legacy=True)
+    others = [random.getstate(), [name, torch.from_numpy(np.asarray(numbers, np.int64)), *rest]]
+    return [[generator.get_state() for generator in _generators(device)], *others]
+
+
+def restore(state: Sequence[Any], device: torch.device) -> None:
+    """Puts the global generators where they stood, for good: call it inside of `named` only."""
+    own, python, (name, numbers, *rest) = state
+    for generator, where in zip(_generators(device), own, strict=True):
+        generator.set_state(where)
+    random.setstate(python)
+    np.random.set_state((name, numbers.numpy().astype(np.uint32), *rest))
 
 
 @contextmanager

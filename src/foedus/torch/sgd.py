@@ -4,7 +4,7 @@ Only torch may come in."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -71,6 +71,12 @@ class SGD:
         self.parameters, self.lr, self.momentum, self.dampening = parameters, lr, momentum, dampening
         self.weight_decay, self.nesterov = weight_decay, nesterov
         self.velocity: dict[int, Tensor] = {}
+
+    def state_dict(self) -> dict[str, dict[int, Tensor]]:
+        return {"velocity": self.velocity}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[int, Tensor]]) -> None:
+        self.velocity = {i: v.to(self.parameters[i].device) for i, v in state["velocity"].items()}
 
     @torch.no_grad()
     def step(self) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from foedus import midway
 from foedus.aggregators import Folding
 from foedus.backends.local import folded
 from foedus.backends.processes.shift import Balance, Shift, Workers
@@ -42,7 +43,7 @@ def crew(
     Raises JobError for a Job that cannot be sent to them.
     """
     check(workers)
-    processes = Processes((job, data, seed), min(workers or cores(), len(data)), start or start_method())
+    processes = Processes((job, data, seed, midway.folder), min(workers or cores(), len(data)), start or start_method())
     try:
         processes.open()
         yield Hands(processes, note, together)

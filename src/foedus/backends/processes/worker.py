@@ -18,9 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from foedus import build, progress
+from foedus import build, midway, progress
 from foedus.aggregators import Folding
 from foedus.backends.local import folded, perform
 from foedus.backends.processes.channel import Channel
@@ -35,7 +36,7 @@ from foedus.work import Bench, Order, describe
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
-Sent = tuple[Job, Mapping[str, Any], int]  # the Job, the sites' data and the seed
+Sent = tuple[Job, Mapping[str, Any], int, Path | None]  # the Job, the sites' data, the seed, midway.folder
 Kept = tuple[Any, Any, int, int]  # of a Folding: accumulator, largest integers, units of weight, count
 
 
@@ -149,8 +150,9 @@ def read(receive: Callable[[], Sent]) -> Sent:
 class Hand:
     """Performs the orders of its brief with one Bench, and folds what comes of them."""
 
-    def __init__(self, job: Job, data: Mapping[str, Any], seed: int) -> None:
+    def __init__(self, job: Job, data: Mapping[str, Any], seed: int, kept: Path | None = None) -> None:
         self.job, self.data, self.seed = job, data, seed
+        midway.folder = kept if kept and kept.parent.is_dir() else None  # on this machine
         self.loading = dict[str, float]()  # seconds of the sites whose data this message had loaded
         self.bench = self._timed(job.bench(seed))
         self.many: Many | None = None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from foedus import midway
 from foedus.backends.processes import Hands, check
 from foedus.backends.ray import cluster
 from foedus.job import Job
@@ -38,7 +39,9 @@ def crew(
         from foedus.backends.ray.actors import Actors, carried
 
         with carried():
-            actors = Actors((job, data, seed), min(workers or cluster.room(needs), len(data)), needs, note)
+            actors = Actors(
+                (job, data, seed, midway.folder), min(workers or cluster.room(needs), len(data)), needs, note
+            )
             try:
                 actors.open()
                 yield Hands(actors, note)
