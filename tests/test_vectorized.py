@@ -160,3 +160,25 @@ def test_a_run_leaves_pythons_collector_as_it_was(before: bool, tmp_path: Path) 
         assert min(frozen) > 0 and (gc.get_freeze_count() > 0) == before
     finally:
         gc.unfreeze()
+
+
+def images() -> nn.Module:
+    first = [nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*first, nn.Flatten(), nn.Linear(72, 10))
+
+
+@pytest.mark.parametrize("model", [net, pytest.param(images, marks=pytest.mark.long)])
+def test_whole_runs_are_as_accurate_as_those_of_local_within_the_spread_of_five_seeds(
+    model: Any, tmp_path: Path
+) -> None:
+    made, sites = job(model=model, rounds=6, evaluate=6), digits()
+
+    def accuracy(backend: str, seed: int) -> float:
+        how: dict[str, Any] = {"backend": backend, "seed": seed, "workers": 1, "folder": tmp_path / f"{backend}{seed}"}
+        return float(launch.run(made, sites, **how).metrics["accuracy"])
+
+    local, together = ([accuracy(backend, seed) for seed in range(5)] for backend in ("local", "vectorized"))
+    spread = np.ptp(local)
+    assert 0 < spread < 0.2 and min(local) > 0.6
+    assert max(np.abs(np.subtract(local, together))) <= spread
+    assert abs(np.mean(local) - np.mean(together)) <= spread / 5
