@@ -13,8 +13,9 @@ from foedus.core import Origin, Task
 from foedus.errors import JournalError
 from foedus.journal import ONCE, Journal, Log, Memory, task_digest
 from foedus.params import Params, digest
+from foedus.store import verify_chain
 from foedus.store.lease import this_process
-from foedus.store.log import StoreLog
+from foedus.store.log import Patient, StoreLog
 from foedus.store.sqlite import SqliteStore
 
 
@@ -117,3 +118,23 @@ def test_the_digest_of_a_task_sees_all_that_is_asked() -> None:
     found = {task_digest(t, digest(t.payload)) for t in [task, *others]}
     assert len(found) == len(others) + 1
     assert task_digest(task, "p") == task_digest(task._replace(returns=task.payload.spec), "p")
+
+
+def test_rows_that_wait_are_written_with_the_next_one_in_order(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "run.db", durable=False)
+    try:
+        journal = Journal(Patient(StoreLog(store, "run", store.acquire("run", this_process(), 60)), ("round", "close")))
+        on_disk = lambda: [row.kind for row in store.rows("run")]  # noqa: E731
+        journal.add("open", **ROWS["open"])
+        journal.add("round", **ROWS["round"])
+        assert on_disk() == ["open"] and journal.find("round", 0) is not None
+        assert not journal.add("round", **ROWS["round"])
+        journal.add("task", **ROWS["task"])
+        assert on_disk() == ["open", "round", "task"]
+        journal.add("close", **ROWS["close"])
+        assert [kind for kind, _ in journal.log.rows()] == ["open", "round", "task", "close"]
+        journal.add("step", **ROWS["step"])
+        assert on_disk() == ["open", "round", "task", "close", "step"]
+        verify_chain(store.rows("run"))
+    finally:
+        store.close()

@@ -89,7 +89,7 @@ def test_a_kill_at_a_point_of_the_round_changes_no_bit(
     assert ended(start(tmp_path, ["resume", run_of(tmp_path)])) == calm[4]
 
 
-@pytest.mark.parametrize("passage", [2, 40, pytest.param(9, marks=pytest.mark.long)])
+@pytest.mark.parametrize("passage", [2, 22, pytest.param(9, marks=pytest.mark.long)])
 @pytest.mark.parametrize("point", STORE)
 def test_a_kill_around_a_commit_changes_no_bit(point: str, passage: int, tmp_path: Path, calm: dict[int, str]) -> None:
     sites = make_sites(tmp_path / "data", NAMES)

@@ -22,11 +22,12 @@ from foedus.result import Result
 from foedus.run import Ended
 from foedus.store import verify_chain
 from foedus.store.lease import this_process
-from foedus.store.log import StoreLog
+from foedus.store.log import Patient, StoreLog
 from foedus.store.sqlite import SqliteStore
 
 LEASE = 3600.0
 SOURCE = "source.json"
+PATIENT = ("roster", "round", "close")  # a simulation draws and decides these anew, and the same
 
 
 class Opened(NamedTuple):
@@ -45,7 +46,7 @@ def opened(folder: Path) -> Iterator[Opened]:
         epoch = store.acquire(folder.name, this_process(), LEASE)
         try:
             verify_chain(store.rows(folder.name))
-            yield Opened(folder, Journal(StoreLog(store, folder.name, epoch)))
+            yield Opened(folder, Journal(Patient(StoreLog(store, folder.name, epoch), PATIENT)))
         finally:
             store.release(folder.name, epoch)
     finally:
