@@ -28,7 +28,7 @@ from foedus.torch.sgd import SGD, Optimizer, plain_descent
 from foedus.torch.stacked import Forward, stacked
 
 Call = tuple[Params, Any, Key, Correct | None]  # the arguments of `train`
-MOST_BYTES = 1 << 26  # of stacked parameters
+MOST_BYTES = 1 << 23  # of stacked parameters: more sites at once are no faster
 PROOF = key(0, 0, 0, "here", "together")
 MOST_DATA = 1 << 28  # of examples copied side by side
 MOST_DRAWN = 1 << 22  # numbers that orders are drawn from at once
