@@ -87,7 +87,7 @@ def test_what_leaves_is_whole_steps_and_the_ring_has_the_same_ones() -> None:
     how = fd.distributed_dp(0.5, 1.0)
     made = job(how, pull, size=100)
     context = RoundContext(0, 0, list(SITES), list(SITES))
-    task = next(made.method.round(made.method.init(made.first(0)), context))  # at once: nobody tells its rows
+    (task,) = next(made.method.round(made.method.init(made.first(0)), context))  # at once: nobody tells its rows
     assert task.work == "train" and task.seal.wmax == 1.0
     found = grid(how, 1.0, 10, 7)
     assert found.step == 2.0**-11 and found.sigma == 512.0  # a share of 0.25: 512 steps at least
@@ -182,7 +182,7 @@ def test_it_is_under_a_seal_or_not_at_all() -> None:
     with pytest.raises(Incompatible, match="no secagg"):
         made.replace(privacy=fd.distributed_dp(1.0, 1.0))
     bench = made.bench(0)
-    task = next(made.method.round(made.method.init(made.first(0)), RoundContext(0, 0, list(SITES), list(SITES))))
+    (task,) = next(made.method.round(made.method.init(made.first(0)), RoundContext(0, 0, list(SITES), list(SITES))))
     (bare,) = ordered(task._replace(seal=None), ["s1"], 0, 0)
     with pytest.raises(FoedusError, match="has no seal"):
         bench.perform(bare, None, SITES["s1"])

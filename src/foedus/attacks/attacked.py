@@ -16,6 +16,7 @@ from foedus.core import Algorithm, Decline, Local, RoundContext, SiteContext, St
 from foedus.errors import JobError
 from foedus.keys import Key, key
 from foedus.params import Params, Spec, join
+from foedus.play import played
 
 HONEST = "honest"  # the work of attackers who look at what they would send if they were honest
 
@@ -66,17 +67,15 @@ def attacked(
         return dict.fromkeys(drawn(context.seed, share, context.roster), attack)
 
     def round(state: State, context: RoundContext) -> Any:
-        steps, answer, lying = algorithm.round(state, context), None, liars(context)
-        while True:
-            try:
-                asked = steps.send(answer)
-            except StopIteration as end:
-                return end.value
-            tasks = []
-            for task in [asked] if isinstance(asked, Task) else asked:
-                tasks.append((yield from _informed(task, lying)) if task.work in algorithm.works else task)
-            totals = yield tasks
-            answer = totals[0] if isinstance(asked, Task) else totals
+        lying = liars(context)
+
+        def ask(tasks: list[Task]) -> Any:
+            told = []
+            for task in tasks:
+                told.append((yield from _informed(task, lying)) if task.work in algorithm.works else task)
+            return (yield told)
+
+        return played(algorithm.round(state, context), ask)
 
     works = {name: _lying(work, named, attack) for name, work in algorithm.works.items()}
     honest = {f"{name}/{HONEST}": _looking(work) for name, work in algorithm.works.items()} if colluding else {}

@@ -26,10 +26,11 @@ from foedus.errors import JobError
 from foedus.keys import Key
 from foedus.metrics import moments
 from foedus.params import Array, Params, digest
+from foedus.play import each
 from foedus.privacy.accounting import Accountant, check, goal
 from foedus.privacy.dp_sgd import TOLD
 from foedus.privacy.keystream import TAIL, discrete_normals
-from foedus.privacy.secagg import Secagg, each, majority
+from foedus.privacy.secagg import Secagg, majority
 from foedus.privacy.site_level import clipped, fit, noise_of, round_of, spent
 
 FINE, COARSE = 512, 16  # grid steps in a sigma: so many, or where numbers are too large for their dtype, at least these

@@ -13,6 +13,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,8 +37,9 @@ from foedus.core import (
 from foedus.errors import FoedusError, JobError, Paused
 from foedus.keys import Key
 from foedus.params import Leaf, Params, Spec, join
+from foedus.play import played
 from foedus.privacy import ckks, relays, secagg
-from foedus.privacy.secagg import LEAST, ROWS, TOLD, announcing
+from foedus.privacy.secagg import LEAST, ROWS, announcing
 
 MAKE, OPEN, INTRODUCE = "he-key", "he-open", "he-introduce"  # works of its own
 READERS = 3  # sites that decrypt a sum, and have to agree
@@ -83,28 +85,22 @@ def encrypted(algorithm: Algorithm, how: He) -> Algorithm:
 
     def round(state: State, context: RoundContext) -> Any:
         wmax, known, keys = state["wmax"], set(state["known"]), dict(state["keys"])
-        new = [site for site in context.roster if site not in known] if how.wmax is None else []
+        new = how.wmax is None and not known.issuperset(context.roster)
         if new:
-            total = yield Task(ROWS, Params({}), new, quorum=0, late="drop", returns=TOLD, least=0 if wmax else None)
-            wmax = max(wmax, float(total.params["rows"]) if total.count else 0.0)
-            known |= {outcome.site for outcome in total.outcomes if outcome.status == "counted"}
+            wmax, known = yield from secagg.announced(context.roster, wmax, known)
         if strangers := [site for site in context.roster if site not in keys]:
             how_asked: dict[str, Any] = {"quorum": 0, "late": "drop", "least": 0}
             total = yield Task(INTRODUCE, Params({}), strangers, each(), returns=STATED, **how_asked)
             keys |= {site: found["statement"] for site, found in total.apart.items()}
-        steps, answer, number = algorithm.round(state["inner"], context), None, int(bool(new))
-        while True:
-            try:
-                asked = steps.send(answer)
-            except StopIteration as end:
-                inner = end.value
-                break
-            single = isinstance(asked, Task)
-            found = []
-            for task in [asked] if single else asked:
-                found.append((yield from _asked(task, Ring(largest, wmax), keys, context, number)))
-                number += 1
-            answer = found[0] if single else found
+        numbers = count(int(new))
+
+        def ask(tasks: list[Task]) -> Any:
+            totals = []
+            for task in tasks:
+                totals.append((yield from _asked(task, Ring(largest, wmax), keys, context, next(numbers))))
+            return totals
+
+        inner = yield from played(algorithm.round(state["inner"], context), ask)
         return {"inner": inner, "wmax": wmax, "known": sorted(known), "keys": keys}
 
     works = {name: _encrypting(work) for name, work in algorithm.works.items()}

@@ -4,7 +4,7 @@ The contract and aggregators may come in; the protocol that masks lies in `maski
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from foedus.aggregators.folding import bound
 from foedus.core import Algorithm, Local, Outcome, RoundContext, SiteContext, State, Sum, Task, Update
 from foedus.errors import Incompatible, JobError
 from foedus.params import Leaf, Params
+from foedus.play import each
 
 BOUND = 8.0  # of a number of an update where nothing clips it
 ROOM = 1 + 2.0**-7  # a clip's rounding to any dtype stays within it
@@ -89,6 +90,14 @@ def secagg(
     return Secagg(bound and float(bound), wmax and float(wmax), threshold, masks)
 
 
+def announced(roster: Sequence[str], wmax: float, known: Collection[str]) -> Any:
+    """Asks those whom nobody has asked yet for their rows: the largest weight now, and who is known."""
+    new = [site for site in roster if site not in known]
+    total = yield Task(ROWS, Params({}), new, quorum=0, late="drop", returns=TOLD, least=0 if wmax else None)
+    told = {outcome.site for outcome in total.outcomes if outcome.status == "counted"}
+    return max(wmax, float(total.params["rows"]) if total.count else 0.0), {*known, *told}
+
+
 def majority(count: int) -> int:
     """⌊2n/3⌋+1: of two groups of so many, more than a third is in both, so an honest site is, if fewer collude."""
     return 2 * count // 3 + 1
@@ -104,11 +113,8 @@ def sealed(algorithm: Algorithm, how: Secagg, least: int = 1, quorum: int | None
 
     def round(state: State, context: RoundContext) -> Any:
         inner, wmax, known = state["inner"], state["wmax"], set(state["known"])
-        new = [site for site in context.roster if site not in known] if how.wmax is None else []
-        if new:
-            total = yield Task(ROWS, Params({}), new, quorum=0, late="drop", returns=TOLD, least=0 if wmax else None)
-            wmax = max(wmax, float(total.params["rows"]) if total.count else 0.0)
-            known |= {outcome.site for outcome in total.outcomes if outcome.status == "counted"}
+        if how.wmax is None and not known.issuperset(context.roster):
+            wmax, known = yield from announced(context.roster, wmax, known)
         ring = fixed(largest, wmax)
         inner = yield from each(algorithm.round(inner, context), lambda task: seal(task, how, ring, least, quorum))
         return {"inner": inner, "wmax": wmax, "known": sorted(known)}
@@ -180,17 +186,6 @@ def hidden(task: Task, outcomes: Sequence[Outcome]) -> list[Outcome]:
     if task.seal is None:
         return list(outcomes)
     return [outcome._replace(weight=0.0, metrics={}) for outcome in outcomes]
-
-
-def each(steps: Any, change: Callable[[Task], Task]) -> Any:
-    """A generator's Tasks, each changed; what it returns."""
-    answer = None
-    while True:
-        try:
-            asked = steps.send(answer)
-        except StopIteration as end:
-            return end.value
-        answer = yield change(asked) if isinstance(asked, Task) else [change(task) for task in asked]
 
 
 def check_task(task: Task) -> None:

@@ -13,6 +13,7 @@ from foedus.aggregators.fixed import RING, fixed
 from foedus.core import Algorithm, Local, RoundContext, SiteContext, State, Task, Total, Update, Work
 from foedus.errors import Incompatible, JobError
 from foedus.params import Array, Leaf, Params, Spec
+from foedus.play import played
 
 LIMB = 1 << 16
 MOST = RING // LIMB  # sites, so that the sum of their limbs has room
@@ -46,18 +47,13 @@ def spread(algorithm: Algorithm) -> Algorithm:
     grid = WHOLE if "whole" in algorithm.traits else FINE
 
     def round(state: State, context: RoundContext) -> Any:
-        steps, answer = algorithm.round(state, context), None
-        while True:
-            try:
-                asked = steps.send(answer)
-            except StopIteration as end:
-                return end.value
-            if isinstance(asked, Task):
-                answer = yield from _asked(asked, grid)
-            else:
-                answer = []
-                for task in asked:
-                    answer.append((yield from _asked(task, grid)))
+        def ask(tasks: list[Task]) -> Any:
+            totals = []
+            for task in tasks:
+                totals.append((yield from _asked(task, grid)))
+            return totals
+
+        return played(algorithm.round(state, context), ask)
 
     works = {name: _spread(work, grid) for name, work in algorithm.works.items()}
     return algorithm._replace(round=round, works=works)

@@ -4,6 +4,7 @@ The contract and the saved form may come in."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from foedus.core import (
 from foedus.errors import Incompatible
 from foedus.keys import Key
 from foedus.params import Leaf, Params, Spec, join
+from foedus.play import played
 
 
 def chain(*links: Transform) -> Transform:
@@ -99,23 +101,19 @@ def transformed(algorithm: Algorithm, transform: Transform) -> Algorithm:
         raise Incompatible(f"a Transform of updates and an algorithm that sends none do not go together: {remedy}")
 
     def round(state: State, context: RoundContext) -> Any:
-        inner, own = state["inner"], state["own"]
-        steps, answer, count = algorithm.round(inner, context), None, 0
-        while True:
-            try:
-                asked = steps.send(answer)
-            except StopIteration as end:
-                return {"inner": end.value, "own": own}
-            tasks = [asked] if isinstance(asked, Task) else list(asked)
+        own, numbers = state["own"], count()
+
+        def ask(tasks: list[Task]) -> Any:
+            nonlocal own
             public = transform.public(own)
-            totals = yield [
-                _wrapped(task, transform, public) if task.work in algorithm.works else task for task in tasks
-            ]
-            for i, task in enumerate(tasks):
+            totals = yield [_wrapped(x, transform, public) if x.work in algorithm.works else x for x in tasks]
+            for i, (task, number) in enumerate(zip(tasks, numbers, strict=False)):
                 if task.work in algorithm.works and totals[i].count:
-                    here = context.secret("decode", context.round, count + i)
-                    totals[i], own = transform.decode(totals[i], own, here)
-            answer, count = totals[0] if isinstance(asked, Task) else totals, count + len(tasks)
+                    totals[i], own = transform.decode(totals[i], own, context.secret("decode", context.round, number))
+            return totals
+
+        inner = yield from played(algorithm.round(state["inner"], context), ask)
+        return {"inner": inner, "own": own}
 
     return Algorithm(
         lambda params: {"inner": algorithm.init(params), "own": transform.init()},
