@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import foedus
-from foedus import Job, Split, apfl, fedavg, fedbn, fedprox, key, launch, moon, scaffold
+from foedus import Job, Split, apfl, fedavg, fedbn, fedprox, key, launch, midway, moon, scaffold
 from foedus.errors import Incompatible, JobError, Paused
 from foedus.jax import JaxLearner
 from foedus.journal import Journal, Memory
@@ -54,6 +54,35 @@ def numpys() -> NumpyLearner:
 def jaxs(**more: Any) -> JaxLearner:
     made = {"optimizer": optax.sgd(0.05), "epochs": 2, "lr": 0.05, "metrics": ["rmse"], **more}
     return JaxLearner((begun, line), optax.squared_error, **made)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+@pytest.mark.parametrize("corrected", [False, True])
+def test_a_training_that_is_cut_off_goes_on_to_the_same_bits(
+    steps: int, corrected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(midway, "EVERY", 0.0)
+    monkeypatch.setattr(midway, "SHARE", 0)
+    correct = (lambda grads, params: 0.5 * grads) if corrected else None
+    split, here, made = Split(train=(X, Y)), key(0, 0, 0, "a", "train"), jaxs(optimizer=optax.adam(0.05))
+    start = made.init(key(0))
+    calm = made.train(start, split, here, correct)
+    taken, batch = [], JaxLearner._batch
+
+    def failing(*args: Any) -> Any:
+        taken.append(len(args[3]))
+        if len(taken) == steps + 1:
+            raise OSError("the share went away")
+        return batch(*args)
+
+    monkeypatch.setattr(JaxLearner, "_batch", failing)
+    with midway.at(tmp_path / "midway"):
+        with pytest.raises(OSError, match="went away"):
+            made.train(start, split, here, correct)
+        again = jaxs(optimizer=optax.adam(0.05)).train(start, split, here, correct)
+    assert len(taken) == calm.steps + 1 == 7
+    assert {n: x.tolist() for n, x in again.params.items()} == {n: x.tolist() for n, x in calm.params.items()}
+    assert again.metrics["train_loss"].tolist() == calm.metrics["train_loss"].tolist()
 
 
 WAYS = {

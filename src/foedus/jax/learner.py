@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from itertools import islice
+from typing import Any, BinaryIO
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foedus import frames
 from foedus import metrics as measures
 from foedus.core import Correct, Elsewhere, Fit
 from foedus.data import Pairs, Split
 from foedus.errors import JobError, Refused
 from foedus.jax.engine import Arrays, Batch, Engine, params_of
-from foedus.jax.nets import described, net_of, rng_of
+from foedus.jax.nets import Tree, described, net_of, rng_of
 from foedus.keys import Key
+from foedus.midway import Midway
 from foedus.params import Array, Params
 from foedus.progress import progress
 
@@ -94,18 +98,21 @@ class JaxLearner:
         engine = self.engine
         arrays = engine.arrays(params)
         self._check_classes(arrays, x, y)
-        state, seen = self.optimizer.init(arrays.trained), list[tuple[Any, int]]()
-        for rows in key("order").batches(len(x), self.batch_size, self.epochs):
+        kept, total = Midway(key, params, len(x)), self.epochs * -(-len(x) // self.batch_size)
+        (arrays, state), seen = resumed(kept, (arrays, self.optimizer.init(arrays.trained)))
+        for rows in islice(key("order").batches(len(x), self.batch_size, self.epochs), len(seen), None):
             batch = self._batch(x, y, rows, self.batch_size)
             rng = rng_of(key("step", len(seen)))
             if correct is None:
                 arrays, state, loss = engine.step(arrays, state, batch, rng)
             else:
-                loss, grads, kept = engine.slope(arrays, batch, rng)
+                loss, grads, buffers = engine.slope(arrays, batch, rng)
                 grads = self._corrected(correct, grads, arrays, batch, rng)
                 trained, state = engine.move(arrays.trained, state, grads)
-                arrays = Arrays(trained, kept)
+                arrays = Arrays(trained, buffers)
             seen.append((loss, len(rows)))
+            if kept.due(len(seen) == total):
+                kept.write(partial(written, (arrays, state), seen))
             progress()
         path = float("nan") if self.lr is None else self.lr * len(seen)
         return Fit(engine.made(arrays, params), len(x), len(seen), path, {"train_loss": totals(seen, key)})
@@ -181,6 +188,25 @@ class JaxLearner:
                     f"y holds {y[odd][0]} in {int(odd.sum())} of {len(y)} rows, and the model has {shape[1]} outputs: "
                     "code the labels from 0 as the other sites do, or give the model an output for each class"
                 )
+
+
+def resumed(kept: Midway, begun: Tree) -> tuple[Tree, list[tuple[Any, int]]]:
+    """The tree that an earlier attempt kept, with the losses of its steps; without one what was begun with."""
+    found = kept.read(lambda file: frames.unpack(file.read()))
+    if found is None:
+        return begun, []
+    leaves, form = jax.tree_util.tree_flatten(begun)
+    old = [jnp.asarray(x, dtype=jnp.result_type(y)) for x, y in zip(found["leaves"].values(), leaves, strict=True)]
+    return jax.tree_util.tree_unflatten(form, old), list(zip(found["losses"], found["counts"], strict=True))
+
+
+def written(tree: Tree, seen: Sequence[tuple[Any, int]], file: BinaryIO) -> None:
+    """Writes the tree's leaves, and the losses of the steps, for `resumed`."""
+    leaves = enumerate(jax.tree_util.tree_leaves(tree))
+    losses, counts = zip(*seen, strict=True)
+    state = {"leaves": Params({f"{i:06}": np.asarray(x) for i, x in leaves})}
+    for piece in frames.pack(state | {"losses": [float(x) for x in losses], "counts": list(counts)}):
+        file.write(piece)
 
 
 def cut(order: Array, size: int) -> Iterator[Array]:
