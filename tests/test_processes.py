@@ -24,16 +24,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foedus import Decline, Split, Update, build, fedavg, fixed, jobfile, launch, mean, median, runs
+from foedus import Decline, Split, Update, build, fedavg, fixed, jobfile, launch, mean, median, runs, stall
 from foedus.aggregators import Folding
 from foedus.backends import processes
 from foedus.backends.processes.channel import APART, Channel, pack
 from foedus.backends.simulation import Done, Simulation
-from foedus.core import Task
+from foedus.core import Deadline, Task
 from foedus.errors import FoedusError, JobError, Paused
 from foedus.job import Job
 from foedus.journal import Journal, Memory
 from foedus.params import Params, digest
+from foedus.progress import progress
 from foedus.run import Checkpoints, Ended, execute
 from foedus.work import Order
 from tiny import job, many, played, working
@@ -524,6 +525,67 @@ def test_a_site_that_kills_every_worker_is_declined_and_the_others_count(end, ca
     assert outcomes.pop("s03") == ["declined", f"worker died: {cause}"]
     assert {status for status, _ in outcomes.values()} == {"counted"}
     assert len(notes) in (3, 4)  # the first may have been at more than this site
+
+
+# A worker that does not get on.
+
+
+@pytest.mark.kills
+def test_a_worker_that_is_stopped_and_not_dead_is_replaced_and_changes_no_bit(tmp_path):
+    def work(payload: Params, local: Any, here: Any, usual: Any) -> Any:
+        if here.name == "s03" and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return usual()
+
+    notes: list[str] = []
+    made = job(working(work), rounds=2, deadline=Deadline(stall=1.0))
+    began = time.monotonic()
+    ended, journal = crewed(made, EIGHT, note=notes.append)
+    assert time.monotonic() - began < 30
+    assert digest(ended.params) == digest(played(job(rounds=2), EIGHT)[0].params)
+    assert all(row[1] == "counted" for close in journal.all("close") for row in close["outcomes"])
+    assert len(notes) == 1 and "was ended (no progress for 1 s) at work for" in notes[0] and "s03" in notes[0]
+
+
+@pytest.mark.kills
+def test_a_site_that_waits_for_ever_is_declined_and_the_others_count():
+    def work(payload: Params, local: Any, here: Any, usual: Any) -> Any:
+        if here.name == "s03":
+            threading.Event().wait()
+        return usual()
+
+    notes: list[str] = []
+    made = job(working(work), rounds=1, evaluate=0, deadline=Deadline(stall=0.5))
+    ended, journal = crewed(made, EIGHT, note=notes.append)
+    rest = {name: split for name, split in EIGHT.items() if name != "s03"}
+    assert digest(ended.params) == digest(played(job(rounds=1, evaluate=0), rest)[0].params)
+    outcomes = {row[0]: row[1:3] for row in journal.all("close")[0]["outcomes"]}
+    assert outcomes.pop("s03") == ["declined", "no progress for 0.5 s"]
+    assert {status for status, _ in outcomes.values()} == {"counted"}
+    assert len(notes) in (2, 3)  # the first may have been at more than this site
+
+
+def test_what_tells_of_progress_may_take_its_time():
+    def work(payload: Params, local: Any, here: Any, usual: Any) -> Any:
+        for _ in range(15 if here.name == "s03" else 0):
+            time.sleep(0.1)  # three times as long as is allowed without a word
+            progress()
+        return usual()
+
+    notes: list[str] = []
+    made = job(working(work), rounds=1, evaluate=0, deadline=Deadline(stall=0.5))
+    _, journal = crewed(made, EIGHT, note=notes.append)
+    assert {row[1] for row in journal.all("close")[0]["outcomes"]} == {"counted"} and notes == []
+
+
+def test_time_in_which_nobody_looked_is_no_silence(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(stall, "monotonic", lambda: clock[0])
+    still = stall.Still()
+    for now, figure, quiet in [(1, "a", 0), (5, "a", 4), (6, "b", 0), (9, "b", 3), (9000, "b", 18), (9001, "b", 19)]:
+        clock[0] = now
+        assert still.seconds(figure) == quiet
 
 
 def test_a_site_without_memory_settles_and_the_run_goes_on():

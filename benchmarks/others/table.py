@@ -1,4 +1,4 @@
-"""Makes of results/beside.json a table and a picture: python benchmarks/others/table.py FOLDER.
+"""Makes of FOLDER/beside.json the tables and the picture of docs/speed.md: python benchmarks/others/table.py FOLDER.
 Each figure is a ratio to foedus as it ships (`ours-auto`) in the same run."""
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ NAMES = {
     "by-hand": "stacked kernels by hand", "flower": "Flower 1.41", "pfl": "pfl 0.6", "fedjax": "FedJAX 0.0.17",
     "nvflare": "NVIDIA FLARE 2.9",
 }  # fmt: skip
-HEAD = ("", "ms a round", "to foedus", "first round s", "whole s", "CPU s", "MB", "accuracy")
+HEAD = ("", "ms a round", "to foedus", "first round s", "whole s", "CPU s", "MB", "accuracy", "rounds")
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+BEGIN, END = "<!-- tables, by benchmarks/others/table.py -->\n", "<!-- end of tables -->"
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
     ours = found["ours-auto"]["round"]
     return [
         (NAMES[way], f"{1e3 * x['round']:.1f}", f"{x['round'] / ours:.2f} ×", f"{x['first']:.1f}", f"{x['whole']:.1f}",
-         f"{x['cpu']:.1f}", f"{x['mb']:.0f}", f"{x['accuracy']:.3f}")
+         f"{x['cpu']:.1f}", f"{x['mb']:.0f}", f"{x['accuracy']:.3f}", str(x["rounds"]))
         for way, x in sorted(found.items(), key=lambda item: item[1]["round"])
     ]  # fmt: skip
 
@@ -56,8 +58,10 @@ def picture(report: dict[str, Any], path: Path) -> None:
 def main() -> None:
     folder = Path(sys.argv[1])
     report = json.loads((folder / "beside.json").read_text())
-    (folder / "simulation.md").write_text(table(report))
-    picture(report, folder / "simulation.svg")
+    page = DOCS / "speed.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{table(report)}\n{END}{rest.partition(END)[2]}")
+    picture(report, DOCS / "images" / "simulation.svg")
 
 
 if __name__ == "__main__":

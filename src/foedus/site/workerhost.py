@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic
 from typing import Any, TypeVar, final
 
 from foedus import build
 from foedus.errors import FoedusError, WireError
 from foedus.site.orders import Activity, Blob
+from foedus.stall import Still, cpu_seconds
 from foedus.wire.bundle import digest, unpack
 from foedus.wire.link import Stopped
 from foedus.wire.pipe import Pipe, pair
@@ -26,7 +26,6 @@ ARCHIVE = "bundle.zip"  # in the run's folder: the code as it was signed
 GLANCE = 0.5
 MOST_LOG = 5 << 20
 MOST_DEATHS = 5  # of workers at one Task
-TICKS = os.sysconf("SC_CLK_TCK")
 Json = dict[str, Any]
 T = TypeVar("T")
 
@@ -189,33 +188,17 @@ class _Watch:
     """Progress is what was told or CPU time of the worker's process group; being alive is not."""
 
     def __init__(self, group: int, activity: Activity, stall: float) -> None:
-        self.group, self.activity, self.stall = group, activity, stall
-        self.before = activity.cpu - cpu_seconds(group)  # so that the Task's figure only ever rises
-        self.figure, self.since = self._figure(), monotonic()
+        self.group, self.activity, self.stall, self.still = group, activity, stall, Still()
+        self.before = activity.cpu - (cpu_seconds(group) or 0.0)  # so that the Task's figure only ever rises
+        self.still.seconds(self._figure())
 
     def look(self) -> None:
-        now, figure = monotonic(), self._figure()
-        if figure != self.figure:
-            self.figure, self.since = figure, now
-        elif now - self.since > self.stall:
+        if self.still.seconds(self._figure()) > self.stall:
             raise Stalled(f"lost: the worker made no progress for {self.stall:g} s and was stopped")
 
     def _figure(self) -> tuple[int, float]:
-        self.activity.cpu = self.before + cpu_seconds(self.group)
+        self.activity.cpu = self.before + (cpu_seconds(self.group) or 0.0)
         return self.activity.count, self.activity.cpu
-
-
-def cpu_seconds(group: int) -> float:
-    """CPU time that the living processes of a group have used; 0 where the machine does not say."""
-    ticks = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group:  # proc(5): field 5 is the group, 14 and 15 are user and system time
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / TICKS
 
 
 def last_line(log: Path) -> str:

@@ -7,14 +7,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
 from foedus.backends.processes.worker import Answer, Brief, Failed, Given, Kept, Report, retold
 from foedus.backends.simulation import Done
-from foedus.core import Local, Outcome, Task
+from foedus.core import Deadline, Local, Outcome, Task
 from foedus.errors import FoedusError, SiteError
 from foedus.params import Params
 from foedus.progress import site_done
+from foedus.stall import Still
 from foedus.work import Order
 
 QUANTUM = 0.005  # seconds of work that are worth a message
@@ -23,6 +25,7 @@ MOST_KNOWN = 1 << 14  # sites of which something is known: those that were last 
 DEATHS = 3  # of workers that had nothing to do but this order
 STILLBORN = 3  # workers that end before they are ready, and none gets ready in between
 GLANCE = 1.0  # seconds until those that say nothing are looked at
+LOOK = 5.0  # seconds between two looks at whether workers get on
 
 
 class Way(Protocol):
@@ -30,6 +33,9 @@ class Way(Protocol):
 
     def end(self) -> str:
         """Ends the worker if it is alive, and says what it died of."""
+
+    def figure(self) -> Any:
+        """What changes while the worker gets on; None where nobody knows."""
 
 
 W = TypeVar("W", bound=Way)
@@ -43,6 +49,7 @@ class Worker(Generic[W]):
         self.ready = False
         self.batch: list[int] | None = None  # the orders it works on; None: it waits
         self.held: list[int] = []  # orders whose updates are nowhere but in its own sum
+        self.still = Still()
 
 
 class Workers(ABC, Generic[W]):
@@ -158,6 +165,7 @@ class Shift:
         self.alone: set[int] = set()  # orders that a worker may have died of: they go out one by one
         self.deaths: Counter[int] = Counter()
         self.left: list[int] = []  # nobody works on these
+        self.stall, self.looked = (task.deadline or Deadline()).stall, monotonic()
         self._queue(range(len(orders)))
 
     def run(self) -> list[Done]:
@@ -169,6 +177,17 @@ class Shift:
                 return [self.found[i] for i in range(len(self.orders))]
             for worker, message in self.workers.heard():
                 self._take(worker, message)
+            self._look()
+
+    def _look(self) -> None:
+        """Ends a worker that neither tells of progress nor uses CPU time for as long as the deadline's `stall`."""
+        if monotonic() - self.looked < min(LOOK, self.stall / 4):
+            return
+        self.looked = monotonic()
+        for worker in self.workers.awaited():
+            figure = worker.way.figure()
+            if figure is not None and worker.still.seconds(figure) > self.stall:
+                self._lose(worker, f"no progress for {self.stall:g} s")
 
     def _queue(self, more: Iterable[int]) -> None:
         self.left = sorted([*self.left, *more], key=lambda i: (i not in self.alone, -self.costs[i], i))
@@ -178,7 +197,7 @@ class Shift:
         batch = self._dealt(worker) if self.apart else self._batch(worker)
         if not batch and not worker.held:
             return
-        worker.batch, gone = batch, set(batch)
+        worker.batch, worker.still, gone = batch, Still(), set(batch)
         self.left = [i for i in self.left if i not in gone]
         orders = [self._given(self.orders[i], i) for i in batch]
         try:
@@ -256,19 +275,26 @@ class Shift:
         self.balance.learn(order, worker.number, report)
         site_done(order.site)
 
-    def _lose(self, worker: Worker[Any]) -> None:
-        """Has done again what a dead worker had folded, and, one by one, what it may have died of."""
+    def _lose(self, worker: Worker[Any], stalled: str = "") -> None:
+        """Has done again what a dead worker had folded, and, one by one, what it may have died of.
+
+        `stalled`: why it is ended; the second time that is the last, for it took long.
+        """
         doing, held = worker.batch or [], worker.held
-        cause = self.workers.replace(worker)
+        died = self.workers.replace(worker)
+        cause = stalled or died
         self.balance.forget(worker.number)
         self.alone.update(doing)
-        self.deaths.update(doing if len(doing) == 1 else ())
-        hopeless = [i for i in doing if self.deaths[i] == DEATHS]
+        self.deaths.update(doing * (DEATHS - 1 if stalled else 1) if len(doing) == 1 else ())
+        hopeless = [i for i in doing if self.deaths[i] >= DEATHS]
         for i in hopeless:
-            self.found[i] = _declined(self.orders[i], cause)
+            self.found[i] = _declined(self.orders[i], cause, bool(stalled))
         self._queue(i for i in [*doing, *held] if i not in hopeless)
         sites = ", ".join(self.orders[i].site for i in doing) or "no site"
-        self.note(f"worker {worker.number} died ({cause}) at work for {sites}; what it had not delivered is done again")
+        fate = "was ended" if stalled else "died"
+        self.note(
+            f"worker {worker.number} {fate} ({cause}) at work for {sites}; what it had not delivered is done again"
+        )
 
 
 def same(known: Brief | None, brief: Brief) -> bool:
@@ -283,7 +309,8 @@ def _remember(known: dict[Any, Any], name: Any, value: Any) -> None:
         del known[next(iter(known))]
 
 
-def _declined(order: Order, cause: str) -> Done:
-    why = f"worker died: {cause}"
-    error = SiteError(order.site, order.work, why, "if memory was short, use fewer workers")
+def _declined(order: Order, cause: str, stalled: bool) -> Done:
+    why = cause if stalled else f"worker died: {cause}"
+    remedy = "look for what it waits for, or allow more: fd.Job(…, deadline=fd.Deadline(stall=…))"
+    error = SiteError(order.site, order.work, why, remedy if stalled else "if memory was short, use fewer workers")
     return Done(Outcome(order.site, "declined", why), error=error)

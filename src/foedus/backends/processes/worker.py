@@ -95,11 +95,12 @@ class Failed(NamedTuple):
         return found
 
 
-def serve(connection: Connection[Any, Any], sent: Sent | None) -> None:
-    """A worker's life. `sent` is None where it comes through the pipe."""
+def serve(connection: Connection[Any, Any], sent: Sent | None, told: Any) -> None:
+    """A worker's life. `sent` is None where it comes through the pipe; `told` grows with its progress."""
     channel = Channel(connection)
     try:
         _settle_in()
+        progress.tell = partial(_count, told)
         with build.exactly():
             _serve(channel, Hand(*(sent or read(lambda: channel.receive(mmap.ACCESS_COPY)))))
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -112,8 +113,17 @@ def serve(connection: Connection[Any, Any], sent: Sent | None) -> None:
         os._exit(0)
 
 
+def _count(told: Any, n: int) -> None:
+    told.value += n
+
+
 def _settle_in() -> None:
-    """Leaves Ctrl-C to the parent, ends with the parent, and keeps shared the memory that it has from there."""
+    """Leaves Ctrl-C to the parent, ends with the parent, and keeps shared the memory that it has from there.
+
+    What it starts is of its own group, so that its CPU time is known and all of it ends together.
+    """
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # it may print, though a terminal has another group in front
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     progress.heard = None  # the parent shows what is done

@@ -11,6 +11,7 @@ import io
 import mmap
 import os
 import pickle
+import signal
 import sys
 import warnings
 from collections import ChainMap
@@ -26,6 +27,7 @@ from foedus.backends.processes.channel import Channel, Packed, pack
 from foedus.backends.processes.shift import GLANCE, Worker, Workers, same
 from foedus.backends.processes.worker import Answer, Brief, Failed, Given, Sent, serve
 from foedus.errors import JobError
+from foedus.stall import cpu_seconds
 
 Start = Literal["fork", "spawn"]
 
@@ -45,15 +47,22 @@ def start_method() -> Start:
 class Way:
     """The way to a worker: its process, and the pipe to it."""
 
-    def __init__(self, process: Any, channel: Channel) -> None:
-        self.process, self.channel = process, channel
+    def __init__(self, process: Any, channel: Channel, told: Any) -> None:
+        self.process, self.channel, self.told = process, channel, told
         self.brief: Packed | None = None  # the last one it was sent
+
+    def figure(self) -> tuple[int, float] | None:
+        """What it told of its progress, and its CPU time; None where that is not known."""
+        seconds = None if self.process.pid is None else cpu_seconds(self.process.pid)
+        return None if seconds is None else (self.told.value, seconds)
 
     def end(self) -> str:
         """What the process died of, now at the latest."""
         self.channel.connection.close()
         if self.process.pid is None:
             return "it never began"
+        with suppress(ProcessLookupError):  # too young to have a group
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
         code = self.process.exitcode
@@ -80,10 +89,11 @@ class Processes(Workers[Way]):
     def begin(self) -> Way:
         context: Any = get_context(self.start)
         mine, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, self.sent if self.start == "fork" else None))
+        told = context.RawValue("q", 0)
+        process = context.Process(target=serve, args=(theirs, self.sent if self.start == "fork" else None, told))
         self.starter.submit(_start, process).result()
         theirs.close()
-        return Way(process, Channel(mine))
+        return Way(process, Channel(mine), told)
 
     def greet(self, worker: Worker[Way]) -> None:
         if self.packed is not None:

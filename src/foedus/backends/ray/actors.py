@@ -41,6 +41,9 @@ class Way:
         self.brief: Any = None  # the last one it was sent
         self.cause = "it was ended"
 
+    def figure(self) -> None:
+        """An actor does not say how it gets on: its machine may be another one."""
+
     def end(self) -> str:
         """What the actor died of, now at the latest."""
         ray.kill(self.actor)
