@@ -276,3 +276,39 @@ def test_a_run_that_was_cut_goes_on_at_its_time(kind: str, after: int, home: Pat
     assert found.digest == calm.digest and clocks(found) == clocks(calm)
     with pytest.raises(FoedusError, match="'open' row"):
         launch.run(KINDS[kind](), many(9), seed=4, backend="local", folder=folder, clock=THREE)
+
+
+@pytest.mark.parametrize("rare", [0, 1e-9, -1, 1.5])
+def test_a_device_that_is_hardly_ever_there_is_refused(rare: float) -> None:
+    with pytest.raises(JobError, match=r"available=.*: give a probability from 0.001 to 1"):
+        clock(available=rare)
+
+
+def test_devices_that_are_never_there_at_once_pause_the_run() -> None:
+    def turns(site: str, seconds: float) -> tuple[float, float]:
+        """One hour north, one hour south."""
+        hour, mine = seconds // 3600, int(site == "south")
+        at = hour if hour % 2 == mine else hour + 1
+        return 3600 * at, 3600 * (at + 1)
+
+    sites = {name: SITES["north"] for name in ("north", "south")}
+    with pytest.raises(Paused, match="1 of the 2 sites needed are available, and never 2 at once; mend available"):
+        launch.run(job(min_sites=2), sites, backend="local", clock=clock(available=turns))
+
+
+def test_windows_without_end_are_told() -> None:
+    tiny = clock(work=10.0, available=lambda site, seconds: (seconds, seconds + 1e-5))
+    with pytest.raises(JobError, match="site 'north' more than 100,000 windows: give it fewer and longer ones"):
+        Watch(tiny).trip("north", 0, 0, 0, (0, 0), Deadline())
+
+
+@pytest.mark.parametrize("said", [None, 3.0, (1.0,), (5.0, 2.0), (0.0, 0.5), ("a", "b"), (float("nan"), 9.0)], ids=str)
+def test_a_function_that_returns_no_window_is_told(said: Any) -> None:
+    with pytest.raises(JobError, match=r"of site 'north' at 1 s: return \(from, until\)"):
+        Watch(clock(available=lambda site, seconds: said), 0)._window("north", 1.0)
+
+
+@pytest.mark.parametrize("given", ["x", 3, {"work": 1}], ids=str)
+def test_a_clock_that_is_none_is_refused_before_anything_runs(given: Any) -> None:
+    with pytest.raises(JobError, match=r"clock=.*: give fd.clock\(…\)"):
+        launch.run(job(), SITES, backend="local", clock=given)

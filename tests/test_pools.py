@@ -407,3 +407,11 @@ def test_rows_of_a_memory_map_are_an_array(tmp_path: Path) -> None:
     both = job(learner=learner(model={"w": np.zeros(2, np.float32), "b": np.zeros((), np.float32)}), rounds=1)
     assert both.run({"a": Split(train=(mapped, np.arange(6.0)))}, backend="local").rounds == 1
     assert isinstance(Pool(["a"], str)["a"], str)
+
+
+@pytest.mark.parametrize("sites", [0, -1, 2.5, "abc", True, [1, 2], None], ids=str)
+def test_a_pool_of_what_is_no_count_is_refused(sites: Any) -> None:
+    with pytest.raises(FoedusError, match="give a count of at least 1, or a list of names"):
+        fd.Sites.lazy(sites, lambda i: i)
+    with pytest.raises(FoedusError, match="give a function of the site's number"):
+        fd.Sites.lazy(3, [1, 2, 3])  # type: ignore[arg-type]

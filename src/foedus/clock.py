@@ -24,6 +24,8 @@ __all__ = ["Clock", "Trace", "Trip", "Watch", "clock", "lognormal", "trace"]
 
 SLOT = 3600.0  # seconds for which a site that is there with some probability stays what it is
 NEVER = (math.inf, math.inf)
+RARE = 0.001  # a site that is there less often is there hardly ever
+MOST_WINDOWS = 100_000  # of a site during one Task
 
 Model = Any  # a number, a mapping site -> number, or a function (site, random) -> number
 Window = tuple[float, float]  # from when until when a site is there
@@ -69,8 +71,10 @@ def clock(
     if isinstance(available, (str, os.PathLike)):
         available = trace(available)
     shared = isinstance(available, (int, float))
-    if (shared and not 0 < available <= 1) or not (shared or available is None or callable(available)):
-        raise JobError(f"clock(available={available!r}): give a probability above 0, a CSV file, or a function")
+    if (shared and not RARE <= available <= 1) or not (shared or available is None or callable(available)):
+        raise JobError(
+            f"clock(available={available!r}): give a probability from {RARE:g} to 1, a CSV file, or a function"
+        )
     return Clock(work, speed, bandwidth, available, dropout)
 
 
@@ -195,9 +199,14 @@ class Watch:
     def _leaves(self, site: str, start: float, end: float) -> tuple[float, str]:
         """When the site's window ends, if the next one does not begin there."""
         until = self._window(site, start)[1]
-        while until < end and (following := self._window(site, until))[0] <= until < following[1]:
+        for _ in range(MOST_WINDOWS):
+            if until >= end or not (following := self._window(site, until))[0] <= until < following[1]:
+                return until, "not available any more"
             until = following[1]
-        return until, "not available any more"
+        raise JobError(
+            f"clock(available=…): a Task of {end - start:g} s takes site {site!r} more than {MOST_WINDOWS:,} windows: "
+            "give it fewer and longer ones"
+        )
 
     def _heard(self, site: str, silent: float, why: str, deadline: Any) -> Trip:
         at = silent + deadline.stall
@@ -225,8 +234,7 @@ class Watch:
         if available is None:
             return 0.0, math.inf
         if callable(available):
-            found: Window = available(site, at)
-            return found
+            return _told(available(site, at), site, at)
         slot = int(at // SLOT)
         while key(self.seed, slot, 0, site, "available").number() / 2**63 >= available:
             slot += 1
@@ -240,6 +248,20 @@ def _checked(name: str, value: Any) -> float:
     if not good or (value == 0 and not least_is_good) or (name == "work" and math.isinf(value)):
         raise JobError(f"clock({name}={value!r}): give a {'share' if name == 'dropout' else 'positive number'}")
     return float(value)
+
+
+def _told(found: Any, site: str, at: float) -> Window:
+    """What a function said of a site's next window. Raises JobError for what is none."""
+    try:
+        begins, ends = (float(x) for x in found)
+    except (TypeError, ValueError):
+        begins = ends = math.nan
+    if not (begins < ends or (begins, ends) == NEVER) or not at < ends:
+        raise JobError(
+            f"clock(available=…) says {found!r} of site {site!r} at {at:g} s: return (from, until) of the next window "
+            "that ends later, or (inf, inf) for never"
+        )
+    return begins, ends
 
 
 def _window(row: Mapping[str, Any], where: str, period: float | None) -> Window:

@@ -208,8 +208,11 @@ class Sites(Mapping[str, Any]):
         >>> pool["site-000042"].train.x.tolist()
         [[42], [42]]
         """
-        if isinstance(sites, int) and sites < 1:
-            raise FoedusError(f"sites={sites!r}: give a count of at least 1, or names")
+        named = isinstance(sites, Sequence) and not isinstance(sites, str) and all(isinstance(x, str) for x in sites)
+        if not (named or (isinstance(sites, int) and not isinstance(sites, bool) and sites >= 1)):
+            raise FoedusError(f"sites={sites!r}: give a count of at least 1, or a list of names")
+        if not callable(data):
+            raise FoedusError(f"Sites.lazy(…, {type(data).__name__}): give a function of the site's number, or name")
         made = cls.__new__(cls)
         made._data = pool.counted(sites, data, 3) if isinstance(sites, int) else pool.named(sites, data)
         made.classes = tuple(classes)

@@ -72,6 +72,8 @@ def run(
         from foedus.backends.processes import check
 
         check(workers)
+    if clock is not None and not isinstance(clock, Clock):
+        raise JobError(f"clock={clock!r}: give fd.clock(…)")
     data = bind(sites)
     backend, why = chosen(backend, exact or replay is not None, job, data, seed)
     place = folder or runs.new_folder(job.name)

@@ -32,6 +32,7 @@ from foedus.stop import Stop
 
 BESIDE = ("round", "seconds", "clock")  # what a line of the history has beside metrics
 CHECKPOINT_SHARE = 20  # a checkpoint may take a twentieth of the time since the last one
+MOST_WAITS = 10_000  # for a moment at which enough simulated devices are there
 SLOW = 0.005  # seconds a site: in such a round the intervals cost nothing that is felt
 MOST_MEASURED, PANEL = 10_000, 1_000  # beyond so many sites so many are evaluated, where the Job does not say
 
@@ -258,12 +259,17 @@ def _open(plan: Plan, here: Here, runner: Runner, journal: Journal, script: Jour
 def _asked(plan: Plan, here: Here, roster: Sequence[str], watch: Watch) -> Sequence[str]:
     """The cohort, once enough of it can be asked; on a simulation's clock that may take time."""
     least, there = min(plan.least, wanted(plan, len(roster))), watch.there if watch.selects else None
-    while len(cohort := draw(plan, here.round, roster, there, here.history)) < least:
+    never = f"never {least} at once"
+    for _ in range(MOST_WAITS):
+        cohort = draw(plan, here.round, roster, there, here.history)
+        if len(cohort) >= least:
+            return cohort
         if not watch.wait(roster):
-            found = f"{len(cohort)} of the {least} sites needed are available"
-            mend = "cohort=…" if callable(plan.cohort) and there is None else "available=…"
-            raise Paused(f"round {here.round}: {found}, and none will be any more; mend {mend} and resume the run")
-    return cohort
+            never = "none will be any more"
+            break
+    found = f"{len(cohort)} of the {least} sites needed are available"
+    mend = "cohort=…" if callable(plan.cohort) and there is None else "available=…"
+    raise Paused(f"round {here.round}: {found}, and {never}; mend {mend} and resume the run")
 
 
 def draw(
