@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foedus.torch.chains import chain
-from foedus.torch.losses import unreduced
+from foedus.torch.losses import one_by_one
 from foedus.torch.stacked import stacked
 
 SITES, BATCH = 3, 5
@@ -82,7 +82,7 @@ def test_slopes_are_those_of_autograd(model: str, loss: str) -> None:
     assert found is not None
     with torch.no_grad():
         losses, slopes = found.slopes(params, x, y, shares)
-    each = unreduced(of)(stacked(net)(params, x).flatten(0, 1), y.flatten(0, 1))
+    each = one_by_one(of)(stacked(net)(params, x).flatten(0, 1), y.flatten(0, 1))
     expected = ((each.flatten(1).mean(1) if each.dim() > 1 else each).view(shares.shape) * shares).sum(1)
     torch.testing.assert_close(losses, expected.detach(), rtol=1e-12, atol=1e-14)
     for name, slope in zip(params, torch.autograd.grad(expected.sum(), list(params.values())), strict=True):

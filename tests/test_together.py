@@ -231,6 +231,36 @@ def test_losses_of_many_outputs_are_averaged_as_alone(loss: Any) -> None:
     near(made.together(asked), one_by_one(made, asked))
 
 
+def own_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """As people write it: a mean, and no `reduction`."""
+    return F.cross_entropy(outputs, targets) + 0.1 * (outputs.logsumexp(1) ** 2).mean()
+
+
+class Focal(nn.Module):
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        right = outputs.softmax(1).gather(1, targets[:, None])[:, 0]
+        return -((1 - right) ** 2 * right.log()).mean()
+
+
+def overlap(outputs: Tensor, targets: Tensor) -> Tensor:
+    """No mean of the examples': it looks at the whole batch."""
+    right = outputs.softmax(1).gather(1, targets[:, None])
+    return 1 - 2 * right.sum() / (outputs.softmax(1).sum() + right.sum())
+
+
+@pytest.mark.parametrize("loss", [own_loss, Focal()], ids=["a function", "a module"])
+def test_a_loss_of_ones_own_that_is_a_mean_trains_together(loss: Any) -> None:
+    made = small(loss=loss, epochs=2)
+    asked = calls(made, ROW)
+    near(made.together(asked), one_by_one(made, asked))
+
+
+def test_a_loss_of_the_whole_batch_trains_alone_and_says_why() -> None:
+    made = small(loss=overlap)
+    with pytest.raises(Alone, match="treat the examples one by one"):
+        made.together(calls(made, ROW))
+
+
 def test_each_site_has_its_own_model_and_correction() -> None:
     def correct(first: Params, i: int) -> Any:
         start = first.trainable()

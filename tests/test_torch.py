@@ -24,10 +24,12 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
 import foedus as fd
+from foedus import build as processes
+from foedus import launch
 from foedus import metrics as measures
 from foedus.data import Subset
 from foedus.errors import JobError, Paused, Refused
-from foedus.torch import TorchLearner
+from foedus.torch import TorchLearner, build
 from foedus.torch.machine import Machine
 from foedus.torch.sgd import optimizer, plain
 from torch_models import KEY, Rich, images, learner, linear, rich_job, rich_sites, table
@@ -693,3 +695,22 @@ def test_foedus_itself_needs_no_torch_and_says_what_to_install():
         "try: fd.torch\nexcept fd.FoedusError as error: print(error)"
     )
     assert alone(code) == "torch is not installed: pip install 'foedus[torch]'"
+
+
+@pytest.mark.parametrize("name", ["cuda:7", "nonsense", "cuda", ""])
+def test_a_device_that_is_not_here_is_told_before_anything_runs(name: str, tmp_path: Path) -> None:
+    made = TorchLearner(linear(), nn.CrossEntropyLoss(), SGD, device=name)
+    sites = {"a": fd.Split(table()), "b": fd.Split(table(seed=1))}
+    for backend in ("auto", "local", "processes", "vectorized"):
+        with pytest.raises(JobError, match=rf"device='{name}' is not on this machine, which has cpu.*device='auto'"):
+            launch.run(fd.Job(fd.fedavg(), made, rounds=1), sites, backend=backend, folder=tmp_path / backend)
+        assert not (tmp_path / backend).exists()
+
+
+@pytest.mark.parametrize(("place", "gpu"), [(0, 0), (1, 1), (2, 2), (3, 0), (7, 1)])
+def test_workers_divide_the_gpus_among_themselves(place: int, gpu: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch, "empty", lambda *shape, **how: None)  # there is none here to put it on
+    monkeypatch.setattr(processes, "place", place)
+    assert build.device("auto") == torch.device("cuda", gpu)

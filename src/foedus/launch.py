@@ -74,6 +74,8 @@ def run(
         check(workers)
     if clock is not None and not isinstance(clock, Clock):
         raise JobError(f"clock={clock!r}: give fd.clock(…)")
+    if backend not in ("ray", "network"):  # whose workers are elsewhere
+        getattr(job.learner, "ready", lambda: None)()
     data = bind(sites)
     backend, why = chosen(backend, exact or replay is not None, job, data, seed)
     place = folder or runs.new_folder(job.name)

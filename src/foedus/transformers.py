@@ -137,6 +137,11 @@ class TransformersLearner:
         model = {id(p): p for p in (*self.made.model.parameters(), *self.made.model.buffers())}
         return {"update": self.machine.arrays.params.nbytes, "model": sum(p.nbytes for p in model.values())}
 
+    def ready(self) -> None:
+        """Raises JobError where this machine lacks the device that is named."""
+        if self.device != "auto":
+            build.device(self.device)
+
     def init(self, key: Key) -> Params:
         """The first adapters (B is zero, so that they change nothing), with the base's digest; or the whole model."""
         made = self._make(key)

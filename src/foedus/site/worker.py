@@ -118,6 +118,7 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
         stage = f"importing {order['entry']}"
         job = jobfile.load(Path(order["bundle"]) / order["entry"], order["options"]).job
         job = job.given(privacy=order.get("privacy") or None)
+        getattr(job.learner, "ready", lambda: None)()
         described = build.describe()  # with the libraries that the Job brings, as the run worker describes itself
         stage = "adapting its data"
         named = {name: adapted(name, paths[name], adapter) for name, _, adapter in order["data"]}

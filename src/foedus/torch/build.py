@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from foedus import build as here
 from foedus.errors import JobError
 from foedus.keys import Key
 from foedus.torch.randomness import named
@@ -37,8 +38,17 @@ def floating(dtype: Any) -> torch.dtype | None:
 
 
 def device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one."""
+    """The device of that name; "auto" is a GPU where there is one, of several this worker's. Raises JobError."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    found = torch.device(name)
-    return torch.device("cuda", torch.cuda.current_device()) if found.type == "cuda" and found.index is None else found
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        name = f"cuda:{here.place % gpus}" if gpus else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        found = torch.device(name)
+        if found.type == "cuda" and found.index is None:
+            found = torch.device("cuda", torch.cuda.current_device())
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        gpus = torch.cuda.device_count()
+        there = "cpu" + "".join(f", cuda:{i}" for i in range(gpus)) + ", mps" * torch.backends.mps.is_available()
+        raise JobError(f"device={name!r} is not on this machine, which has {there}: device='auto' takes one") from error
+    return found

@@ -122,6 +122,11 @@ class TorchLearner:
         """(outputs, targets) -> what the metric `loss` adds up, one an example."""
         return per_example(self.loss) if self.loss is not None else natural if self.reads == "logits" else None
 
+    def ready(self) -> None:
+        """Raises JobError where this machine lacks the device that is named."""
+        if self.device != "auto":
+            build.device(self.device)
+
     def init(self, key: Key) -> Params:
         """The first model's Params; the numbers are drawn by `key`."""
         return snapshot(build.built(self.model, key, self.dtype))

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ def per_example(loss: Loss) -> Loss:
 
     A loss that knows no `reduction` gives its mean over the batch to every example.
     """
-    each = unreduced(loss)
+    each = unreduced(loss) or loss
 
     def losses(outputs: Any, targets: Any) -> Tensor:
         found, n = each(outputs, targets), len(targets)
@@ -88,8 +89,13 @@ def _averaged(found: Tensor) -> Tensor:
     return found.cpu().double().reshape(len(found), -1).mean(1)
 
 
-def unreduced(loss: Loss) -> Loss:
-    """The loss itself, with `reduction="none"` if it knows that."""
+def one_by_one(loss: Loss) -> Loss:
+    """(outputs, targets) -> one loss an example, or more: with `reduction="none"`, or mapped over the examples."""
+    return unreduced(loss) or torch.func.vmap(lambda output, target: loss(output[None], target[None]))
+
+
+def unreduced(loss: Loss) -> Loss | None:
+    """The loss with `reduction="none"`, None where it does not know that."""
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
         each = copy.copy(loss)
         vars(each)["reduction"] = "none"
@@ -97,9 +103,9 @@ def unreduced(loss: Loss) -> Loss:
     try:
         known = inspect.signature(loss).parameters
     except (TypeError, ValueError):
-        return loss
+        return None
     if "reduction" not in known:
-        return loss
+        return None
     return lambda outputs, targets: loss(outputs, targets, reduction="none")  # type: ignore[call-arg]
 
 

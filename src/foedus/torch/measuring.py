@@ -27,7 +27,7 @@ class Measuring:
 
     def __init__(self, learner: Any) -> None:
         self.learner, self.proved = learner, False
-        if learner.loss is not None and unreduced(learner.loss) is learner.loss:
+        if learner.loss is not None and unreduced(learner.loss) is None:
             raise Alone("its loss knows no reduction='none', so it is one number a batch")
 
     def measure(self, calls: Sequence[Call]) -> list[dict[str, Array]]:

@@ -23,7 +23,7 @@ from foedus.rows import Apart, Each, Rows
 from foedus.torch import private
 from foedus.torch.arrays import as_array, joined, torch_dtype
 from foedus.torch.chains import chain
-from foedus.torch.losses import leaves_out, totals, unreduced, weighed
+from foedus.torch.losses import leaves_out, one_by_one, totals, weighed
 from foedus.torch.sgd import SGD, Optimizer, plain_descent
 from foedus.torch.stacked import Forward, stacked
 
@@ -64,7 +64,7 @@ class Together:
             raise Alone(f"the model is {self.machine.dtype}")
         self.machine.mode(training=True)
         self.forward: Forward = stacked(self.machine.model)
-        self.each = unreduced(learner.loss)
+        self.each = one_by_one(learner.loss)
         self.chain = chain(self.machine.model, learner.loss)
         self.proved = False
 

@@ -62,8 +62,8 @@ class Workers(ABC, Generic[W]):
         self.all: dict[int, Worker[W]] = {}
 
     @abstractmethod
-    def begin(self) -> W:
-        """A new worker."""
+    def begin(self, number: int) -> W:
+        """A new worker, the one of that number."""
 
     @abstractmethod
     def greet(self, worker: Worker[W]) -> None:
@@ -79,7 +79,7 @@ class Workers(ABC, Generic[W]):
 
     def open(self) -> None:
         for number in range(self.count):
-            self.all[number] = Worker(number, self.begin())
+            self.all[number] = Worker(number, self.begin(number))
         for worker in self.all.values():
             self.greet(worker)
 
@@ -105,7 +105,7 @@ class Workers(ABC, Generic[W]):
         self.stillborn += not worker.ready
         if self.stillborn == STILLBORN:
             raise FoedusError(self.stillborn_text.format(cause=cause))
-        fresh = self.all[worker.number] = Worker(worker.number, self.begin())
+        fresh = self.all[worker.number] = Worker(worker.number, self.begin(worker.number))
         self.greet(fresh)
         return cause
 

@@ -95,12 +95,12 @@ class Failed(NamedTuple):
         return found
 
 
-def serve(connection: Connection[Any, Any], sent: Sent | None, told: Any) -> None:
+def serve(connection: Connection[Any, Any], sent: Sent | None, told: Any, number: int) -> None:
     """A worker's life. `sent` is None where it comes through the pipe; `told` grows with its progress."""
     channel = Channel(connection)
     try:
         _settle_in()
-        progress.tell = partial(_count, told)
+        build.place, progress.tell = number, partial(_count, told)
         with build.exactly():
             _serve(channel, Hand(*(sent or read(lambda: channel.receive(mmap.ACCESS_COPY)))))
     except (EOFError, BrokenPipeError, ConnectionResetError):

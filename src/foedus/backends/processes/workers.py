@@ -86,11 +86,13 @@ class Processes(Workers[Way]):
         self.briefed: Brief | None = None
         self.brief = pack(None)
 
-    def begin(self) -> Way:
+    def begin(self, number: int) -> Way:
         context: Any = get_context(self.start)
         mine, theirs = context.Pipe()
         told = context.RawValue("q", 0)
-        process = context.Process(target=serve, args=(theirs, self.sent if self.start == "fork" else None, told))
+        process = context.Process(
+            target=serve, args=(theirs, self.sent if self.start == "fork" else None, told, number)
+        )
         self.starter.submit(_start, process).result()
         theirs.close()
         return Way(process, Channel(mine), told)

@@ -70,7 +70,7 @@ class Actors(Workers[Way]):
         self.odd: set[str] = set()  # machines whose build is another
         self.alone = time.monotonic()  # since when no worker is ready
 
-    def begin(self) -> Way:
+    def begin(self, number: int) -> Way:
         try:
             return Way(self.member.options(**cluster.options(self.needs), scheduling_strategy="SPREAD").remote())
         except ValueError as error:
