@@ -23,6 +23,12 @@ def test_trees_of_all_find_at_the_hospital_what_its_own_cannot(made):
     assert job.run(two, seed=1, backend="local").metrics["test_auc"] > 0.9
 
 
+def test_trees_in_one_place_find_there_what_another_organisation_has_seen(made):
+    own, both = (made.trained("hospital", names, 1) for names in (["hospital"], ["bank", "hospital"]))
+    alone = made.trees().run({"hospital": 0}, seed=1, backend="local").metrics["test_auc"]
+    assert own == alone < 0.6 < 0.99 < both
+
+
 def test_an_autoencoder_finds_it_without_an_example(made):
     assert made.job(rounds=10).run({"university": 0}, seed=1, backend="local").metrics["test_auc"] > 0.9
 

@@ -51,11 +51,16 @@ def flows(usual, attacks, n, rate, random):
     return x, bad.astype(np.int64)
 
 
-def load(site):
+def seen(name, seed):
     """What the organisation saw, to train on; to test with, its usual flows and among them the new attack alone."""
+    usual, attacks = SITES[name]
+    random = fd.key(seed, name, "flows").numpy()
+    parts = {"train": (attacks, 2000), "valid": (attacks, 1000), "test": ((NEW,), 2000)}
+    return {part: flows(usual, kinds, n, 0.05, random) for part, (kinds, n) in parts.items()}
+
+
+def load(site):
+    """The organisation's flows."""
     if site.name not in SITES:
         raise fd.FoedusError(f"{site.name} is no organisation of this example: take {', '.join(SITES)}")
-    usual, seen = SITES[site.name]
-    random = fd.key(int(site.key.names[0]), site.name, "flows").numpy()
-    parts = {"train": (seen, 2000), "valid": (seen, 1000), "test": ((NEW,), 2000)}
-    return fd.Split(**{part: flows(usual, kinds, n, 0.05, random) for part, (kinds, n) in parts.items()})
+    return fd.Split(**seen(site.name, int(site.key.names[0])))
