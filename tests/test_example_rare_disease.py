@@ -29,6 +29,18 @@ def test_a_hospital_that_never_saw_a_case_learns_little_alone(made):
     assert none.metrics["test_balanced_accuracy"] < 0.75 < 0.85 < all.metrics["test_balanced_accuracy"]
 
 
+def test_a_hospital_without_a_case_that_trains_on_at_home_gets_to_call_fewer_ill(made):
+    federated, tuned = (make(rounds=40, privacy="none") for make in (made.job, made.tuned))
+    shared = federated.run(made.sites, seed=1, backend="local")
+    result = tuned.run(made.sites, seed=1, backend="local")
+    assert result.params == shared.params
+    without = {name for name in made.HOSPITALS if made.CASES[name] == 0}
+    for name in without:
+        own = result.personal(name)
+        x, _ = made.load(fd.data.Site(name, 0, fd.key(1, name))).test[:]
+        assert (x @ own["w"] + own["b"]).mean() < (x @ shared.params["w"] + shared.params["b"]).mean()
+
+
 def test_sealed_sums_have_the_model_of_open_ones(made):
     sealed, plain = (
         made.job(rounds=10, privacy=how).run(made.sites, seed=1, backend="local").params for how in ("secagg", "none")
