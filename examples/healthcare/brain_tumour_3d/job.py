@@ -70,9 +70,15 @@ if __name__ == "__main__":
     sys.path.append(str(here.parents[1]))
     import told
 
-    study = fd.compare(Path(__file__), seeds=range(5), references=["alone", "pooled"])
+    study = fd.compare(Path(__file__), seeds=range(5))
     print(study.by_site(), study.by_site("hausdorff95"), sep="\n\n")
     print(*(told.sentence(study, site, way) for site in (*study.sites, "mean") for way in methods), sep="\n")
+    far = fd.Study(study.scores, "hausdorff95", "min", study.baseline, study.folder)
+    for one, other in (("FedBN", "FedAvg"), ("pooled", "FedAvg"), ("pooled", "alone"), ("unseen-site", "FedAvg")):
+        for site in (*study.sites, "mean"):
+            print(f"{one} less {other}, {site}: {'{:+.3f} ± {:.3f}'.format(*study.difference(one, other, site))}")
+    for way in methods:
+        print(f"{way} less alone, mean in mm: {'{:+.1f} ± {:.1f}'.format(*far.difference(way, 'alone'))}")
     study.plot(path=here / "study.svg")
     ways = {"own model": job().replace(algorithm=fd.algorithms.alone()), "FedAvg": job(), "FedBN": job("own")}
     picture.drawn(picture.found(ways, sites(), seed=0), here / "picture.png")
