@@ -336,7 +336,7 @@ def test_what_is_no_table_is_told() -> None:
     with pytest.raises(FoedusError, match="different lengths"):
         held({"a": [1], "b": [1, 2]})
     with pytest.raises(SiteError, match="'when' holds dates: turn them into numbers"):
-        analytics.describe(sites={"a": pd.DataFrame({"when": pd.to_datetime(["2020-01-01"])})})
+        analytics.unique("when", sites={"a": pd.DataFrame({"when": pd.to_datetime(["2020-01-01"])})})
     with pytest.raises(SiteError, match="'x' holds infinite"):
         analytics.describe(sites={"a": {"x": [1.0, math.inf]}})
 

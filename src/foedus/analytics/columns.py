@@ -11,12 +11,13 @@ import numpy as np
 
 from foedus.analytics.analysis import Table
 from foedus.analytics.asking import Asking, Sent, ask, collect, listing, work
-from foedus.analytics.held import Held, column, numbers
+from foedus.analytics.held import Held, column
 from foedus.core import Work
-from foedus.errors import JobError
+from foedus.errors import FoedusError, JobError
 from foedus.params import Array
 
-KINDS = ("number", "text", "empty")
+WORDS = {"text": "text", "number": "numbers", "date": "dates"}  # of a column's kind, what it holds
+KINDS = (*WORDS, "empty")
 
 
 def chosen(columns: Any, least: int) -> tuple[str, ...]:
@@ -63,27 +64,40 @@ def named(columns: tuple[str, ...], sites: Sequence[str], every: bool) -> Asking
             for name, kind in own.items():
                 found.setdefault(name, {}).setdefault(kind, []).append(site)
     for name, kinds in found.items():
-        if {"text", "number"} <= kinds.keys():
-            text, number = (", ".join(kinds[word]) for word in ("text", "number"))
-            raise JobError(f"column {name!r} holds text at {text} and numbers at {number}: code it alike at all sites")
+        unlike = [f"{word} at {', '.join(kinds[kind])}" for kind, word in WORDS.items() if kind in kinds]
+        if len(unlike) > 1:
+            raise JobError(f"column {name!r} holds {' and '.join(unlike)}: code it alike at all sites")
     if not found:
         raise JobError("no site has a row: bind data, or lower least")
     return {name: next((k for k in kinds if k != "empty"), "number") for name, kinds in found.items()}, there
 
 
-def numeric(columns: tuple[str, ...], sites: Sequence[str], every: bool) -> Asking[tuple[list[str], list[str]]]:
-    """These columns, or all that hold numbers, and the sites. Raises JobError for one of text."""
+def numeric(
+    columns: tuple[str, ...], sites: Sequence[str], every: bool, of: Sequence[str] = ("number", "date")
+) -> Asking[tuple[list[str], dict[str, str], list[str]]]:
+    """These columns, or all of these kinds; of the others, column -> what it holds; and the sites.
+
+    Raises JobError for a column that was named and is of another kind.
+    """
     kinds, there = yield from named(columns, sites, every)
-    texts = [name for name in columns if kinds.get(name) == "text"]
-    if texts:
-        raise JobError(f"column {texts[0]!r} holds text where numbers are needed: turn it into numbers at every site")
-    return [name for name, kind in kinds.items() if kind == "number"], there
+    others = {name: WORDS[kind] for name, kind in kinds.items() if kind not in of}
+    for name in columns:
+        if name in others:
+            raise JobError(
+                f"column {name!r} holds {others[name]} where numbers are needed: turn it into numbers at every site"
+            )
+    return [name for name in kinds if name not in others], others, there
 
 
 def values(table: Held, name: str, least: int) -> Array:
-    """The numbers that are there; none where they are fewer than `least`. Raises FoedusError for text."""
-    x = numbers(table, name)
-    x = x[~np.isnan(x)]
+    """The numbers that are there, of dates the years; none where they are fewer than `least`.
+
+    Raises FoedusError for text.
+    """
+    found = column(table, name)
+    if found.kind == "text":
+        raise FoedusError(f"column {name!r} holds text where numbers are needed: turn it into numbers at every site")
+    x = found.values[found.there]
     return x if len(x) >= least else x[:0]
 
 

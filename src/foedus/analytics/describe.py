@@ -3,7 +3,7 @@ What a site holds and the way to ask for sums may come in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,15 +17,17 @@ from foedus.core import Algorithm, RoundContext, State
 from foedus.ordered import NOTHING, float_of, whole_of
 from foedus.params import Array
 
+ENOUGH = 5  # dates, for the first and the last year of which to be told
 SHOWN = ("count", "missing", "sum", "squares", "min", "max")
 
 
 def describe(columns: str | Sequence[str] = (), *, extremes: bool = True, least: int = 1) -> Algorithm:
     """Count, gaps, sum, mean, variance (of n - 1), standard deviation, least and largest value of each column.
 
-    Without `columns`, of all that any site has. Texts have a count and gaps alone. `least`: a site's column with fewer
-    values is left out of its answer and of all sums. `extremes=False` keeps the least and largest value, each of which
-    is somebody's, at the site. `.pandas`: by column; `.per_site`: by site and column.
+    Without `columns`, of all that any site has. Texts have a count and gaps alone. A date counts as its year; the least
+    and largest are those at or beyond which a site has five dates (`least`, where that is more). `least`: a site's
+    column with fewer values is left out of its answer and of all sums. `extremes=False` keeps the least and largest
+    value, each of which is somebody's, at the site. `.pandas`: by column; `.per_site`: by site and column.
 
     Leaves a site: for each column its count, gaps, sum, sum of squares about the mean, and extremes, in clear.
     """
@@ -62,7 +64,7 @@ def _columns(
     kinds: Mapping[str, str], count: Array, missing: Array, total: Array, squares: Array, low: Array, high: Array
 ) -> dict[str, Any]:
     var = _over(squares, count - 1)
-    number = np.array([kind == "number" for kind in kinds.values()])
+    number = np.array([kind in ("number", "date") for kind in kinds.values()])
     floats = {"sum": total, "mean": _over(total, count), "var": var, "std": np.sqrt(var), "min": low, "max": high}
     return {"count": count, "missing": missing} | {k: np.where(number, x, np.nan) for k, x in floats.items()}
 
@@ -79,7 +81,7 @@ def _values(least: int, table: Held, payload: Mapping[str, Array]) -> Iterable[t
         if held is None or there < least:
             yield 0, table.rows if table.rows >= least else 0, np.empty(0)
         else:
-            numeric = held.values[held.there] if held.kind == "number" else np.empty(0)
+            numeric = held.values[held.there] if held.kind in ("number", "date") else np.empty(0)
             yield there, table.rows - there, numeric
 
 
@@ -91,12 +93,21 @@ def _moments(least: int, extremes: bool, table: Held, payload: Mapping[str, Arra
         "count": np.array([n for n, _, _ in found]), "missing": np.array([gaps for _, gaps, _ in found]),
         "sum": np.array([x.sum() for x in xs]),
     }  # fmt: skip
+    told = list(_told(table, unpacked(payload["columns"]), xs, least)) if extremes else [np.empty(0)] * len(xs)
     most = {
-        "least": np.array([whole_of(-x).max() if len(x) and extremes else NOTHING for x in xs], np.int64),
-        "most": np.array([whole_of(x).max() if len(x) and extremes else NOTHING for x in xs], np.int64),
+        "least": np.array([whole_of(-x).max() if len(x) else NOTHING for x in told], np.int64),
+        "most": np.array([whole_of(x).max() if len(x) else NOTHING for x in told], np.int64),
     }
     shown = {"squares": squares, "min": -float_of(most["least"]), "max": float_of(most["most"])}
     return Sent(sums, most, sums | shown)
+
+
+def _told(table: Held, names: Sequence[str], xs: Sequence[Array], least: int) -> Iterator[Array]:
+    """The numbers whose extremes may be told: of dates those at and beyond which there are enough, on both sides."""
+    few = max(least, ENOUGH) - 1
+    for name, x in zip(names, xs, strict=True):
+        dates = len(x) and column(table, name).kind == "date"
+        yield np.sort(x)[few : len(x) - few] if dates else x
 
 
 def _spread(least: int, table: Held, payload: Mapping[str, Array]) -> Sent:

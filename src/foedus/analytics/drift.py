@@ -29,10 +29,11 @@ def drift(
 ) -> Algorithm:
     """Where a site's columns are distributed otherwise than those of all other sites together.
 
-    Numbers are counted between `bins` quantiles of all. `.pandas`: by column and site `psi`, the population stability
-    index (sum of (p - q) log(p / q), each count and a half; 0.1 is small, 0.25 much); `ks`, the largest difference of
-    the cumulative shares at those quantiles; `difference`, of the means over the standard deviation of all (numbers);
-    `missing`, the difference of the shares of gaps. NaN for a site with fewer than `least` values.
+    Numbers, and the years of dates, are counted between `bins` quantiles of all. `.pandas`: by column and site `psi`,
+    the population stability index (sum of (p - q) log(p / q), each count and a half; 0.1 is small, 0.25 much); `ks`,
+    the largest difference of the cumulative shares at those quantiles; `difference`, of the means over the standard
+    deviation of all (numbers); `missing`, the difference of the shares of gaps. NaN for a site with fewer than `least`
+    values.
 
     Leaves a site: those counts, sums and squares, in clear; the levels of texts as in `table_one`. Fact: `free_text`.
     """

@@ -4,6 +4,7 @@ Only data and the errors may come in."""
 from __future__ import annotations
 
 import csv
+import datetime
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -43,10 +44,13 @@ class Held:
 
 
 class Column(NamedTuple):
-    """A column: numbers as float64 with NaN for gaps, or texts with None; `kind` is empty where all are gaps."""
+    """A column: numbers as float64 with NaN for gaps, or texts with None; `kind` is empty where all are gaps.
+
+    Of dates their years, as numbers are: a day may tell who it is, and is never looked at.
+    """
 
     values: Array
-    kind: str  # "number", "text", "empty"
+    kind: str  # "number", "date", "text", "empty"
 
     @property
     def there(self) -> Array:
@@ -160,8 +164,10 @@ def _typed(name: str, values: Any) -> Column:
     kind = getattr(dtype, "kind", "O")
     if kind in "biuf":
         return _numbers(name, values, getattr(dtype, "na_value", None) is not None)
-    if kind in "mM":
-        raise FoedusError(f"column {name!r} holds dates: turn them into numbers, such as days since a first day")
+    if kind == "M":
+        return _years(values)
+    if kind == "m":  # in days
+        return _numbers(name, np.asarray(values) / np.timedelta64(1, "D"), False)
     return _objects(name, list(values), _gaps(values))
 
 
@@ -173,6 +179,16 @@ def _numbers(name: str, values: Any, gaps: bool) -> Column:
     return Column(x, "empty" if np.isnan(x).all() else "number")
 
 
+def _years(values: Any) -> Column:
+    """The year of each date, as its own time zone has it."""
+    if hasattr(values, "dt"):
+        found = np.array(values.dt.year, np.float64)
+    else:
+        dates = np.asarray(values, "datetime64[Y]")
+        found = np.where(np.isnat(dates), np.nan, dates.astype(np.int64) + 1970.0)
+    return Column(found, "empty" if np.isnan(found).all() else "date")
+
+
 def _gaps(values: Any) -> Sequence[bool]:
     if hasattr(values, "isna"):
         return list(np.asarray(values.isna(), bool))
@@ -180,10 +196,12 @@ def _gaps(values: Any) -> Sequence[bool]:
 
 
 def _objects(name: str, values: Sequence[Any], gaps: Sequence[bool]) -> Column:
-    """Texts; or numbers, where all that is there are numbers."""
+    """Texts; or numbers or dates, where all that is there are such."""
     kinds = {type(v) for v, gap in zip(values, gaps, strict=True) if not gap}
     if all(issubclass(kind, (int, float, np.number, np.bool_)) for kind in kinds):
         return _numbers(name, [np.nan if gap else float(v) for v, gap in zip(values, gaps, strict=True)], False)
+    if kinds and all(issubclass(kind, datetime.date) for kind in kinds):
+        return Column(np.array([np.nan if gap else v.year for v, gap in zip(values, gaps, strict=True)]), "date")
     texts = np.empty(len(values), object)
     texts[:] = [None if gap else str(v) for v, gap in zip(values, gaps, strict=True)]
     return Column(texts, "text")
@@ -192,7 +210,7 @@ def _objects(name: str, values: Sequence[Any], gaps: Sequence[bool]) -> Column:
 def coded(table: Held, name: str) -> Coded:
     """The column as categories, by the text of each value; 1, 1.0 and True are one, and an empty text is a gap."""
     if name not in table._coded or not table.rows:
-        found = column(table, name)
+        found = _undated(table, name)
         gap = ~found.there
         if found.kind == "text":
             gap = np.array([not v for v in found.values], bool)
@@ -221,8 +239,18 @@ def text(value: Any) -> str:
 
 
 def numbers(table: Held, name: str) -> Array:
-    """The column as float64, gaps as NaN. Raises FoedusError where it holds text."""
-    found = column(table, name)
+    """The column as float64, gaps as NaN. Raises FoedusError where it holds text or dates."""
+    found = _undated(table, name)
     if found.kind == "text":
         raise FoedusError(f"column {name!r} holds text where numbers are needed: turn it into numbers at every site")
     return found.values
+
+
+def _undated(table: Held, name: str) -> Column:
+    """The column, unless it holds dates, which have to be made something of first."""
+    found = column(table, name)
+    if found.kind == "date":
+        raise FoedusError(
+            f"column {name!r} holds dates: turn them into numbers, such as days since a first day, or into texts"
+        )
+    return found

@@ -21,7 +21,7 @@ from foedus.params import Array
 
 
 def histogram(column: str, *, bins: int | Sequence[float] = 10, least: int = 1) -> Algorithm:
-    """How many values lie between edges, as numpy counts them: the last interval has both its ends.
+    """How many values lie between edges, as numpy counts them: the last interval has both its ends. Dates are years.
 
     `bins`: a number of equal intervals from the least value to the largest, or the edges, and then no value leaves a
     site. A count below `least` is NaN: merge intervals to see it. `.pandas`: `low`, `high`, `count`; `.per_site`: the

@@ -61,6 +61,7 @@ class Known(NamedTuple):
     levels: dict[str, list[str]]
     free: list[str]  # texts that are no levels
     sites: Sequence[str]
+    dates: frozenset[str]  # of the numbers: they are years
 
     def payload(self) -> dict[str, Array]:
         return {"numbers": packed(self.numbers), "levels": packed(self.levels)}
@@ -89,7 +90,8 @@ def known_columns(asked: Asked, context: RoundContext, every: bool) -> Asking[Kn
                 levels[name] = sorted({v for own in said for v in own}, key=lambda v: (v == OTHERS, v))
     free = [name for name in open_ if name not in levels]
     numbers = [name for name in kinds if name not in texts]
-    return Known(numbers, {name: levels[name] for name in texts if name in levels}, free, sites)
+    dates = frozenset(name for name, kind in kinds.items() if kind == "date")
+    return Known(numbers, {name: levels[name] for name in texts if name in levels}, free, sites, dates)
 
 
 def numbers_of(table: Held, names: Sequence[str], least: int) -> Iterator[tuple[Array, int]]:

@@ -28,7 +28,7 @@ def correlation(columns: Sequence[str] = (), *, least: int = 1) -> Algorithm:
 
     Without `columns`, of all with numbers. `.pandas`: columns by columns, as `DataFrame.corr` of the pooled rows;
     `pairs`: how many rows each has; a site's pair of fewer than `least` is not used. `.per_site`: by site and column
-    its values.
+    its values. Fact: `left_out`, the other columns and what they hold.
 
     Leaves a site: for each pair its rows, sums, squares and products about the pooled means.
     """
@@ -81,7 +81,7 @@ def ttest(
 
 
 def _correlation(names: tuple[str, ...], state: State, context: RoundContext, every: bool = True) -> Any:
-    columns, sites = yield from single.numeric(names, context.cohort, every)
+    columns, others, sites = yield from single.numeric(names, context.cohort, every, ("number",))
     p, named = len(columns), {"columns": packed(columns)}
     first = yield from ask("sums", sites, named, {"count": (p,), "sum": (p,)})
     mean = first.of["sum"] / np.maximum(first.of["count"], 1)
@@ -96,7 +96,7 @@ def _correlation(names: tuple[str, ...], state: State, context: RoundContext, ev
         "pandas": Table(columns, {name: r[:, i] for i, name in enumerate(columns)}),
         "per_site": single.per_site(first.shown, "count", columns),
         "pairs": Table(columns, {name: n[:, i] for i, name in enumerate(columns)}),
-    }, {})  # fmt: skip
+    }, {"left_out": others})  # fmt: skip
 
 
 def _column_sums(least: int, table: Held, payload: Mapping[str, Array]) -> Sent:

@@ -47,7 +47,8 @@ def quantiles(
 ) -> Algorithm:
     """The quantiles of each column, exactly those of numpy and pandas on the pooled values, or within a relative error.
 
-    Without `columns`, of all with numbers.
+    Without `columns`, of all with numbers or dates, which count as their year. Fact: `left_out`, the other columns and
+    what they hold.
     A quantile is a value that somebody has, or lies between two. With `error=0.01` the search ends when every one is
     known to 1 %, and gives the middle. `.pandas`: by q, a column for each. `.per_site`: counts.
 
@@ -68,7 +69,7 @@ def works(least: int) -> dict[str, Work]:
 
 
 def _round(asked: Asked, state: State, context: RoundContext, every: bool = True) -> Any:
-    columns, sites = yield from single.numeric(asked.columns, context.cohort, every)
+    columns, others, sites = yield from single.numeric(asked.columns, context.cohort, every)
     asked = asked._replace(columns=tuple(columns))
     found, seen = yield from grid(asked, sites)
     pooled = {name: found[i] for i, name in enumerate(asked.columns)}
@@ -76,7 +77,7 @@ def _round(asked: Asked, state: State, context: RoundContext, every: bool = True
         "pandas": Table(list(asked.q), pooled, ("q",)),
         "per_site": single.per_site(seen.shown, "count", asked.columns),
     }
-    return answer("quantiles", tables, {})
+    return answer("quantiles", tables, {"left_out": others})
 
 
 def grid(asked: Asked, sites: Sequence[str]) -> Asking[tuple[Array, Sums]]:

@@ -33,8 +33,9 @@ def schema(
     """The schema that all sites' data have, to begin a Job's `schema=` with: read it, add units, tighten it.
 
     Types, codes (texts of at most 50 levels, whole numbers of at most 12), ranges rounded outwards to two digits, the
-    largest share of gaps, the fewest rows. Fact: `toml`, a table named `dataset`. `.pandas`: by column its rule.
-    `.per_site`: rows. A column that some site lacks is left out, and named in the fact `lacking`.
+    largest share of gaps, the fewest rows. Dates are `text`, as a schema has them. Fact: `toml`, a table named
+    `dataset`. `.pandas`: by column its rule. `.per_site`: rows. A column that some site lacks is left out, and named in
+    the fact `lacking`.
 
     Leaves a site: names and kinds of its columns, least and largest values, shares of gaps, rows, in clear; levels as
     in `table_one`: where they are no groups, or some are listed nowhere, the rule is `text`.
@@ -80,7 +81,7 @@ def _schema(asked: Asked, dataset: str, state: State, context: RoundContext, eve
     whole_numbers = [
         name
         for i, name in enumerate(names)
-        if name in known.numbers and not found.most["broken"][i] and high[i] - low[i] < FEW and name not in known.levels
+        if name in known.numbers and not found.most["broken"][i] and high[i] - low[i] < FEW and name not in known.dates
     ]
     codes: dict[str, list[int]] = {}
     if whole_numbers and found.shown:  # of which sites may list the levels
@@ -116,6 +117,8 @@ def _rule(
     if name in known.levels or name in known.free:
         whole = 0 < len(levels) <= MOST_LEVELS and not strange
         return {"type": "code", "codes": levels} if whole else {"type": "text"}
+    if name in known.dates:
+        return {"type": "text"}
     if name in codes:
         return {"type": "code", "codes": codes[name]}
     rule: dict[str, Any] = {"type": "number" if broken else "integer"}

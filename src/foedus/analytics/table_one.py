@@ -34,9 +34,10 @@ def table_one(
     """Who is in the federation: the first table of a clinical paper, with a column for all and one for each site.
 
     Texts, and columns with `categories`, have a row for each level: its count and share of the values. Numbers have
-    mean and standard deviation; every column its gaps. A level of fewer than `least` rows is not shown ("few"), nor the
-    one that would tell it, nor the mean of so few. `.pandas`: by column and level, as texts; `.per_site`: rows. Fact:
-    `free_text`, texts that are left out, for most of their levels are of few rows (names, notes), or more than 50.
+    mean and standard deviation, dates those of their year; every column its gaps. A level of fewer than `least` rows is
+    not shown ("few"), nor the one that would tell it, nor the mean of so few. `.pandas`: by column and level, as texts;
+    `.per_site`: rows. Fact: `free_text`, texts that are left out, for most of their levels are of few rows (names,
+    notes), or more than 50.
 
     Leaves a site: for each column its count, sum, sum of squares about its own mean and about that of all, and of each
     level a count, in clear as shown; the levels of at least `least` rows of texts without `categories`, the rest as

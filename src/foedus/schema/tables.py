@@ -84,10 +84,12 @@ def _slices(columns: Sequence[Any]) -> Iterator[Block]:
 
 
 def _cells(column: Any) -> Any:
-    """Cells as float64 where they are numbers, else as texts, a gap being empty."""
+    """Cells as float64 where they are numbers, or durations, in days; else as texts, a gap being empty."""
     frame = hasattr(column, "isna")
     if column.dtype.kind in "biuf":
         return column.to_numpy(np.float64, na_value=np.nan) if frame else column.astype(np.float64)
+    if column.dtype.kind == "m":
+        return np.asarray(np.asarray(column) / np.timedelta64(1, "D"), np.float64)
     cells = column.tolist()
     gaps = column.isna().tolist() if frame else [cell is None for cell in cells]
     return ["" if gap else str(cell) for cell, gap in zip(cells, gaps, strict=True)]
