@@ -26,6 +26,7 @@ from foedus import (
     fedprox,
     int4,
     int8,
+    launch,
     mean,
     plateau,
     target,
@@ -661,3 +662,13 @@ def test_averages_of_training_are_read_at_once_as_they_are_site_by_site() -> Non
     assert mixed["a"] == {"train_loss": 1.5} and mixed["e"] == {"train_loss": 1.0, "train_x": 1.0}
     both = measured([one, one], [], Journal(Memory()))[1]
     assert both["a"] == {"train_loss": 1.5} and both["b"] == {"train_loss": None}
+
+
+def test_where_an_error_was_raised_is_a_line_of_the_users_own(tmp_path: Path) -> None:
+    def load(site: Any) -> Split:
+        return Split((np.zeros((0, 2)), np.zeros(0)))  # whose check is in code that dataclasses made
+
+    made = Job(fedavg(), learner(), load, rounds=1)
+    with pytest.raises(Paused) as paused:
+        launch.run(made, 1, backend="local", folder=tmp_path / "run")
+    assert re.search(r"train has no examples \(test_run\.py, line \d+, in load\)", str(paused.value))

@@ -23,7 +23,12 @@ from foedus.metrics import plain
 from foedus.params import Params, Spec
 from foedus.rows import Apart, Each
 
-FOREIGN = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen")  # code that is not the user's
+FOREIGN = (
+    str(Path(__file__).parent),
+    sysconfig.get_path("stdlib"),
+    "<frozen",
+    "<string>",
+)  # code that is not the user's
 MOST_SPLITS = 1024
 
 
