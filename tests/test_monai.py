@@ -6,12 +6,9 @@ from functools import partial
 
 import nibabel
 import numpy as np
-import pydicom
 import pytest
 import torch
 from monai.transforms import Compose, RandCropByPosNegLabeld, RandFlipd
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 import foedus as fd
 from foedus import midway
@@ -19,6 +16,7 @@ from foedus.errors import FoedusError, Incompatible, JobError
 from foedus.monai import MonaiLearner, dice, hausdorff, statistics, unet, volumes
 from foedus.monai.learner import spacing_of
 from foedus.monai.reading import read
+from scan_files import dicom, nifti
 
 pytestmark = pytest.mark.long
 
@@ -31,33 +29,6 @@ def ball(seed, size=(16, 16, 8), bright=2.0):
     return (1 + rng.normal(scale=0.3, size=size) + bright * label).astype(np.float32), label.astype(np.uint8)
 
 
-def nifti(path, voxels, zooms=(1, 1, 2)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([*zooms, 1])), path)
-
-
-def dicom(folder, voxels, zooms=(1, 1, 2), slope=1.0, drop=()):
-    """A series whose files are named against their order in space."""
-    folder.mkdir(parents=True)
-    series = generate_uid()
-    for z in set(range(voxels.shape[2])) - set(drop):
-        meta = FileMetaDataset()
-        meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, "1.2.840.10008.5.1.4.1.1.4"
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        found = pydicom.Dataset()
-        found.file_meta, found.SOPClassUID = meta, meta.MediaStorageSOPClassUID
-        found.SOPInstanceUID, found.SeriesInstanceUID = meta.MediaStorageSOPInstanceUID, series
-        found.ImageOrientationPatient, found.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, float(z * zooms[2])]
-        found.PixelSpacing, found.SliceThickness = [zooms[1], zooms[0]], zooms[2]
-        found.RescaleSlope, found.RescaleIntercept = slope, -1
-        pixels = np.rint((voxels[:, :, z].T + 1) / slope).astype(np.uint16)  # rows are y
-        found.Rows, found.Columns = pixels.shape
-        found.SamplesPerPixel, found.PhotometricInterpretation, found.PixelRepresentation = 1, "MONOCHROME2", 0
-        found.BitsAllocated, found.BitsStored, found.HighBit = 16, 16, 15
-        found.PixelData = pixels.tobytes()
-        found.save_as(folder / f"{99 - z:02}.dcm", enforce_file_format=True)
-
-
 def test_a_series_of_dicom_is_the_nifti_of_the_same_patient(tmp_path):
     voxels = np.arange(4 * 3 * 5, dtype=np.float32).reshape(4, 3, 5)
     dicom(tmp_path / "series", voxels, (0.5, 0.75, 2), slope=0.5)
@@ -67,7 +38,7 @@ def test_a_series_of_dicom_is_the_nifti_of_the_same_patient(tmp_path):
     assert np.array_equal(series.voxels, file.voxels) and np.array_equal(series.voxels, voxels[::-1, ::-1])
     assert series.spacing == file.spacing == (0.5, 0.75, 2)
     dicom(tmp_path / "hole", voxels, drop=[2])
-    with pytest.raises(FoedusError, match="slices lie 2 to 4 mm apart: one is missing"):
+    with pytest.raises(FoedusError, match="hole: the slices of a series lie unevenly apart; one is missing"):
         read(tmp_path / "hole")
 
 

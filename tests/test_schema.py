@@ -396,9 +396,9 @@ def test_too_few_rows_are_found(tmp_path, rows, least, what):
         ("a.npz", b"PK\x03\x04 not an archive", "it cannot be read (BadZipFile)"),
         ("a.safetensors", b"\xff" * 40, "it cannot be read (WireError)"),
         (
-            "a.dcm",
-            b"DICM",
-            "this kind of file is not checkable (.csv, .tsv, .parquet, .npy, .npz, .safetensors, .png are)",
+            "a.bmp",
+            b"BM",
+            "this kind of file is not checkable (.csv, .tsv, .parquet, .npy, .npz, .safetensors, .png, .nii, .nii.gz, ",
         ),
         ("heart", b"63,1,233", "this kind of file is not checkable"),
         ("a.png", b"\x89PNG", "a picture holds no columns; give an adapter whose adapt(path, name) returns"),
@@ -684,7 +684,7 @@ def test_a_bad_file_of_a_folder_is_named_by_its_place_and_the_others_are_checked
 
 
 def test_a_folder_without_anything_to_check_says_so(tmp_path):
-    (tmp_path / "scan.dcm").write_bytes(b"DICM")
+    (tmp_path / "scan.bmp").write_bytes(b"BM")
     assert images_found(SCAN, tmp_path)[""].startswith("the folder holds no file that is checkable (.csv, .tsv,")
 
 
@@ -705,8 +705,14 @@ def test_png_pictures_are_checked_by_their_head(tmp_path):
         == images_found(colour | {"shape": [4, 6, 3]}, tmp_path / "c.png")
     )
     assert "are not uint8" in images_found(colour | {"dtype": "uint8"}, tmp_path / "c.png")["image"]
-    assert "PNG, whose values are not read" in images_found(colour | {"max": 1000}, tmp_path / "c.png")["image"]
-    assert "PNG, whose values are not read" in images_found(colour | {"min": 1}, tmp_path / "c.png")["image"]
+    assert (
+        "PNG, NIfTI or DICOM, whose values are not read"
+        in images_found(colour | {"max": 1000}, tmp_path / "c.png")["image"]
+    )
+    assert (
+        "PNG, NIfTI or DICOM, whose values are not read"
+        in images_found(colour | {"min": 1}, tmp_path / "c.png")["image"]
+    )
     assert "have not the shape" in images_found(colour | {"shape": [4, 6]}, tmp_path / "c.png")["image"]
     (tmp_path / "c.png").write_bytes(b"GIF89a" + bytes(40))
     assert images_found(colour, tmp_path / "c.png")[""].startswith("the file is no PNG picture")
@@ -929,7 +935,7 @@ def test_four_hospitals_are_told_apart(hospital, rows, what):
 def test_the_schema_in_the_docs_is_read():
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```toml\n(.*?)^```", page, re.S | re.M)
-    assert [list(read(tomllib.loads(block)).datasets) for block in blocks] == [["heart", "scans"]]
+    assert [list(read(tomllib.loads(block)).datasets) for block in blocks] == [["heart", "scans", "tumours"]]
 
 
 def test_the_public_names_are_these():

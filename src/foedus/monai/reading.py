@@ -14,6 +14,8 @@ import pydicom
 
 from foedus.errors import FoedusError
 from foedus.params import Array
+from foedus.schema.pictures import placed
+from foedus.schema.tables import Unreadable
 
 NIFTI = (".nii", ".nii.gz")
 IMAGES, LABELS = "images", "labels"
@@ -151,23 +153,16 @@ def _series(folder: Path) -> Any:
         raise FoedusError(
             f"{folder} holds {len({x.SeriesInstanceUID for x in slices})} DICOM series: keep one a folder"
         )
-    row, column = np.array(slices[0].ImageOrientationPatient, float).reshape(2, 3)
-    normal = np.cross(row, column)
-    slices.sort(key=lambda found: float(np.dot(normal, np.array(found.ImagePositionPatient, float))))
-    places = np.array([found.ImagePositionPatient for found in slices], float)
-    steps = np.diff(places @ normal)
-    if len(steps) and not np.allclose(steps, steps[0], rtol=0.01, atol=1e-3):
-        raise FoedusError(f"{folder}: slices lie {steps.min():g} to {steps.max():g} mm apart: one is missing or twice")
-    thick = float(steps[0]) if len(steps) else float(getattr(slices[0], "SliceThickness", 1.0) or 1.0)
+    try:
+        slices, affine = placed(slices)
+    except Unreadable as error:
+        raise FoedusError(f"{folder}: {error.what}; {error.remedy}") from error
     voxels = [
         found.pixel_array.astype(np.float32) * float(getattr(found, "RescaleSlope", 1))
         + float(getattr(found, "RescaleIntercept", 0))
         for found in slices
     ]
-    down, across = map(float, slices[0].PixelSpacing)  # between rows, between columns
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1], affine[:3, 2], affine[:3, 3] = row * across, column * down, normal * thick, places[0]
-    return nibabel.Nifti1Image(np.stack(voxels, -1).transpose(1, 0, 2), np.diag([-1, -1, 1, 1]) @ affine)
+    return nibabel.Nifti1Image(np.stack(voxels, -1).transpose(1, 0, 2), affine)
 
 
 def _side_by_side(folder: Path) -> list[Case]:

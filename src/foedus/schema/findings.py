@@ -144,18 +144,33 @@ def _formula(found: Conversion) -> str:
 
 def image_problems(name: str, rule: Image, counts: ImageCounts) -> Iterator[Problem]:
     """What is wrong with images or masks."""
-    shape = " × ".join("any" if n == -1 else str(n) for n in rule.shape)
+    shape = _sizes(rule.shape)
     looks, hint = _scaled(counts)
     faults = (
         (counts.shape, f"have not the shape {shape}", "resample, crop or transpose them in an adapter"),
         (counts.dtype, f"are not {rule.dtype or 'numbers'}", "convert them in an adapter, or save them so"),
         (counts.odd, "hold NaN or infinities", "replace these values, or leave such examples out"),
         (counts.misfit, f"hold values outside {ranged(rule)}{looks}", hint or "scale or clip them to that range"),
-        (counts.unread, "are PNG, whose values are not read, so that their range is not checked", ADAPTER),
+        (counts.spacing, f"have not the spacing {_sizes(rule.spacing)} mm", "resample them, or do so in an adapter"),
+        (counts.modality, f"are not {rule.modality}", "bind that modality alone"),
+        (
+            counts.unsaid,
+            "do not say their spacing or modality",
+            "bind NIfTI or DICOM, or leave these out of the schema",
+        ),
+        (
+            counts.unread,
+            "are PNG, NIfTI or DICOM, whose values are not read, so that their range is not checked",
+            f"leave min and max out of the schema, or {ADAPTER}",
+        ),
     )
     for number, what, remedy in faults:
         if number:
             yield Problem(name, f"{few(number)} of {few(counts.rows)} arrays {what}", remedy)
+
+
+def _sizes(lengths: Sequence[float]) -> str:
+    return " × ".join("any" if n == -1 else f"{n:g}" for n in lengths)
 
 
 def _scaled(counts: ImageCounts) -> tuple[str, str]:

@@ -8,15 +8,18 @@ from typing import NamedTuple
 import numpy as np
 
 from foedus.params import DTYPES, Array
+from foedus.schema.pictures import Picture
 from foedus.schema.rules import Image
-from foedus.schema.sources import Picture, Stack
+from foedus.schema.sources import Stack
 from foedus.schema.tables import Unreadable
 
+NEAR = 0.01  # of a voxel's size, by which it may differ
 SCALES = ((1 / 255, "0 to 255", "divide them by 255"), (255.0, "0 to 1", "multiply them by 255"))
 
 
 class ImageCounts(NamedTuple):
-    """Of images: how many have another shape or dtype, hold NaN or infinities, do not fit, are not read.
+    """Of images: how many have another shape or dtype, hold NaN or infinities, do not fit, are not read; how many have
+    another spacing or modality, or say none.
 
     `fits` counts those that fit once they are scaled, for each of SCALES.
     """
@@ -28,6 +31,9 @@ class ImageCounts(NamedTuple):
     misfit: int = 0
     unread: int = 0
     fits: tuple[int, ...] = (0,) * len(SCALES)
+    spacing: int = 0
+    modality: int = 0
+    unsaid: int = 0
 
 
 def count_images(rule: Image, held: Stack | Picture) -> ImageCounts:
@@ -38,11 +44,12 @@ def count_images(rule: Image, held: Stack | Picture) -> ImageCounts:
     if values.ndim == 0:
         raise Unreadable("a single number is no image", "give an array with one image for each example")
     rows = len(values)
+    unsaid = rows if rule.spacing or rule.modality else 0
     if not _alike(rule, values.shape[1:]) or 0 in values.shape[1:]:
-        return ImageCounts(rows, shape=rows)
+        return ImageCounts(rows, shape=rows, unsaid=unsaid)
     if values.dtype.name not in ([rule.dtype] if rule.dtype else DTYPES):
-        return ImageCounts(rows, dtype=rows)
-    return _count_values(rule, values)
+        return ImageCounts(rows, dtype=rows, unsaid=unsaid)
+    return _count_values(rule, values)._replace(unsaid=unsaid)
 
 
 def _count_values(rule: Image, values: Array) -> ImageCounts:
@@ -56,10 +63,23 @@ def _count_values(rule: Image, values: Array) -> ImageCounts:
 
 
 def _count_picture(rule: Image, held: Picture) -> ImageCounts:
-    most = np.iinfo(held.dtype).max
-    known = rule.min <= 0 and most <= rule.max
-    shape = not any(_alike(rule, shape) for shape in held.shapes)
-    return ImageCounts(1, int(shape), int(rule.dtype not in ("", held.dtype)), unread=int(not known))
+    unsaid = (rule.spacing and not held.spacing) or (rule.modality and not held.modality)
+    return ImageCounts(
+        1,
+        shape=int(not any(_alike(rule, shape) for shape in held.shapes)),
+        dtype=int(held.dtype not in ([rule.dtype] if rule.dtype else DTYPES)),
+        unread=int(held.low < rule.min or held.high > rule.max),
+        spacing=int(bool(rule.spacing and held.spacing) and not _near(rule.spacing, held.spacing)),
+        modality=int(bool(rule.modality and held.modality) and rule.modality != held.modality),
+        unsaid=int(bool(unsaid)),
+    )
+
+
+def _near(wanted: tuple[float, ...], found: tuple[float, ...]) -> bool:
+    """Whether voxels have the size that is wanted, to a hundredth; -1 is any."""
+    return len(wanted) == len(found) and all(
+        a == -1 or abs(b - a) <= NEAR * a for a, b in zip(wanted, found, strict=True)
+    )
 
 
 def _alike(rule: Image, shape: tuple[int, ...]) -> bool:

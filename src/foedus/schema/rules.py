@@ -42,12 +42,19 @@ class Column(NamedTuple):
 
 
 class Image(NamedTuple):
-    """One example of an array: its shape (-1: any length), its dtype ("": any) and the range of its values."""
+    """One example of an array: its shape (-1: any length), its dtype ("": any) and the range of its values.
+
+    Of pictures, too, the size of a voxel along their axes in space, in mm (-1: any), DICOM's Modality, and in what the
+    names of the files of their channels end.
+    """
 
     shape: tuple[int, ...]
     dtype: str = ""
     min: float = -math.inf
     max: float = math.inf
+    spacing: tuple[float, ...] = ()
+    modality: str = ""
+    channels: tuple[str, ...] = ()
 
 
 class Dataset(NamedTuple):
@@ -108,6 +115,8 @@ def _dataset(table: Any, where: str) -> Dataset:
         raise JobError(f"{where}: it says nothing of the data; add a table `columns` or `image`")
     if "mask" in images and (rules or "image" not in images):
         raise JobError(f"{where}: `mask` is the target of an `image`, in place of `columns`; state image and mask only")
+    if "mask" in images and bool(images["image"].channels) != bool(images["mask"].channels):
+        raise JobError(f"{where}: image and mask are both found by `channels`, or neither; say mask.channels = ['seg']")
     least = _values(found, where, ("least_rows",))
     return Dataset(rules, images.get("image"), images.get("mask"), **least)
 
@@ -132,6 +141,8 @@ def _image(table: Any, where: str) -> Image:
         raise JobError(f"{where}: 'shape' is missing; give that of one example, such as shape = [1, 64, 64]")
     image = Image(**_values(found, where, Image._fields))
     _check_range(image, where)
+    if len(image.spacing) > len(image.shape):
+        raise JobError(f"{where}: spacing has {len(image.spacing)} axes, and shape {len(image.shape)}")
     return image
 
 
@@ -227,6 +238,23 @@ def _shape(value: Any) -> tuple[int, ...]:
     return shape
 
 
+def _spacing(value: Any) -> tuple[float, ...]:
+    try:
+        sizes = tuple(map(_number, value)) if isinstance(value, list | tuple) else ()
+    except ValueError:
+        sizes = ()
+    if not sizes or not all(n > 0 or n == -1 for n in sizes):
+        raise ValueError("a list of sizes in mm, such as [1, 1, 2.5] (-1: any)")
+    return sizes
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    words = tuple(value) if isinstance(value, list | tuple) else ()
+    if not words or not all(isinstance(word, str) and word for word in words) or len(set(words)) < len(words):
+        raise ValueError("a list of texts, each of them once")
+    return words
+
+
 def _dtype(value: Any) -> str:
     if value not in DTYPES:
         raise ValueError(f"a dtype out of {', '.join(DTYPES)}")
@@ -235,7 +263,7 @@ def _dtype(value: Any) -> str:
 
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     "unit": _text, "min": _number, "max": _number, "missing": _share, "codes": _codes, "least_each": _count,
-    "least_rows": _count, "shape": _shape, "dtype": _dtype,
+    "least_rows": _count, "shape": _shape, "dtype": _dtype, "spacing": _spacing, "modality": _text, "channels": _words,
 }  # fmt: skip
 
 
@@ -247,4 +275,4 @@ def _plain(value: Any) -> Any:
         return {key: _plain(held) for key, held in value.items()}
     if isinstance(value, float):
         return int(value) if value.is_integer() and abs(value) < MOST_EXACT else value.hex()
-    return list(value) if isinstance(value, tuple) else value
+    return list(map(_plain, value)) if isinstance(value, tuple) else value

@@ -4,8 +4,7 @@ Paths, frames and arrays come in; only the checker sees what goes out."""
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +13,12 @@ import numpy as np
 from foedus import frames
 from foedus.data import PARTS, Pairs, Split, load_split
 from foedus.errors import FoedusError, Missing
+from foedus.schema.pictures import SUFFIXES, Picture, is_dicom, is_picture, pictures, stem, together
 from foedus.schema.rules import Dataset
 from foedus.schema.tables import ADAPTER, Table, Unreadable, joined, read_csv
 
 X_NAMES, Y_NAMES = ("x", "image", "images"), ("y", "mask", "masks", "label", "labels")
-_PNG = struct.Struct(">8s4x4sIIBB")  # signature, type of the first chunk, width, height, bits, colour type
-_CHANNELS = {2: 3, 4: 2, 6: 4}  # by colour type; the others are grey values or a palette
+MASKS = "labels"  # the folder of masks, beside that of images
 
 
 class Stack(NamedTuple):
@@ -29,19 +28,19 @@ class Stack(NamedTuple):
     alone: bool = False
 
 
-class Picture(NamedTuple):
-    """What the head of a picture tells: the shapes that it may be read in, and its dtype."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    dtype: str
-
-
 class Piece(NamedTuple):
     """Something of a dataset that is checked at once."""
 
     table: Table | None = None
     image: Stack | Picture | None = None
-    mask: Stack | None = None
+    mask: Stack | Picture | None = None
+
+
+class Example(NamedTuple):
+    """Where an example's pictures lie: a file, or a folder of DICOM, for each channel; None where it is not there."""
+
+    image: tuple[Path | None, ...]
+    mask: tuple[Path | None, ...] = ()
 
 
 def parts(rule: Dataset, data: Any) -> list[Any]:
@@ -51,12 +50,43 @@ def parts(rule: Dataset, data: Any) -> list[Any]:
     files = _files(Path(data))
     tables = [path for path in files if path.suffix.lower() in TABLES and rule.columns]
     arrays = [path for path in files if path.suffix.lower() in ARRAYS and (rule.image or not tables)]
-    return tables + arrays or [data]
+    shown = [path for path in files if is_picture(path)] if rule.image or not tables else []
+    return [*tables, *arrays, *_examples(rule, Path(data), shown)] or [data]
+
+
+def _examples(rule: Dataset, folder: Path, shown: list[Path]) -> list[Example]:
+    """Pictures as examples: by the channels that end their names, by images and labels of one name, or each alone."""
+    places = sorted({path.parent if is_dicom(path) else path for path in shown})
+    if rule.image and rule.image.channels:
+        return _by_channel(rule.image.channels, rule.mask.channels if rule.mask else (), places)
+    if not rule.mask:
+        return [Example((path,)) for path in places]
+    sides: tuple[dict[str, Path], dict[str, Path]] = ({}, {})
+    for path in places:
+        sides[path.relative_to(folder).parts[:1] == (MASKS,)][stem(path)] = path
+    images, masks = sides
+    return [Example((images.get(name),), (masks.get(name),)) for name in sorted(images.keys() | masks.keys())]
+
+
+def _by_channel(image: Sequence[str], mask: Sequence[str], places: list[Path]) -> list[Example]:
+    """An example for each folder that holds pictures."""
+    cases: dict[Path, list[Path]] = {}
+    for path in places:
+        cases.setdefault(path.parent, []).append(path)
+    sides = [[tuple(_ending(held, word) for word in side) for side in (image, mask)] for held in cases.values()]
+    return [Example(*side) for side in sides]
+
+
+def _ending(paths: list[Path], word: str) -> Path | None:
+    found = [path for path in paths if stem(path).endswith((f"_{word}", f"-{word}"))]
+    return found[0] if len(found) == 1 else None
 
 
 def pieces(rule: Dataset, data: Any) -> Iterator[Piece]:
     """The pieces of a file, a Split, a pair, a frame, an array or a mapping of arrays. Raises Unreadable for others."""
-    if isinstance(data, (str, os.PathLike)):
+    if isinstance(data, Example):
+        yield from _pictured(rule, data)
+    elif isinstance(data, (str, os.PathLike)):
         yield from _file(rule, Path(data))
     elif isinstance(data, Split):
         for held in (getattr(data, part) for part in PARTS):
@@ -104,7 +134,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _file(rule: Dataset, path: Path) -> Iterator[Piece]:
-    opener = (TABLES | ARRAYS).get(path.suffix.lower())
+    opener = (TABLES | ARRAYS).get(path.suffix.lower()) or (_alone if path.is_file() and is_picture(path) else None)
     if not path.stat().st_size:
         raise Unreadable("the file is empty", "bind a file that holds data")
     if path.is_dir():
@@ -147,21 +177,39 @@ def _safetensors(rule: Dataset, path: Path) -> Iterator[Piece]:
         yield from pieces(rule, split)
 
 
-def _png(rule: Dataset, path: Path) -> Iterator[Piece]:
-    """The head of a PNG file (ISO/IEC 15948, clause 11.2.2); its values are not read."""
+def _alone(rule: Dataset, path: Path) -> Iterator[Piece]:
+    yield from _pictured(rule, Example((path,)))
+
+
+def _pictured(rule: Dataset, example: Example) -> Iterator[Piece]:
+    """What the heads of an example's pictures tell: of a folder of DICOM alone, of each of its series."""
     if rule.image is None:
         raise Unreadable("a picture holds no columns", ADAPTER)
-    with path.open("rb") as file:
-        head = file.read(_PNG.size)
-    if len(head) < _PNG.size or not head.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise Unreadable("the file is no PNG picture", "save it again as PNG")
-    _, _, width, height, bits, colour = _PNG.unpack(head)
-    count = _CHANNELS.get(colour, 1)
-    shapes = ((height, width, count), (count, height, width), (height, width))
-    yield Piece(image=Picture(shapes if count == 1 else shapes[:2], "uint16" if bits == 16 else "uint8"))
+    if None in example.image or None in example.mask:
+        raise Unreadable(*_lacking(rule))
+    sides = [[list(pictures(path)) for path in side if path] for side in example]
+    if example.mask or len(example.image) > 1:
+        if any(len(found) != 1 for side in sides for found in side):
+            raise Unreadable("a folder of DICOM does not hold one series", "keep one series a folder")
+        image, mask = (together([found for (found,) in side]) if side else None for side in sides)
+        if image and mask and image.grid != mask.grid:
+            raise Unreadable("the image and the mask of an example differ in size", "resample them to one grid")
+        yield Piece(image=image, mask=mask)
+    else:
+        yield from (Piece(image=found) for found in sides[0][0])
+
+
+def _lacking(rule: Dataset) -> tuple[str, str]:
+    """What is wrong with an example that lacks a picture, and the remedy."""
+    assert rule.image is not None
+    words = [*rule.image.channels, *(rule.mask.channels if rule.mask else ())]
+    if words:
+        ends = ", ".join(f"_{word}" for word in words)
+        return "an example has not one picture for each channel", f"give each a folder with files that end in {ends}"
+    return "an image has no mask, or a mask no image", f"give both the same name, in images and {MASKS}"
 
 
 _Opener = Callable[[Dataset, Path], Iterator[Piece]]
 TABLES: dict[str, _Opener] = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
-ARRAYS: dict[str, _Opener] = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors, ".png": _png}
-KINDS = ", ".join((*TABLES, *ARRAYS))
+ARRAYS: dict[str, _Opener] = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors}
+KINDS = ", ".join((*TABLES, *ARRAYS, *SUFFIXES))
