@@ -410,7 +410,9 @@ def test_a_frames_columns_are_read_by_name_and_a_table_without_names_by_place() 
         ended, _ = learned(GaussianNB(), {"north": split}, features=["age", "weight", "dose"], classes=[0, 1, 2])
         found.append(digest(ended.params))
     assert found[0] == found[1] == found[2]
-    with pytest.raises(Paused, match=r"north: declined \(.*x has no column 'days', which the learner's features name"):
+    with pytest.raises(
+        Paused, match=r"north: declined \(.*train has no column 'days', which the learner's features name"
+    ):
         learned(
             GaussianNB(), {"north": Split.from_frame(frame, label="y")}, features=["age", "weight", "days"],
             classes=[0, 1, 2],

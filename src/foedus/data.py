@@ -290,7 +290,7 @@ class Sites(Mapping[str, Any]):
             raise FoedusError(f"{place} already holds {min(strangers)}, of other sites: choose an empty folder")
         place.mkdir(parents=True, exist_ok=True)
         for name, path in files.items():
-            _write(path, {"split": _tree(name, self[name]), "site": name, "classes": list(self.classes)})
+            _write(path, _tree(name, self[name]) | {"site": name, "classes": list(self.classes)})
         return files
 
     @classmethod
@@ -304,7 +304,7 @@ class Sites(Mapping[str, Any]):
 
 def save_split(path: str | os.PathLike[str], split: Split) -> None:
     """Writes a Split of arrays as one safetensors file, whole or not at all. Raises FoedusError for other data."""
-    _write(Path(path), {"split": _tree(Path(path).name, split)})
+    _write(Path(path), _tree(Path(path).name, split))
 
 
 def load_split(path: str | os.PathLike[str]) -> Split:
@@ -411,12 +411,13 @@ def _arrays(name: str, held: Any) -> dict[str, Array]:
     return {f"{p}/{c}": np.asarray(getattr(data, c)) for p, data in parts.items() if data is not None for c in "xy"}
 
 
-def _tree(name: str, held: Any) -> dict[str, Array]:
+def _tree(name: str, held: Any) -> dict[str, Any]:
+    """What is saved of a site's Split: its arrays, and the names of their columns."""
     arrays = _arrays(name, held)
     for what, x in arrays.items():
         if x.dtype.name not in DTYPES:
             raise FoedusError(f"{name}: {what} is {x.dtype}, which has no saved form: turn it into numbers first")
-    return arrays
+    return {"split": arrays, "names": {part: list(getattr(getattr(held, part), "names", ())) for part in PARTS}}
 
 
 def _write(path: Path, tree: Any) -> None:
@@ -436,4 +437,6 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def _split(tree: Mapping[str, Any]) -> Split:
     arrays = {name: np.array(x) for name, x in tree["split"].items()}
-    return Split(*((arrays[f"{p}/x"], arrays.get(f"{p}/y")) if f"{p}/x" in arrays else None for p in PARTS))
+    names = tree.get("names", {})  # which an older version left out
+    held = [p if f"{p}/x" in arrays else "" for p in PARTS]
+    return Split(*(Pairs(arrays[f"{p}/x"], arrays[f"{p}/y"], names.get(p, ())) if p else None for p in held))

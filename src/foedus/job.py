@@ -57,6 +57,7 @@ class Options:
     name: str | None = None
     datasets: Sequence[str] = ()
     schema: Any = None
+    columns: Sequence[str] = ()
     requires: Sequence[str] = ()
     files: Sequence[str] = ()
     options: Mapping[str, Any] | None = None
@@ -243,6 +244,7 @@ class Job(Options):
             personal=method.personal,
             tells=tells(method.traits),
             measuring=self._measuring,
+            columns=list(self.columns),
         )
 
     def plan(self, seed: int) -> Plan:
@@ -304,6 +306,7 @@ def _check(job: Job) -> None:
         raise JobError(f"Job(late={job.late!r}): it is 'drop' or 'keep'")
     if not 1 <= job.over_select < math.inf:
         raise JobError(f"Job(over_select={job.over_select}): it must be at least 1 (1.3 asks 30 % more)")
+    _check_columns(job)
     _check_cohort("cohort", job.cohort)
     _check_cohort("panel", job.panel)
     _check_compress(job.compress)
@@ -328,6 +331,17 @@ def _check_privacy(job: Job) -> None:
         )
         if why := whose():
             raise Incompatible(f"dp_sgd and this learner do not go together, for the gradients of {why}")
+
+
+def _check_columns(job: Job) -> None:
+    names = job.columns
+    texts = isinstance(names, (list, tuple)) and all(isinstance(name, str) and name for name in names)
+    if not texts or len({*names}) < len(names):
+        raise JobError(
+            f"Job(columns={names!r}): give the features' names in their order, as ['age', 'dose'], each once"
+        )
+    if names and hasattr(job.learner, "hold"):
+        raise JobError("Job(columns=…): a script reads its data itself; leave columns out, and put them in order there")
 
 
 def _check_cohort(name: str, cohort: Cohort) -> None:

@@ -27,7 +27,6 @@ class Table(NamedTuple):
 def read(table: Table, data: Any) -> tuple[Array, Array]:
     """(rows x features in float64, targets: numbers of classes, or float64; zeros where there are none)."""
     x, y = _columns(data, table.target != "none")
-    x = _in_order(table, x, getattr(data, "names", ()))
     if x.ndim != 2 or x.dtype.kind not in "biuf":
         raise JobError(f"x is {x.dtype}{list(x.shape)}: give numbers, a row for each example and a column a feature")
     if x.shape[1] != len(table.names):
@@ -38,17 +37,6 @@ def read(table: Table, data: Any) -> tuple[Array, Array]:
     x = np.ascontiguousarray(x, np.float64)
     _check_finite(table, x)
     return x, _classes(table, y) if table.target == "class" else _numbers(y) if table.target == "number" else y
-
-
-def _in_order(table: Table, x: Array, names: Sequence[str]) -> Array:
-    """The columns of a frame as the learner names them; where nobody gave names, they are in that order."""
-    if tuple(names) == table.names or len(names) != len(table.names) or not {*names} & {*table.names}:
-        return x
-    if lacking := [name for name in table.names if name not in names]:
-        raise JobError(
-            f"x has no column {lacking[0]!r}, which the learner's features name: it has {', '.join(names)}; rename them"
-        )
-    return x[:, [names.index(name) for name in table.names]]
 
 
 def _columns(data: Any, targets: bool) -> tuple[Array, Array]:
@@ -108,6 +96,11 @@ def names_of(learner: str, features: int | Sequence[str]) -> tuple[str, ...]:
     if isinstance(features, (list, tuple)) and features and all(isinstance(name, str) for name in features):
         return tuple(features)
     raise JobError(f"{learner}(features={features!r}): give a count of at least 1, or the columns' names")
+
+
+def stated(features: int | Sequence[str]) -> tuple[str, ...]:
+    """The columns' names where they were given: a site's frame is put in their order before the learner sees it."""
+    return () if isinstance(features, int) else tuple(features)
 
 
 def classes_of(learner: str, classes: Sequence[Any] | None) -> Array:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foedus import measured, schema
+from foedus import columns, measured, schema
 from foedus.aggregators.folding import check
 from foedus.core import EVALUATE, Decline, Learner, Local, Personal, SiteContext, Task, Update, Work
 from foedus.data import Site, Split, load_split
@@ -80,11 +80,13 @@ class Bench:
         personal: Personal | None = None,
         tells: Sequence[str] = (),
         measuring: Callable[[Work], Work] = lambda work: work,
+        columns: Sequence[str] = (),
     ) -> None:
         own = {EVALUATE: measuring(evaluation(learner, metrics, personal))} if learner else {}
         self.works = {**own, **works}
         self.learner, self.load, self.metrics, self.seed = learner, load, metrics, seed
-        self.contract, self.personal = contract, personal
+        self.contract, self.personal, self.columns = contract, personal, columns
+        self.named: Sequence[str] = ()  # the columns that it told last
         self.splits: OrderedDict[str, Split] = OrderedDict()
         self.declared = {*(m.name for m in metrics), *tells}  # names of sums that works may return
         self.secret: Key | None = None  # of a real site; a simulation has nobody to hide it from
@@ -170,7 +172,7 @@ class Bench:
             here = Site(site, data, key(self.seed, "load", 0, site))
             loaded = self.load(here) if self.load else data
             hold = getattr(self.learner, "hold", None)  # of a learner whose data is elsewhere
-            split = hold(here, loaded) if hold else _as_split(loaded).with_valid(here.key("valid"))
+            split = hold(here, loaded) if hold else self._in_order(site, loaded).with_valid(here.key("valid"))
         except SiteError:
             raise
         except (Exception, SystemExit) as error:
@@ -179,6 +181,23 @@ class Bench:
         if len(self.splits) > MOST_SPLITS:
             self.splits.popitem(last=False)
         return split
+
+    def _in_order(self, site: str, loaded: Any) -> Split:
+        """What was loaded, with the columns that the Job or its learner names, in their order. Raises SiteError."""
+        whose = "the Job's columns=…" if self.columns else "the learner's features"
+        wanted, split = self.columns or getattr(self.learner, "feature_names", ()), _as_split(loaded)
+        try:
+            return columns.in_order(split, wanted, whose, stated=bool(self.columns)) if wanted else split
+        except FoedusError as error:
+            raise SiteError(site, "comparing its columns", str(error)) from None
+
+    def news(self, site: str) -> tuple[str, ...]:
+        """The names of the columns of a site that is loaded, where they are not those that were told last."""
+        names = columns.names_of(self.splits.get(site)) if self.learner else ()
+        if not names or names == self.named:
+            return ()
+        self.named = names
+        return names
 
     def _check(self, site: str, data: Any) -> None:
         """Raises SiteError where what the owner bound does not fit the Job's schema."""

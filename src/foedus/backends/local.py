@@ -38,11 +38,11 @@ class Here:
 
 def perform(bench: Bench, order: Order, local: Local, data: Mapping[str, Any]) -> Done:
     """One site's work, whatever happens there told as an Outcome; `data` is that of all sites."""
-    return done(order, lambda: bench.perform(order, local, Among(data)))
+    return done(bench, order, lambda: bench.perform(order, local, Among(data)))
 
 
-def done(order: Order, work: Callable[[], tuple[Local, Update | Decline]]) -> Done:
-    """What became of the order, if this is its work."""
+def done(bench: Bench, order: Order, work: Callable[[], tuple[Local, Update | Decline]]) -> Done:
+    """What became of the order, if this is its work, which is done with this bench."""
     try:
         local, update = work()
     except Refused as error:
@@ -51,7 +51,8 @@ def done(order: Order, work: Callable[[], tuple[Local, Update | Decline]]) -> Do
         return Done(Outcome(order.site, "declined", f"{error.stage}: {error.why}"), error=error)
     if isinstance(update, Decline):
         return Done(Outcome(order.site, "declined", update.reason))
-    return Done(Outcome(order.site, "counted", "", update.weight, update.metrics), local, update)
+    outcome = Outcome(order.site, "counted", "", update.weight, update.metrics)
+    return Done(outcome, local, update, columns=bench.news(order.site))
 
 
 def folded(made: Done, order: Order, into: Folding) -> Done:
@@ -60,5 +61,5 @@ def folded(made: Done, order: Order, into: Folding) -> Done:
     try:
         into.add(made.update, Origin(order.site, order.round, order.task))
     except Refused as error:
-        return Done(Outcome(order.site, "refused", str(error)), error=error)
-    return Done(made.outcome, made.local)
+        return Done(Outcome(order.site, "refused", str(error)), error=error, columns=made.columns)
+    return made._replace(update=None)

@@ -12,6 +12,7 @@ from foedus.aggregators import Folding
 from foedus.aggregators.folding import nothing, sized
 from foedus.backends.locals import Locals
 from foedus.clock import Trip, Watch
+from foedus.columns import Alike
 from foedus.core import EVALUATE, Deadline, Local, Origin, Outcome, RoundContext, State, Task, Total, Update
 from foedus.errors import JobError, Refused
 from foedus.faults import point
@@ -32,6 +33,7 @@ class Done(NamedTuple):
     local: Local = None
     update: Update | None = None
     error: BaseException | None = None
+    columns: Sequence[str] = ()  # of its data, where whoever worked has not told the same names just before
 
 
 class Crew(Protocol):
@@ -68,6 +70,7 @@ class Simulation:
         self.script = script  # another run's journal, whose counted sets are followed
         self.watch, self.locals = watch or Watch(seed=seed), locals or Locals()
         self.flights: list[Flight] = []
+        self.columns = Alike()
 
     def roster(self, least: int) -> Sequence[str]:
         return self.sites
@@ -176,6 +179,7 @@ class Simulation:
         size = self.locals.sizes.get(task.reads or task.work, task.payload.nbytes)
         for part in batched(orders, max(LEAST_AT_ONCE, STATES // max(1, size))):
             for order, done in zip(part, self.crew.fold(task, part, states, folding), strict=True):
+                self.columns.add(order.site, done.columns)
                 if done.outcome.status == "counted":
                     desk.accept(Origin(order.site, round, number), done.outcome)
                     self.locals.put(task.work, order.site, done.local)
@@ -228,6 +232,8 @@ class Simulation:
         going = [site for site in sites if not trips[site].why]
         orders = ordered(task, going, round, number)
         made = dict(zip(going, self.crew.each(task, orders, self.locals.of(task.reads or task.work)), strict=True))
+        for site, done in made.items():
+            self.columns.add(site, done.columns)
         for site, trip in trips.items():
             done = made.get(site) or Done(Outcome(site, "lost", trip.why))
             if done.update is None and not trip.why:

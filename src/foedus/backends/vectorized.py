@@ -147,7 +147,7 @@ class Many:
         found = dict[int, Done]()
         for place, outcome in zip(places, counted, strict=True):
             if outcome is not None:
-                found[place] = Done(outcome)
+                found[place] = Done(outcome, columns=bench.news(outcome.site))
                 site_done(outcome.site)
         return found
 
@@ -162,7 +162,7 @@ class Many:
         while waiting := [turn for turn in turns if turn.done is None]:
             for turn in waiting:
                 try:
-                    turn.done = then(done(turn.order, partial(self._turn, turn)), turn.order)
+                    turn.done = then(done(self.bench, turn.order, partial(self._turn, turn)), turn.order)
                 except Asked as asked:
                     turn.asked = asked
                 else:

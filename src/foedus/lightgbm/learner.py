@@ -17,7 +17,7 @@ from foedus.keys import Key
 from foedus.lightgbm import trees
 from foedus.params import Array, Params, Spec
 from foedus.progress import progress
-from foedus.tabular import Table, classes_of, names_of, read, surprise
+from foedus.tabular import Table, classes_of, names_of, read, stated, surprise
 
 LEAVES = 31  # LightGBM's own default
 MOST_LEAVES = 1 << 15
@@ -55,7 +55,7 @@ class LightGBMLearner:
     ) -> None:
         self.given, self.trees, self.metrics = dict(params), trees, list(metrics)
         self.objective, self.leaves = self.given.get("objective", ""), self.given.get("num_leaves", LEAVES)
-        names = names_of("LightGBMLearner", features)
+        names, self.feature_names = names_of("LightGBMLearner", features), stated(features)
         self.names = tuple(f"Column_{name}" if name.isdecimal() else name for name in names)
         _check(self)
         known = None if self.objective in NUMBERS else classes_of(f"objective {self.objective!r}", classes)

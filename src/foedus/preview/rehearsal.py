@@ -126,7 +126,7 @@ class Alike:
     def _made(self, task: Task, first: Order, locals: Mapping[str, Local]) -> Done:
         order = first._replace(site=self.target, payload=task.letter(self.target))
         local = locals.get(self.target if self.target in task.sites else first.site)
-        made = done(order, lambda: self.bench.perform(order, local, self.data))
+        made = done(self.bench, order, lambda: self.bench.perform(order, local, self.data))
         if made.update is None:
             raise Ended(f"round {order.round + 1}, {order.work}: {made.outcome.status}: {made.outcome.why}")
         if self.target in task.sites:

@@ -325,8 +325,9 @@ class App:
             self.hub.members.store.put("ready", f"{live.id}/{asked.name}", answered)
             if answered["report"].get("build") != ((before or {}).get("report") or {}).get("build"):
                 live.told_build(asked.name, answered["report"].get("build"))
-            if before is None or before["ready"] != answered["ready"]:
-                live.event("joined" if answered["ready"] else "not ready", answered["why"], asked.name)
+            found = live.answer(asked.name) or answered
+            if before is None or before["ready"] != found["ready"]:
+                live.event("joined" if found["ready"] else "not ready", found["why"], asked.name)
             self.hub.told()
         return answer({})
 

@@ -174,6 +174,7 @@ class Conductor:
                     there = f"{len(roster)} of the {least} sites needed take part"
                     self.run.set("paused", "; ".join([there, *self._absent(), "it goes on when enough do"]))
                 self._wait()
+            self.run.agree(roster)
             self.run.set("running")
             return roster
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from foedus import build
+from foedus.columns import Alike, differ
 from foedus.errors import FoedusError
 from foedus.journal import Journal
 from foedus.server.members import Members
@@ -88,8 +89,21 @@ class Run:
         return self.state in ("finished", "failed", "stopped")
 
     def answer(self, site: str) -> Body | None:
-        """What the site said to `prepare`."""
-        return self.context.store.get("ready", f"{self.id}/{site}")
+        """What the site said to `prepare`; it is not ready where its columns are not the run's."""
+        said = self.context.store.get("ready", f"{self.id}/{site}")
+        row = self.journal.find("columns")
+        why = differ(row["of"], row["names"], site, columns_in(said)) if said and said["ready"] and row else ""
+        return said | {"ready": False, "why": why} if said and why else said
+
+    def agree(self, roster: Sequence[str]) -> None:
+        """Journals the columns that these sites have, once any has named them. Raises JobError where they differ."""
+        if self.journal.find("columns"):
+            return
+        alike = Alike()
+        for site in sorted(roster):
+            alike.add(site, columns_in(self.answer(site)))
+        if alike.names:
+            self.journal.add("columns", of=alike.site, names=alike.names)
 
     def told_build(self, site: str, said: Any) -> None:
         """Journals the build that a site says it is, and whether its bits compare with those of the run worker."""
@@ -338,6 +352,12 @@ class Run:
             "metrics": steps[-1]["metrics"] if steps else {},
             "submitter": self.submission.get("submitter"),
         }
+
+
+def columns_in(answer: Mapping[str, Any] | None) -> list[str]:
+    """The names of its columns that a site told, if it knows them."""
+    found = ((answer or {}).get("report") or {}).get("columns")
+    return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def _seal(body: Mapping[str, Any]) -> Body | None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foedus import build, frames, jobfile, midway, progress
+from foedus import build, columns, frames, jobfile, midway, progress
 from foedus.core import Decline, Metrics, Update
 from foedus.errors import FoedusError, Refused, SiteError, WireError
 from foedus.faults import point
@@ -128,6 +128,7 @@ def load(order: Mapping[str, Any]) -> tuple[Loaded | None, Json]:
         bench.secret = Key((order["secret"],))
         bench.identify = Known(order, bench.secret)
         report = describe_split(bench.split(order["site"], data)) | {"schema": "fits" if job.schema else None}
+        report |= {"columns": columns.told(bench.news(order["site"]))}
         report |= {
             "privacy": protection(job, report["rows"].get("train", 0)),
             "relays": presets.RELAYS in job.method.traits,

@@ -18,7 +18,7 @@ from foedus.params import Array, Params, Spec, digest
 from foedus.progress import progress
 from foedus.sklearn import bayes, clusters, forest, moments, steps
 from foedus.sklearn.kinds import Asked, Kind
-from foedus.tabular import Table, classes_of, names_of, read, surprise
+from foedus.tabular import Table, classes_of, names_of, read, stated, surprise
 
 
 class SklearnLearner:
@@ -49,7 +49,7 @@ class SklearnLearner:
         self.kind = _kind(estimator)
         known = _classes(estimator, self.kind, classes)
         self.asked = Asked(estimator, names_of("SklearnLearner", features), known, epochs)
-        self.metrics = list(metrics)
+        self.feature_names, self.metrics = stated(features), list(metrics)
         if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
             raise JobError(f"SklearnLearner(epochs={epochs!r}): it must be a whole number of at least 1")
         if self.metrics and self.kind.target == "none":

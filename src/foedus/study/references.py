@@ -12,6 +12,7 @@ import numpy as np
 from foedus import launch, metrics, runs
 from foedus.algorithms import alone, among, fedavg
 from foedus.build import exactly
+from foedus.columns import Alike, names_of
 from foedus.core import Learner
 from foedus.data import PARTS, Pairs, Split
 from foedus.errors import JobError
@@ -58,10 +59,14 @@ def _rounds(job: Job) -> int:
 
 
 def splits(job: Job, sites: Any, seed: int) -> dict[str, Split]:
-    """site -> what the Job's `load` makes of its data."""
+    """site -> what the Job's `load` makes of its data. Raises JobError where their columns differ."""
     bench, data = job.bench(seed), launch.bind(sites)
     with exactly():
-        return {name: bench.split(name, data[name]) for name in data.names}
+        found = {name: bench.split(name, data[name]) for name in data.names}
+    alike = Alike()
+    for name, split in found.items():
+        alike.add(name, names_of(split))
+    return found
 
 
 def pool(parts: Mapping[str, Split]) -> dict[str, Split]:
