@@ -99,7 +99,7 @@ def test_a_tuple_becomes_pairs_and_a_dataset_stays():
         ({"train": {"x": [1], "y": [2]}}, "train is dict: give"),
         ({"train": ([1], [2], [3])}, "train is tuple: give"),
         ({"train": iter([1])}, "train is list_iterator: give"),
-        ({"train": pairs(0)}, "train has no examples$"),
+        ({"train": pairs(0)}, "train has no examples: a site without any takes no part"),
         ({"train": pairs(2), "valid": pairs(0)}, "valid has no examples: leave valid out"),
         ({"train": pairs(2), "test": []}, "test has no examples: leave test out"),
         ({"train": pandas.DataFrame({"a": [1]})}, r"train is a data frame: use Split.from_frame"),

@@ -194,17 +194,47 @@ def test_bad_data_is_told_with_the_site_and_the_remedy(x: Any, y: Any, why: str)
         ({"objective": "multiclass"}, {}, r"objective 'multiclass' needs classes=\[…\]"),
         ({"objective": "regression", "num_trees": 5}, {}, "leave out 'num_trees': iterations are trees="),
         ({"objective": "regression", "boosting": "dart"}, {}, "leave out 'boosting'"),
+        ({"objective": "regression", "boosting_type": "dart"}, {}, "leave out 'boosting_type'"),
+        ({"objective": "regression", "num_leafs": 4}, {}, r"'num_leafs' is none of .* did you mean 'num_leaves'"),
+        ({"objective": "regression", "max_leaves": 4}, {}, "say num_leaves in place of 'max_leaves'"),
+        ({"objective": "regression", "qqqq": 4}, {}, "'qqqq' is none of .*; look it up"),
         ({"objective": "regression", "num_leaves": 1}, {}, "num_leaves=1 is no whole number from 2"),
         ({"objective": "regression"}, {"trees": 0}, "trees=0"),
         ({"objective": "regression"}, {"features": ["a b"]}, "'a b' has signs that no model file holds"),
     ],
-    ids=range(9),
+    ids=range(13),
 )
 def test_what_cannot_be_federated_is_told_when_the_learner_is_made(
     given: dict[str, Any], more: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(JobError, match=why):
         LightGBMLearner(given, **{"features": 4, **more})
+
+
+@pytest.mark.parametrize(
+    ("objective", "y", "why"),
+    [
+        ("poisson", [-1.0, 2, 3, -4], "numbers below 0 in 2 of 4 rows, and objective 'poisson' takes none"),
+        ("poisson", [0.0, 0, 0, 0], "y is 0 in all of this site's 4 rows, and objective 'poisson' takes the logarithm"),
+        ("gamma", [0.0, 2, 3, 4], "numbers that are 0 or below in 1 of 4 rows, and objective 'gamma' takes none"),
+        ("gamma", [np.nan, 2, 3, 4], "y holds something other than finite numbers"),
+        ("gamma", ["a", "b", "c", "d"], "y holds something other than finite numbers"),
+    ],
+)
+def test_targets_that_an_objective_does_not_take_are_told(objective: str, y: Any, why: str, capfd: Any) -> None:
+    learner = LightGBMLearner({"objective": objective, "num_leaves": 4}, features=4)
+    fine = Split(train=(X[:50], np.ones(50)), valid=(X[:5], np.ones(5)))
+    odd = Split(train=(X[:4], np.array(y)), valid=(X[:5], np.ones(5)))
+    with pytest.raises(Paused, match=rf"south: declined \(.*{why}"):
+        played(Job(union(learner), learner, rounds=1, min_sites=2), {"north": fine, "south": odd})
+    assert "Fatal" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("objective", ["poisson", "gamma", "regression"])
+def test_a_site_of_two_rows_trains(objective: str) -> None:
+    learner = LightGBMLearner({"objective": objective, "num_leaves": 4}, features=4)
+    two = Split(train=(X[:2], np.array([1.0, 2.0])), valid=(X[:2], np.array([1.0, 2.0])))
+    assert len(played(Job(union(learner), learner, rounds=2, min_sites=1), {"north": two})[0].history) == 2
 
 
 def test_gradients_and_boosters_that_are_not_there_are_told() -> None:

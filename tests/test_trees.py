@@ -185,6 +185,9 @@ def test_frames_give_columns_their_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("params", "why"),
     [
+        ({**BINARY, "max_dept": 3}, "'max_dept' is not known here; did you mean 'max_depth'\\? it takes objective"),
+        ({"objective": "count:poisson"}, "it is one of .*; LightGBMLearner has poisson and gamma"),
+        ({"objective": "reg:gamma"}, "it is one of .*; LightGBMLearner has poisson and gamma"),
         ({**BINARY, "subsample": 0.5}, "'subsample' is not known here; it takes objective, max_depth"),
         ({**BINARY, "eval_metric": "auc"}, r"'eval_metric' is not known here; say the Job's metrics=\[…\]"),
         ({**BINARY, "eta": "0.1"}, "eta='0.1'; it must be a number"),
@@ -200,6 +203,45 @@ def test_frames_give_columns_their_names(tmp_path: Path) -> None:
 def test_parameters_that_would_mean_something_else_are_refused(params: dict[str, Any], why: str) -> None:
     with pytest.raises(JobError, match=why):
         histogram_boosting(params)
+
+
+YES = np.where(CLASS > 0, "yes", "no")
+ODD = {  # params, y -> what the site is told
+    "text": (BINARY, YES, "y holds text: number them as the classes 0 to 1 of binary:logistic, in load, the same way"),
+    "text of numbers": ({**BINARY, "objective": "reg:squarederror"}, YES, "y holds text: give numbers"),
+    "dates": (BINARY, np.full(N, "2020-01-01", "datetime64[D]"), "y holds dates: number them as the classes"),
+    "complex": ({"objective": "reg:squarederror"}, CLASS + 1j, "y holds complex numbers: give numbers"),
+    "NaN": (BINARY, np.where(np.arange(N) < 7, np.nan, CLASS), f"y holds NaN or Inf in 7 of {N} rows: leave rows"),
+    "1 and 2": (
+        BINARY,
+        CLASS + 1,
+        f"y holds more than the classes 0 to 1 of .*: numbers above 1 in {sum(CLASS)} of {N} rows",
+    ),
+    "-1 and 1": (BINARY, 2 * CLASS - 1, f"numbers below 0 in {N - sum(CLASS)} of {N} rows; number them so in load"),
+    "fractions": (BINARY, CLASS / 2, f"fractions in {sum(CLASS)} of {N} rows"),
+    "a column": (BINARY, CLASS[:, None], rf"y has the shape \[{N}, 1\]: give one target for each row, as y\[:, 0\]"),
+}
+
+
+@pytest.mark.parametrize(("params", "y", "why"), ODD.values(), ids=ODD)
+def test_targets_that_are_none_are_told_by_their_kind_and_not_by_their_values(params: Any, y: Any, why: str) -> None:
+    odd = {"north": fd.Split(train=(X, CLASS)), "south": fd.Split(train=(X, y), valid=(X, y))}
+    with pytest.raises(Paused, match=rf"south: declined \(size: JobError: south: .*{why}") as told:
+        fd.Job(histogram_boosting(params), rounds=1).run(sites=odd)
+    assert "yes" not in str(told.value) and "2020" not in str(told.value)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 50])
+def test_a_site_of_few_rows_or_of_one_class_takes_part(rows: int) -> None:
+    few = fd.Split(train=(X[:rows], np.ones(rows)), valid=(X[:3], np.ones(3)))
+    held = {"north": fd.Split(train=(X, CLASS), valid=(X[:99], CLASS[:99])), "south": few}
+    result = fd.Job(histogram_boosting(BINARY), rounds=1, metrics=["auc"], min_sites=2).run(sites=held)
+    assert result.metrics["auc"] > 0.5 and result.per_site["south"]["auc"] is None
+
+
+def test_parameters_that_are_no_mapping_are_refused() -> None:
+    with pytest.raises(JobError, match="give XGBoost's parameters as a mapping"):
+        histogram_boosting([3])  # type: ignore[arg-type]
 
 
 def test_bad_data_is_told_with_the_site() -> None:

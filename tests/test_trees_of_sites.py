@@ -16,7 +16,7 @@ from foedus.params import Params
 from foedus.trees import predict, xgboost_bagging, xgboost_cyclic
 from foedus.trees.model import empty
 from foedus.trees.settings import settings
-from foedus.trees.sites import checked
+from foedus.trees.sites import BESIDE, checked
 from test_trees import BINARY, CLASS, CLASSES, CUTS, NAMES, THREE, N, X, sites
 
 TYPES = ["c", "q", "q", "q", "q"]
@@ -83,6 +83,14 @@ def test_all_classes_are_learnt_though_sites_lack_some() -> None:
 
 
 def test_what_does_not_fit_is_refused_with_a_remedy() -> None:
+    with pytest.raises(JobError, match="xgboost_bagging: 'bogus' is not known here; it takes objective, max_depth"):
+        xgboost_bagging({**BINARY, "bogus": 1})
+    with pytest.raises(JobError, match="xgboost_cyclic: 'subsampel' is not known here; did you mean 'subsample'"):
+        xgboost_cyclic({**BINARY, "subsampel": 0.5})
+    with pytest.raises(
+        JobError, match=r"xgboost_bagging: 'eval_metric' is not known here; say the Job's metrics=\[…\]"
+    ):
+        xgboost_bagging({**BINARY, "eval_metric": "auc"})
     with pytest.raises(JobError, match="leave out 'seed'"):
         xgboost_bagging({**BINARY, "seed": 3})
     with pytest.raises(JobError, match=r"trees=0"):
@@ -97,6 +105,16 @@ def test_what_does_not_fit_is_refused_with_a_remedy() -> None:
     two = {"a": fd.Split((X, THREE), (X, THREE))}
     with pytest.raises(Paused, match=r"y holds more than the classes 0 to 1 of binary:logistic"):
         fd.Job(xgboost_bagging(BINARY), rounds=1).run(sites=two)
+
+
+def test_xgboost_itself_knows_all_that_is_left_to_it(recwarn: Any) -> None:
+    values = {"sampling_method": "uniform", "max_delta_step": 1, "max_bin": 16, "tree_method": "hist",
+              "interaction_constraints": [["f0", "f1"]], "max_cached_hist_node": 99, "verbosity": 1,
+              "seed_per_iteration": True, "validate_parameters": True, "disable_default_eval_metric": True}  # fmt: skip
+    given = {name: values.get(name, 0.5) for name in BESIDE}
+    xgboost.train({**BINARY, **given}, xgboost.DMatrix(X[:99], CLASS[:99], feature_names=NAMES), 1)
+    assert not [str(x.message) for x in recwarn if "are not used" in str(x.message)]
+    assert xgboost_bagging({**BINARY, **given}).traits
 
 
 @pytest.mark.parametrize(

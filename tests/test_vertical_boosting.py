@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(JobError, match="2 sites have targets: say whose with label"):
         fd.Job(vertical_boosting(PARAMS), rounds=1).run(sites=two)
     odd = held() | {"bank": fd.Split(fd.Records(IDS, X[:, :2], Y * 3))}
-    with pytest.raises(Paused, match="bank: y holds gaps, or more than the classes 0 and 1"):
+    with pytest.raises(Paused, match="bank: y holds more than the classes 0 to 1 of binary:logistic: numbers above 1"):
         fd.Job(vertical_boosting(PARAMS), rounds=1).run(sites=odd)
 
 

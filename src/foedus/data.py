@@ -23,6 +23,7 @@ from foedus.tables import After, divided
 
 PARTS = ("train", "valid", "test")
 VALID_SHARE = 0.1
+EMPTY = "a site without any takes no part; look at what is read and left out for it"
 MOST_LABELS = 12  # that a table or plot shows one by one
 
 
@@ -356,7 +357,7 @@ def _examples(data: Any, part: str) -> Any:
     if not sized or isinstance(data, (str, bytes, tuple, Mapping)):
         raise FoedusError(f"{part} is {type(data).__name__}: give (x, y), or a dataset with a length and getitem")
     if not len(data):
-        raise FoedusError(f"{part} has no examples" + ("" if part == "train" else f": leave {part} out"))
+        raise FoedusError(f"{part} has no examples: " + (EMPTY if part == "train" else f"leave {part} out"))
     return data
 
 
@@ -372,7 +373,8 @@ def _column(values: Any, name: str) -> Any:
     if not len(values.shape):
         raise FoedusError(f"{name} is a single value: give an array with one row for each example")
     if getattr(values.dtype, "kind", "") == "O":
-        raise FoedusError(f"{name} holds Python objects: give an array of numbers")
+        kinds = sorted({type(value).__name__ for value in np.asarray(values).ravel()[:100]})
+        raise FoedusError(f"{name} holds Python objects ({', '.join(kinds)}): give an array of numbers")
     return values
 
 
@@ -439,4 +441,4 @@ def _split(tree: Mapping[str, Any]) -> Split:
     arrays = {name: np.array(x) for name, x in tree["split"].items()}
     names = tree.get("names", {})  # which an older version left out
     held = [p if f"{p}/x" in arrays else "" for p in PARTS]
-    return Split(*(Pairs(arrays[f"{p}/x"], arrays[f"{p}/y"], names.get(p, ())) if p else None for p in held))
+    return Split(*(Pairs(arrays[f"{p}/x"], arrays.get(f"{p}/y"), names.get(p, ())) if p else None for p in held))

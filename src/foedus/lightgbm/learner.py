@@ -3,7 +3,9 @@ Metrics, tables and the contract may come in."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import lightgbm
@@ -23,10 +25,7 @@ LEAVES = 31  # LightGBM's own default
 MOST_LEAVES = 1 << 15
 NUMBERS = ("regression", "regression_l1", "poisson", "gamma")
 OURS = {"verbosity": -1, "num_threads": 1, "deterministic": True, "force_row_wise": True}
-ITERATIONS = ("num_iterations", "num_boost_round", "num_iteration", "n_iter", "num_tree", "num_trees", "num_round",
-              "num_rounds", "nrounds", "n_estimators", "max_iter")  # fmt: skip
-CLASSES = ("num_class", "num_classes")
-REFUSED = (*ITERATIONS, *CLASSES, "categorical_feature", "linear_tree", "seed", "random_state", "boosting")
+REFUSED = ("num_iterations", "num_class", "categorical_feature", "linear_tree", "seed", "boosting")
 
 
 class LightGBMLearner:
@@ -88,6 +87,7 @@ class LightGBMLearner:
         if correct is not None:
             raise JobError("this algorithm corrects gradients, and trees have none: take fd.union(learner)")
         x, y = read(self.table, split.train)
+        _check_targets(self.objective, y)
         before = self._booster(params) if len(params["leaves"]) else None
         start = {"boost_from_average": self.table.target == "number"}  # a class that a site lacks has no average
         own = {"seed": key("trees").number() % 2**31, "num_class": self.columns, "num_leaves": self.leaves}
@@ -142,12 +142,48 @@ class LightGBMLearner:
         return lightgbm.Booster(model_str=trees.text(self.checked(params), self.names, objective, self.columns))
 
 
+def _check_targets(objective: str, y: Array) -> None:
+    """Raises JobError for numbers of which LightGBM fits nothing by this objective."""
+    bad = {"poisson": y < 0, "gamma": y <= 0}.get(objective, np.zeros(1, bool))
+    if bad.any():
+        what = "below 0" if objective == "poisson" else "that are 0 or below"
+        raise JobError(
+            f"y holds numbers {what} in {int(bad.sum())} of {len(y)} rows, and objective {objective!r} takes none: "
+            "leave these rows out in load, or choose objective 'regression'"
+        )
+    if objective == "poisson" and not y.any():
+        raise JobError(
+            f"y is 0 in all of this site's {len(y)} rows, and objective 'poisson' takes the logarithm of their mean: "
+            "have the site take part when it has a count above 0, or choose objective 'regression'"
+        )
+
+
+@cache
+def _names() -> Mapping[str, str]:
+    """Each name that LightGBM knows a parameter by -> its first one."""
+    every: Mapping[str, Sequence[str]] = lightgbm.basic._ConfigAliases._get_all_param_aliases()
+    return {alias: name for name, others in every.items() for alias in (name, *others)}
+
+
+def _check_known(given: Mapping[str, Any]) -> None:
+    """Raises JobError for a name that LightGBM would pass over, or one that it knows for `num_leaves`."""
+    known = _names()
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            meant = f"did you mean {known[near[0]]!r}?" if near else "look it up among LightGBM's parameters"
+            raise JobError(f"LightGBMLearner: {name!r} is none of LightGBM's parameters; {meant}")
+        if name != known[name] == "num_leaves":
+            raise JobError(f"LightGBMLearner: say num_leaves in place of {name!r}")
+
+
 def _check(learner: LightGBMLearner) -> None:
     known = ("binary", "multiclass", *NUMBERS)
     if learner.objective not in known:
         raise JobError(f"LightGBMLearner: objective={learner.objective!r}; it is one of {', '.join(known)}")
-    for name in REFUSED:
-        if name in learner.given:
+    _check_known(learner.given)
+    for name in learner.given:
+        if _names()[name] in REFUSED:
             raise JobError(
                 f"LightGBMLearner: leave out {name!r}: iterations are trees= and rounds, num_class comes of classes=, "
                 "the seed of the run's; categories go in as numbers, and trees are plain gbdt"

@@ -18,6 +18,7 @@ from foedus.ordered import NOTHING, whole_of
 from foedus.params import Array, Params
 from foedus.trees.model import KEPT, WAYS, base, features, leaves, margins, scored
 from foedus.trees.settings import Settings
+from foedus.trees.targets import targets
 
 UNITS = float(1 << 30)  # gradients are whole multiples of 1 / UNITS
 MOST_NAMES = 1 << 20  # bytes
@@ -188,15 +189,15 @@ def _of(data: Any, name: str, how: Settings) -> Rows:
     """The rows of a part. Raises JobError with site and remedy."""
     if not isinstance(data, Pairs):
         raise JobError(f"{name}: boosted trees are of (x, y) arrays, and load gave {type(data).__name__}")
-    x, y = np.asarray(data.x), np.asarray(data.y, np.float64)
-    if x.ndim != 2 or x.dtype.kind not in "biuf" or y.shape != (len(x),):
-        raise JobError(f"{name}: x is {x.dtype}{list(x.shape)}, y {list(y.shape)}: give numbers, a row an example")
-    rows = x.astype(np.float32)
-    if np.isinf(rows).any() or not np.isfinite(y).all():
-        raise JobError(f"{name}: x holds Inf, or y NaN or Inf: give NaN for gaps of x, and a target to each row")
-    most = how.num_class or 2
-    if (how.logistic or how.num_class) and not ((y >= 0) & (y < most) & (y == np.floor(y))).all():
-        raise JobError(f"{name}: y holds more than the classes 0 to {most - 1} of {how.objective}: number them so")
+    x, y = np.asarray(data.x), targets(data.y, how, name)
+    if x.ndim != 2 or x.dtype.kind not in "biuf":
+        raise JobError(
+            f"{name}: x is {x.dtype}{list(x.shape)}: give numbers, a row for each example, a column a feature"
+        )
+    with np.errstate(over="ignore"):
+        rows = x.astype(np.float32)
+    if np.isinf(rows).any():
+        raise JobError(f"{name}: x holds Inf, or numbers beyond those of float32: give NaN for gaps")
     names, weight = _names(data), np.ones(len(rows))
     if how.weight:
         if how.weight not in names:

@@ -20,7 +20,11 @@ from foedus.trees.model import KEPT, empty, joined, model_json, told
 from foedus.trees.settings import Settings, settings
 
 OURS = ("seed", "random_state", "booster", "num_parallel_tree", "grow_policy", "max_leaves", "nthread", "n_jobs",
-        "num_boost_round", "n_estimators", "process_type", "refresh_leaf", "updater", "device")  # fmt: skip
+        "num_boost_round", "n_estimators", "process_type", "refresh_leaf", "updater", "device",
+        "multi_strategy")  # fmt: skip
+BESIDE = ("subsample", "sampling_method", "colsample_bytree", "colsample_bylevel", "colsample_bynode",
+          "max_delta_step", "max_bin", "tree_method", "interaction_constraints", "max_cached_hist_node",
+          "seed_per_iteration", "validate_parameters", "verbosity", "disable_default_eval_metric")  # fmt: skip
 
 
 def xgboost_bagging(
@@ -36,12 +40,18 @@ def xgboost_bagging(
     objectives of `histogram_boosting`, by which `categories` and `weight` are said, too. Sites need xgboost;
     `result.save("model.json")` is a file that XGBoost loads. A site's trees reach server and sites.
     """
+    return _boosting("xgboost_bagging", params, trees, categories, weight)
+
+
+def _boosting(
+    whose: str, params: Mapping[str, Any], trees: int, categories: Mapping[str, Any], weight: str | None
+) -> Algorithm:
+    """`xgboost_bagging`, where errors say whose arguments these are."""
     if not isinstance(trees, int) or trees < 1:
-        raise JobError(f"xgboost_bagging(trees={trees!r}): it must be a whole number of at least 1")
-    if odd := [name for name in params if name in OURS]:
-        raise JobError(f"xgboost_bagging: leave out {odd[0]!r}: trees are plain gbtree, and the seed is the run's")
-    mine = {name: x for name, x in params.items() if name in KNOWN}
-    how = settings(mine, 256, categories, weight)
+        raise JobError(f"{whose}(trees={trees!r}): it must be a whole number of at least 1")
+    if isinstance(params, Mapping) and (odd := [name for name in params if name in OURS]):
+        raise JobError(f"{whose}: leave out {odd[0]!r}: trees are plain gbtree, and the seed is the run's")
+    how = settings(params, 256, categories, weight, whose, BESIDE)
     works: dict[str, Work] = {name: partial(getattr(counting, name), how) for name in ("size", "columns", "measured")}
     works["boost"] = partial(_boost, how, dict(params), trees)
     return Algorithm(
@@ -62,12 +72,7 @@ def xgboost_cyclic(
 
     The rest is said as for `xgboost_bagging`.
     """
-    return cyclic(xgboost_bagging(params, trees=trees, categories=categories, weight=weight), shuffle)
-
-
-KNOWN = {"objective", "max_depth", "base_score", "num_class", "eta", "learning_rate", "lambda", "reg_lambda", "alpha",
-         "reg_alpha", "gamma", "min_split_loss", "min_child_weight", "scale_pos_weight", "max_cat_to_onehot",
-         "max_cat_threshold", "monotone_constraints"}  # fmt: skip
+    return cyclic(_boosting("xgboost_cyclic", params, trees, categories, weight), shuffle)
 
 
 def model(how: Settings, state: State) -> Params:

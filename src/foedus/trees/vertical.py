@@ -24,6 +24,7 @@ from foedus.trees import boosting, growing, paillier
 from foedus.trees import counting as histograms
 from foedus.trees.model import base, scored
 from foedus.trees.settings import Settings, settings
+from foedus.trees.targets import targets
 
 ABOUT = tuple(Leaf(name, (), "int64", "integer") for name in ("people", "columns", "targets"))
 SPLITS = ("node", "column", "bin", "gaps_left")  # of a split as the site hears it that has the column
@@ -57,7 +58,7 @@ def vertical_boosting(
     What sites learn: who goes which way in each tree, not why. The site with the targets reads sums of gradients by
     others' columns and bins, which have numbers for names. The server sees who goes which way, and ciphertexts.
     """
-    how = How(settings(params, bins), valid, test)
+    how = How(settings(params, bins, whose="vertical_boosting"), valid, test)
     if how.trees.num_class or how.trees.monotone:
         raise JobError("vertical_boosting: one tree a round, without constraints: leave num_class and those out")
     if not (valid >= 0 and test >= 0 and valid + test < 1):
@@ -162,9 +163,7 @@ def _begin(how: How, note: Mapping[str, Any], payload: Params, local: Local, sit
     where = histograms.binned(x, edges.reshape(x.shape[1], how.trees.bins - 1))
     own: dict[str, Any] = {"where": where.astype(np.int32), "edges": edges, "splits": []}
     if held.y is not None:
-        y = np.asarray(held.y, np.float64)[rows]
-        if not np.isfinite(y).all() or (how.trees.logistic and not np.isin(y, (0, 1)).all()):
-            raise JobError(f"{site.name}: y holds gaps, or more than the classes 0 and 1: mend the targets")
+        y = targets(np.asarray(held.y)[rows], how.trees, site.name)
         own |= {"y": y, "margin": np.full(len(y), base(how.trees)), "leaves": []}
     about = (len(rows), x.shape[1], int(held.y is not None))
     return own, Update(Params({leaf.name: np.int64(n) for leaf, n in zip(ABOUT, about, strict=True)}))
