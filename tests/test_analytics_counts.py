@@ -15,7 +15,7 @@ from federations import finished, foedus, joined
 from foedus import analytics
 from foedus.analytics.held import held
 from foedus.core import SiteContext
-from foedus.errors import Incompatible, JobError
+from foedus.errors import JobError
 from foedus.privacy import accounting
 
 
@@ -67,7 +67,7 @@ def test_a_run_that_asks_again_hears_the_same_noise_and_other_rows_have_noise_of
 
     def told(table: pd.DataFrame, round: int) -> list[float]:
         site = SiteContext("n", fd.Split(train=held(table)), _no, fd.key(0, round, 0, "n"), _no, _no, secret=secret)
-        return list(work(fd.Params({"note": np.float64(round)}), None, site)[1].params["cells"])
+        return list(work(fd.Params({"note": np.float64(round)}), None, site)[1].params["sums"])
 
     whole = SITES["north"]
     assert told(whole, 0) == told(whole, 7)
@@ -101,26 +101,30 @@ def test_cells_that_are_none_are_refused(cells: object) -> None:
         analytics.counts(cells, sites=SITES)
 
 
-def test_an_analysis_whose_sums_would_get_no_noise_is_refused() -> None:
-    with pytest.raises(Incompatible, match=r"take analytics.counts"):
-        analytics.describe("age", sites=SITES, privacy=fd.dp_metrics(epsilon=1.0))
-
-
 @pytest.mark.long
 @pytest.mark.processes
-def test_a_sites_ledger_counts_what_an_analysis_spent(tmp_path: Path) -> None:
+def test_a_sites_ledger_counts_what_analyses_spent_together(tmp_path: Path) -> None:
     paths = {}
     for name, table in SITES.items():
         table.to_csv(tmp_path / f"{name}.csv", index=False)
         paths[name] = tmp_path / f"{name}.csv"
-    job = f"import foedus as fd\nfrom foedus import analytics\njob = analytics.counts.job({CELLS!r}, "
-    (tmp_path / "job").mkdir()
-    (tmp_path / "job" / "job.py").write_text(f"{job}privacy=fd.dp_metrics(epsilon=1.0))\n")
+    how = "privacy=fd.dp_metrics(epsilon=1.0)"
+    jobs = {"counts": f"{CELLS!r}", "describe": "bounds={'age': (0, 100)}"}
+    spent = {}
     with joined(tmp_path / "home", paths) as made:
-        result = finished(made.remote().submit(tmp_path / "job" / "job.py"))
-        home = made.site_home("north")
-        _, told = foedus(home, "site", "privacy")
-        spent = told["datasets"]["data"]
-    simulated = analytics.counts(CELLS, sites=paths, privacy=fd.dp_metrics(epsilon=1.0))
+        for name, asked in jobs.items():
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "job.py").write_text(
+                f"import foedus as fd\nfrom foedus import analytics\njob = analytics.{name}.job({asked}, {how})\n"
+            )
+            result = finished(made.remote().submit(tmp_path / name / "job.py"))
+            _, told = foedus(made.site_home("north"), "site", "privacy")
+            spent[name] = told["datasets"]["data"]
+    simulated = analytics.describe(bounds={"age": (0, 100)}, sites=paths, privacy=fd.dp_metrics(epsilon=1.0))
     assert analytics.read(result).noise == simulated.noise
-    assert 0.3 < spent["epsilon"] <= 1.0 and spent["unbounded"] == 0 and spent["trainings"] == 1
+    assert 0.3 < spent["counts"]["epsilon"] <= 1.0 and spent["counts"]["trainings"] == 1
+    # three releases each, of the same noise: those of both are as those of one with noise less by the root of two
+    noise = accounting.noise_multiplier(1.0, 1.0, 3, 1e-5, "rdp") / math.sqrt(6)
+    both = accounting.analytic_gaussian_epsilon(noise, 1e-5)
+    assert spent["describe"]["epsilon"] == pytest.approx(both, rel=0.02) and spent["describe"]["trainings"] == 2
+    assert spent["describe"]["unbounded"] == 0

@@ -13,7 +13,7 @@ from foedus.errors import Incompatible
 from foedus.metrics import plain
 from foedus.participation import times
 from foedus.privacy.distributed import DistributedDp
-from foedus.privacy.dp_metrics import each_of
+from foedus.privacy.dp_metrics import blocks_of
 from foedus.privacy.ftrl import DpFtrl
 from foedus.privacy.secagg import majority
 from foedus.privacy.site_level import CentralDp, LocalDp
@@ -531,9 +531,10 @@ TABLE = (
     ),
     Row(
         "dp_metrics",
-        "an analysis that counts no cells",
-        lambda j: j.dp_metrics is not None and j.learner is None and j.exact_sums and not each_of(j.algorithm),
-        "its sums get no noise: take analytics.counts, or leave dp_metrics out",
+        "an analysis to whose sums a row may add anything",
+        lambda j: j.dp_metrics is not None and j.learner is None and j.exact_sums and not blocks_of(j.algorithm),
+        "noise needs a bound: give describe, quantiles and correlation bounds=…, histogram edges (bins=[…]), "
+        "contingency and top_k categories=…, or take analytics.counts; else leave dp_metrics out",
     ),
     Row(
         "dp_metrics",

@@ -138,7 +138,9 @@ class Job(Options):
         """The algorithm with what the Job adds to it: its compression, a seal, a choice of sites by their losses."""
         found = private(self.algorithm, self.dp_sgd, self.learner, self.rounds) if self.dp_sgd else self.algorithm
         found = self._noised(found)
-        found = dp_metrics.analysed(found, self.dp_metrics) if self.dp_metrics and dp_metrics.each_of(found) else found
+        found = (
+            dp_metrics.analysed(found, self.dp_metrics) if self.dp_metrics and dp_metrics.blocks_of(found) else found
+        )
         found = spread(found) if self.seal and self.exact_sums else found
         links = chain(*self.links)
         found = transformed(found, at_home(links) if self.seal or self.he else links) if self.links else found
@@ -208,8 +210,8 @@ class Job(Options):
     @property
     def releases(self) -> tuple[int, int]:
         """(metrics of a part in one evaluation that may have noise, evaluations of a run at most)."""
-        if each := dp_metrics.each_of(self.algorithm):
-            return each, 1
+        if blocks := dp_metrics.blocks_of(self.algorithm):
+            return len(blocks), 1
         models, sent = 1 if self.method.personal is None else 2, counted(list(self.table().values()))
         return models * max(1, len(sent)), (self.rounds or 1) // max(1, self.evaluate) + 1
 

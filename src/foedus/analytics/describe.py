@@ -3,6 +3,7 @@ What a site holds and the way to ask for sums may come in."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,16 +13,26 @@ import numpy as np
 from foedus.analytics import columns as single
 from foedus.analytics.analysis import Table, analysis, answer
 from foedus.analytics.asking import Sent, ask, packed, unpacked, whole, work
+from foedus.analytics.bounded import UNIT, Bounds, Found, bounded, bounds_of, scaled, units
 from foedus.analytics.held import Held, column
 from foedus.core import Algorithm, RoundContext, State
+from foedus.errors import JobError
 from foedus.ordered import NOTHING, float_of, whole_of
-from foedus.params import Array
+from foedus.params import Array, Params
+from foedus.privacy.dp_metrics import Block
 
 ENOUGH = 5  # dates, for the first and the last year of which to be told
+NOISED = ("count", "missing", "sum", "mean", "var", "std", "min", "max", "count_sd", "mean_sd")
 SHOWN = ("count", "missing", "sum", "squares", "min", "max")
 
 
-def describe(columns: str | Sequence[str] = (), *, extremes: bool = True, least: int = 1) -> Algorithm:
+def describe(
+    columns: str | Sequence[str] = (),
+    *,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+    extremes: bool = True,
+    least: int = 1,
+) -> Algorithm:
     """Count, gaps, sum, mean, variance (of n - 1), standard deviation, least and largest value of each column.
 
     Without `columns`, of all that any site has. Texts have a count and gaps alone. A date counts as its year; the least
@@ -29,15 +40,27 @@ def describe(columns: str | Sequence[str] = (), *, extremes: bool = True, least:
     column with fewer values is left out of its answer and of all sums. `extremes=False` keeps the least and largest
     value, each of which is somebody's, at the site. `.pandas`: by column; `.per_site`: by site and column.
 
-    Leaves a site: for each column its count, gaps, sum, sum of squares about the mean, and extremes, in clear.
+    `bounds`: column -> (low, high), for `privacy=fd.dp_metrics(…)`, and only looked at with it: values beyond count as
+    these, each site adds noise to its counts, sums and squares, and no extremes are told; columns without bounds have a
+    count and gaps alone. `.pandas` then has `count_sd` and `mean_sd`, the standard deviation of the noise in these.
+
+    Leaves a site: for each column its count, gaps, sum, sum of squares about the mean, and extremes, in clear; under
+    noise the first four, of values within bounds and with noise, and nothing else.
     """
-    names = single.chosen(columns, least)
+    ends = bounds_of("describe", bounds)
+    names = single.chosen(columns or tuple(ends), least)
+    if ends and (least > 1 or not set(ends) <= set(names)):
+        raise JobError("describe(bounds=…): name its columns, and leave least out: who is too few would tell of a row")
     works = {
         **single.naming(names, least),
         "moments": work(partial(_moments, least, extremes)),
         "spread": work(partial(_spread, least)),
     }
-    return analysis(partial(_round, names), works)
+    exact = analysis(partial(_round, names), works)
+    if not ends:
+        return exact
+    blocks = [block for name in names for block in (Block(2), *([Block(1, UNIT)] * 2 if name in ends else []))]
+    return bounded(exact, blocks, partial(_within, names, ends), partial(_noised, names, ends))
 
 
 def _round(names: tuple[str, ...], state: State, context: RoundContext, every: bool = True) -> Any:
@@ -113,3 +136,51 @@ def _told(table: Held, names: Sequence[str], xs: Sequence[Array], least: int) ->
 def _spread(least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
     found = zip(_values(least, table, payload), payload["mean"], strict=True)
     return Sent({"squares": [np.square(x - mean).sum() for (_, _, x), mean in found]})
+
+
+def _within(names: Sequence[str], ends: Bounds, table: Held) -> Array:
+    """Of each column how many values and gaps, and of one with bounds the sums of its values and squares, scaled."""
+    found = []
+    for name in names:
+        x = scaled(table, name, ends[name]) if name in ends else None
+        there = column(table, name, finite=False).there if x is None else ~np.isnan(x)
+        found += [there.sum(), (~there).sum()]
+        found += [units(x).sum(), units(np.square(x)).sum()] if x is not None else []
+    return np.array(found, np.int64)
+
+
+def _noised(names: Sequence[str], ends: Bounds, found: Found) -> Params:
+    pooled = _estimates(names, ends, found.sums, found.sd)
+    sites = [_estimates(names, ends, own, found.own_sd) for own in found.shown.values()]
+    return answer("describe", {
+        "pandas": Table(list(names), pooled, ("column",)),
+        "per_site": Table(
+            [(site, name) for site in found.shown for name in names],
+            {word: np.array([x for own in sites for x in own[word]]) for word in pooled}, ("site", "column"),
+        ),
+    }, {"sites": len(found.sites), "noise": found.noise})  # fmt: skip
+
+
+def _estimates(names: Sequence[str], ends: Bounds, sums: Array, sd: Array) -> dict[str, Array]:
+    """What sums with noise say of each column: word -> a number for each."""
+    lines, at = [], 0
+    for name in names:
+        size = 4 if name in ends else 2
+        lines.append(_estimate(ends.get(name), sums[at : at + size], sd[at : at + size]))
+        at += size
+    return {word: np.array([line[word] for line in lines]) for word in NOISED}
+
+
+def _estimate(ends: tuple[float, float] | None, sums: Array, sd: Array) -> dict[str, float]:
+    """The mean and variance within bounds, and the deviation of the mean's noise (by its slopes)."""
+    found = dict.fromkeys(NOISED, math.nan) | {"count": sums[0], "missing": sums[1], "count_sd": sd[0]}
+    n = float(sums[0])
+    if ends is None or n < 1:
+        return found
+    centre, half = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
+    first, square = sums[2] / UNIT, sums[3] / UNIT
+    mean = float(np.clip(first / n, -1, 1))
+    var = half**2 * max(0.0, square - n * mean**2) / (n - 1) if n > 1 else math.nan
+    mean_sd = half * math.hypot(sd[2] / UNIT, mean * sd[0]) / n
+    total = {"sum": half * first + centre * n, "mean": centre + half * mean}
+    return found | total | {"var": var, "std": math.sqrt(var), "mean_sd": mean_sd}

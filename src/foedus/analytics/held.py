@@ -51,6 +51,7 @@ class Column(NamedTuple):
 
     values: Array
     kind: str  # "number", "date", "text", "empty"
+    infinite: bool = False  # whether some of the numbers are
 
     @property
     def there(self) -> Array:
@@ -145,38 +146,41 @@ def _csv(pandas: Any, path: Path) -> Any:
             ) from error
 
 
-def column(table: Held, name: str) -> Column:
-    """The column of that name; an empty one where the table has no rows. Raises FoedusError with the remedy."""
+def column(table: Held, name: str, finite: bool = True) -> Column:
+    """The column of that name; an empty one where the table has no rows.
+
+    Raises FoedusError with the remedy, for infinite numbers, too, if they have to be `finite`.
+    """
     if name in table.columns:
         if name not in table._typed:
-            table._typed[name] = _typed(name, table.columns[name])
+            table._typed[name] = _typed(table.columns[name])
+        if finite and table._typed[name].infinite:
+            raise FoedusError(f"column {name!r} holds infinite numbers: mend them, or leave their cells empty")
         return table._typed[name]
     if not table.rows:
         return Column(np.empty(0), "empty")
     raise FoedusError(f"there is no column {name!r}; rename the site's own one, or load it with data=…")
 
 
-def _typed(name: str, values: Any) -> Column:
+def _typed(values: Any) -> Column:
     dtype = getattr(values, "dtype", None)
     if dtype is None:
         values = np.asarray(values, object)
         dtype = values.dtype
     kind = getattr(dtype, "kind", "O")
     if kind in "biuf":
-        return _numbers(name, values, getattr(dtype, "na_value", None) is not None)
+        return _numbers(values, getattr(dtype, "na_value", None) is not None)
     if kind == "M":
         return _years(values)
     if kind == "m":  # in days
-        return _numbers(name, np.asarray(values) / np.timedelta64(1, "D"), False)
-    return _objects(name, list(values), _gaps(values))
+        return _numbers(np.asarray(values) / np.timedelta64(1, "D"), False)
+    return _objects(list(values), _gaps(values))
 
 
-def _numbers(name: str, values: Any, gaps: bool) -> Column:
+def _numbers(values: Any, gaps: bool) -> Column:
     x = values.to_numpy(dtype=np.float64, na_value=np.nan) if gaps and hasattr(values, "to_numpy") else values
     x = np.array(x, np.float64)
-    if np.isinf(x).any():
-        raise FoedusError(f"column {name!r} holds infinite numbers: mend them, or leave their cells empty")
-    return Column(x, "empty" if np.isnan(x).all() else "number")
+    return Column(x, "empty" if np.isnan(x).all() else "number", bool(np.isinf(x).any()))
 
 
 def _years(values: Any) -> Column:
@@ -195,11 +199,11 @@ def _gaps(values: Any) -> Sequence[bool]:
     return [v is None or (isinstance(v, float) and v != v) for v in values]
 
 
-def _objects(name: str, values: Sequence[Any], gaps: Sequence[bool]) -> Column:
+def _objects(values: Sequence[Any], gaps: Sequence[bool]) -> Column:
     """Texts; or numbers or dates, where all that is there are such."""
     kinds = {type(v) for v, gap in zip(values, gaps, strict=True) if not gap}
     if all(issubclass(kind, (int, float, np.number, np.bool_)) for kind in kinds):
-        return _numbers(name, [np.nan if gap else float(v) for v, gap in zip(values, gaps, strict=True)], False)
+        return _numbers([np.nan if gap else float(v) for v, gap in zip(values, gaps, strict=True)], False)
     if kinds and all(issubclass(kind, datetime.date) for kind in kinds):
         return Column(np.array([np.nan if gap else v.year for v, gap in zip(values, gaps, strict=True)]), "date")
     texts = np.empty(len(values), object)
@@ -207,10 +211,10 @@ def _objects(name: str, values: Sequence[Any], gaps: Sequence[bool]) -> Column:
     return Column(texts, "text")
 
 
-def coded(table: Held, name: str) -> Coded:
+def coded(table: Held, name: str, finite: bool = True) -> Coded:
     """The column as categories, by the text of each value; 1, 1.0 and True are one, and an empty text is a gap."""
+    found = _undated(table, name, finite)
     if name not in table._coded or not table.rows:
-        found = _undated(table, name)
         gap = ~found.there
         if found.kind == "text":
             gap = np.array([not v for v in found.values], bool)
@@ -246,9 +250,9 @@ def numbers(table: Held, name: str) -> Array:
     return found.values
 
 
-def _undated(table: Held, name: str) -> Column:
+def _undated(table: Held, name: str, finite: bool = True) -> Column:
     """The column, unless it holds dates, which have to be made something of first."""
-    found = column(table, name)
+    found = column(table, name, finite)
     if found.kind == "date":
         raise FoedusError(
             f"column {name!r} holds dates: turn them into numbers, such as days since a first day, or into texts"

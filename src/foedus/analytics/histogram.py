@@ -13,11 +13,13 @@ import numpy as np
 from foedus.analytics import columns as single
 from foedus.analytics.analysis import Table, analysis, answer
 from foedus.analytics.asking import Sent, ask, whole, work
+from foedus.analytics.bounded import Found, bounded, numbers
 from foedus.analytics.held import Held
 from foedus.core import Algorithm, RoundContext, State
 from foedus.errors import JobError
 from foedus.ordered import NOTHING, float_of, whole_of
-from foedus.params import Array
+from foedus.params import Array, Params
+from foedus.privacy.dp_metrics import Block
 
 
 def histogram(column: str, *, bins: int | Sequence[float] = 10, least: int = 1) -> Algorithm:
@@ -27,14 +29,23 @@ def histogram(column: str, *, bins: int | Sequence[float] = 10, least: int = 1) 
     site. A count below `least` is NaN: merge intervals to see it. `.pandas`: `low`, `high`, `count`; `.per_site`: the
     counts of each.
 
-    Leaves a site: with a number of bins, its least and largest value; its counts, in clear where they reach `least`.
+    With edges there may be noise, `privacy=fd.dp_metrics(…)`: each site adds it to its counts, which may then be
+    negative; `sd` is the standard deviation of what is in each.
+
+    Leaves a site: with a number of bins, its least and largest value; its counts, in clear where they reach `least`, or
+    with noise.
     """
     (name,) = single.chosen([column], least)
     edges = () if isinstance(bins, int) else tuple(map(float, bins))
     if (not edges and not (isinstance(bins, int) and bins > 0)) or list(edges) != sorted(set(edges)) or len(edges) == 1:
         raise JobError(f"histogram(bins={bins!r}): give a number of intervals, or two and more edges in rising order")
-    works = {"range": work(partial(_range, name)), "counts": work(partial(_counts, name, least))}
-    return analysis(partial(_round, bins if isinstance(bins, int) else 0, edges, least), works)
+    exact_works = {"range": work(partial(_range, name)), "counts": work(partial(_counts, name, least))}
+    exact = analysis(partial(_round, bins if isinstance(bins, int) else 0, edges, least), exact_works)
+    if not edges:
+        return exact
+    cuts = np.array(edges)
+    blocks = [Block(len(edges) - 1)]
+    return bounded(exact, blocks, partial(_within, name, cuts), partial(_noised, cuts, least))
 
 
 def _round(
@@ -48,12 +59,25 @@ def _round(
     cuts = np.array(edges) if edges else np.histogram_bin_edges([] if np.isnan(low) else [low, high], bins)
     found = yield from ask("counts", sites, {"edges": cuts}, {"count": (len(cuts) - 1,)})
     count = single.hidden(whole(found.of["count"]), least)
-    shown = {site: np.asarray(x["count"]) for site, x in sorted(found.shown.items())}
-    columns = {f"{a:g} to {b:g}": np.array([x[i] for x in shown.values()]) for i, (a, b) in enumerate(pairwise(cuts))}
+    return _bars(cuts, {"count": count}, {site: np.asarray(x["count"]) for site, x in sorted(found.shown.items())}, {})
+
+
+def _bars(cuts: Array, columns: Mapping[str, Array], shown: Mapping[str, Array], facts: Mapping[str, float]) -> Params:
+    sites = {f"{a:g} to {b:g}": np.array([x[i] for x in shown.values()]) for i, (a, b) in enumerate(pairwise(cuts))}
     return answer("histogram", {
-        "pandas": Table(list(range(len(count))), {"low": cuts[:-1], "high": cuts[1:], "count": count}, ("bin",)),
-        "per_site": Table(list(shown), columns, ("site",)),
-    }, {})  # fmt: skip
+        "pandas": Table(list(range(len(cuts) - 1)), {"low": cuts[:-1], "high": cuts[1:], **columns}, ("bin",)),
+        "per_site": Table(list(shown), sites, ("site",)),
+    }, facts)  # fmt: skip
+
+
+def _within(name: str, cuts: Array, table: Held) -> Array:
+    x = numbers(table, name)
+    return np.histogram(x[~np.isnan(x)], cuts)[0]
+
+
+def _noised(cuts: Array, least: int, found: Found) -> Params:
+    count = single.hidden(found.sums, least)
+    return _bars(cuts, {"count": count, "sd": found.sd}, found.shown, {"noise": found.noise})
 
 
 def _range(name: str, table: Held, payload: Mapping[str, Array]) -> Sent:

@@ -14,27 +14,43 @@ from foedus.analytics import columns as single
 from foedus.analytics import design
 from foedus.analytics.analysis import Table, Tail, analysis, answer
 from foedus.analytics.asking import Sent, ask, packed, unpacked, whole, work
+from foedus.analytics.bounded import UNIT, Bounds, Found, bounded, bounds_of, scaled, units
 from foedus.analytics.design import Wanted
 from foedus.analytics.held import Held, numbers
 from foedus.core import Algorithm, RoundContext, State
 from foedus.errors import JobError
-from foedus.params import Array
+from foedus.params import Array, Params
+from foedus.privacy.dp_metrics import Block
 
 FLAT = 1e-28  # of a square sum: what is left of a constant column by rounding
 
 
-def correlation(columns: Sequence[str] = (), *, least: int = 1) -> Algorithm:
+def correlation(
+    columns: Sequence[str] = (), *, bounds: Mapping[str, tuple[float, float]] | None = None, least: int = 1
+) -> Algorithm:
     """Pearson's correlation of each pair of columns, over the rows that have both; NaN with a constant column.
 
     Without `columns`, of all with numbers. `.pandas`: columns by columns, as `DataFrame.corr` of the pooled rows;
     `pairs`: how many rows each has; a site's pair of fewer than `least` is not used. `.per_site`: by site and column
     its values. Fact: `left_out`, the other columns and what they hold.
 
-    Leaves a site: for each pair its rows, sums, squares and products about the pooled means.
+    `bounds`: column -> (low, high), for `privacy=fd.dp_metrics(…)`, and only looked at with it: values beyond count as
+    these, and each site adds noise to the number of its complete rows, their sums and products.
+
+    Leaves a site: for each pair its rows, sums, squares and products about the pooled means; with noise, those of the
+    complete rows.
     """
-    names = single.chosen(columns, least)
+    ends = bounds_of("correlation", bounds)
+    names = single.chosen(columns or tuple(ends), least)
     works = {"sums": work(partial(_column_sums, least)), "products": work(partial(_pair_sums, least))}
-    return analysis(partial(_correlation, names), works | single.naming(names, least))
+    exact = analysis(partial(_correlation, names), works | single.naming(names, least))
+    if not ends:
+        return exact
+    if least > 1 or set(ends) != set(names):
+        raise JobError("correlation(bounds=…): give those of every column, and leave least out")
+    pairs = len(names) * (len(names) + 1) // 2
+    blocks = [Block(1), *[Block(1, UNIT)] * (len(names) + pairs)]
+    return bounded(exact, blocks, partial(_within, names, ends), partial(_noised, names))
 
 
 def pca(
@@ -90,13 +106,44 @@ def _correlation(names: tuple[str, ...], state: State, context: RoundContext, ev
     n, total = whole(found["count"]), found["sum"] / np.maximum(found["count"], 1)
     square = found["square"] - n * total**2
     flat = square <= FLAT * np.maximum(n, 1) * mean[:, None] ** 2
-    root = np.where(flat | flat.T | (n < 2), math.nan, np.sqrt(np.maximum(square * square.T, 0)))
-    r = np.clip((found["product"] - n * total * total.T) / root, -1, 1)
+    r = _over(found["product"] - n * total * total.T, square, flat | (n < 2))
+    return _matrix(columns, r, n, first.shown, {"left_out": others})
+
+
+def _over(product: Array, square: Array, flat: Array) -> Array:
+    root = np.where(flat | flat.T, math.nan, np.sqrt(np.maximum(square * square.T, 0)))
+    return np.asarray(np.clip(product / root, -1, 1))
+
+
+def _matrix(
+    columns: Sequence[str], r: Array, n: Array, shown: Mapping[str, Mapping[str, Array]], facts: Mapping[str, Any]
+) -> Params:
     return answer("correlation", {
         "pandas": Table(columns, {name: r[:, i] for i, name in enumerate(columns)}),
-        "per_site": single.per_site(first.shown, "count", columns),
+        "per_site": single.per_site(shown, "count", columns),
         "pairs": Table(columns, {name: n[:, i] for i, name in enumerate(columns)}),
-    }, {"left_out": others})  # fmt: skip
+    }, facts)  # fmt: skip
+
+
+def _within(names: Sequence[str], ends: Bounds, table: Held) -> Array:
+    """How many rows are complete, and their sums and products, scaled."""
+    x = np.stack([scaled(table, name, ends[name]) for name in names], axis=1)
+    x = x[~np.isnan(x).any(axis=1)]
+    rows, columns = np.triu_indices(len(names))
+    products = (units(x[:, i] * x[:, j]).sum() for i, j in zip(rows, columns, strict=True))
+    return np.array([len(x), *units(x).sum(axis=0), *products], np.int64)
+
+
+def _noised(names: Sequence[str], found: Found) -> Params:
+    p, n = len(names), max(1.0, float(found.sums[0]))
+    sums, upper = found.sums[1 : p + 1] / UNIT, found.sums[p + 1 :] / UNIT
+    product = np.zeros((p, p))
+    product[np.triu_indices(p)] = upper
+    product = product + np.triu(product, 1).T - np.outer(sums, sums) / n
+    square = np.repeat(np.diag(product)[:, None], p, axis=1)
+    r = _over(product, square, (square <= 0) | (found.sums[0] < 2))
+    shown = {site: {"count": np.full(p, own[0])} for site, own in found.shown.items()}
+    return _matrix(names, r, np.full((p, p), found.sums[0]), shown, {"noise": found.noise})
 
 
 def _column_sums(least: int, table: Held, payload: Mapping[str, Array]) -> Sent:

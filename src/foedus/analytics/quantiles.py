@@ -13,11 +13,13 @@ import numpy as np
 from foedus.analytics import columns as single
 from foedus.analytics.analysis import Table, analysis, answer
 from foedus.analytics.asking import Asking, Sent, Sums, ask, packed, unpacked, whole, work
+from foedus.analytics.bounded import Bounds, Found, bounded, bounds_of, scaled
 from foedus.analytics.held import Held
 from foedus.core import Algorithm, RoundContext, State, Work
 from foedus.errors import JobError
 from foedus.ordered import float_of, whole_of
-from foedus.params import Array
+from foedus.params import Array, Params
+from foedus.privacy.dp_metrics import Block
 
 DIGITS, BASE = 8, 256  # of a number: 8 bits each
 _HALF = np.uint64(1 << 63)
@@ -43,6 +45,8 @@ def quantiles(
     *,
     q: float | Sequence[float] = (0.25, 0.5, 0.75),
     error: float = 0.0,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+    cells: int = 100,
     least: int = 1,
 ) -> Algorithm:
     """The quantiles of each column, exactly those of numpy and pandas on the pooled values, or within a relative error.
@@ -52,15 +56,27 @@ def quantiles(
     A quantile is a value that somebody has, or lies between two. With `error=0.01` the search ends when every one is
     known to 1 %, and gives the middle. `.pandas`: by q, a column for each. `.per_site`: counts.
 
-    Leaves a site: counts of numbers that begin with the same bits as those looked for; in clear its count.
+    `bounds`: column -> (low, high), for `privacy=fd.dp_metrics(…)`, and only looked at with it: each site adds noise to
+    how many values lie in each of `cells` equal parts between them, values beyond counting as these, and a quantile is
+    where the line through their running sum reaches it. Frame `rank_sd`: the deviation of the noise in that share.
+
+    Leaves a site: counts of numbers that begin with the same bits as those looked for; in clear its count. With noise:
+    the counts of the cells.
     """
     points = (q,) if isinstance(q, (int, float)) else tuple(q)
     if not points or not all(0 <= x <= 1 for x in points):
         raise JobError(f"quantiles(q={q!r}): each is from 0 to 1")
     if not 0 <= error < 1:
         raise JobError(f"quantiles(error={error!r}): it is a share from 0 to 1, such as 0.01")
-    asked = Asked(single.chosen(columns, least), tuple(map(float, points)), float(error), least)
-    return analysis(partial(_round, asked), works(least) | single.naming(asked.columns, least))
+    ends = bounds_of("quantiles", bounds)
+    asked = Asked(single.chosen(columns or tuple(ends), least), tuple(map(float, points)), float(error), least)
+    exact = analysis(partial(_round, asked), works(least) | single.naming(asked.columns, least))
+    if not ends:
+        return exact
+    if least > 1 or set(ends) != set(asked.columns) or not isinstance(cells, int) or cells < 2:
+        raise JobError("quantiles(bounds=…): give those of every column, two cells or more, and leave least out")
+    noised = partial(_noised, asked, ends, cells)
+    return bounded(exact, [Block(cells)] * len(asked.columns), partial(_within, asked.columns, ends, cells), noised)
 
 
 def works(least: int) -> dict[str, Work]:
@@ -153,3 +169,52 @@ def _digits(least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
         same = bits[bits >> np.uint64(64 - 8 * level) == prefix] if level else bits
         found[i] = np.bincount(((same >> np.uint64(56 - 8 * level)) & np.uint64(255)).astype(np.int64), minlength=BASE)
     return Sent({"count": found})
+
+
+def _within(names: Sequence[str], ends: Bounds, cells: int, table: Held) -> Array:
+    """How many values of each column lie in each cell, one column after another."""
+    found = []
+    for name in names:
+        x = scaled(table, name, ends[name])
+        at = np.floor((x[~np.isnan(x)] + 1) / 2 * cells).astype(np.int64)
+        found.append(np.bincount(np.minimum(at, cells - 1), minlength=cells))
+    return np.concatenate(found)
+
+
+def _noised(asked: Asked, ends: Bounds, cells: int, found: Found) -> Params:
+    shape = (len(asked.columns), cells)
+    counts, sd = found.sums.reshape(shape), float(found.sd[0])
+    lines = [[_reached(row, q, sd) for q in asked.q] for row in counts]
+    tables = {
+        "pandas": {n: np.array([_at(ends[n], x) for x, _ in own]) for n, own in zip(asked.columns, lines, strict=True)},
+        "rank_sd": {n: np.array([rank for _, rank in own]) for n, own in zip(asked.columns, lines, strict=True)},
+    }
+    shown = {site: {"count": own.reshape(shape).sum(axis=1)} for site, own in found.shown.items()}
+    return answer("quantiles", {
+        **{title: Table(list(asked.q), columns, ("q",)) for title, columns in tables.items()},
+        "per_site": single.per_site(shown, "count", asked.columns),
+    }, {"noise": found.noise})  # fmt: skip
+
+
+def _at(ends: tuple[float, float], share: float) -> float:
+    return ends[0] + share * (ends[1] - ends[0])
+
+
+def _reached(counts: Array, q: float, sd: float) -> tuple[float, float]:
+    """How far along the cells the running sum reaches the share q, and the deviation of the noise in that share.
+
+    Noise makes the sum fall at places: it is taken in the middle of the two nearest that do not.
+    """
+    n, cells = float(counts.sum()), len(counts)
+    if n < 1:
+        return math.nan, math.nan
+    raw = np.append(0.0, np.cumsum(counts))
+    rising = (np.maximum.accumulate(raw) + np.minimum.accumulate(raw[::-1])[::-1]) / 2
+    rising = np.clip(rising, 0, n)
+    low, high = np.searchsorted(rising, q * n, "left"), np.searchsorted(rising, q * n, "right")
+    if low < high:  # it stands still there
+        place = low + (1 - q) * (high - 1 - low)
+    else:
+        place = low - 1 + (q * n - rising[low - 1]) / (rising[low] - rising[low - 1])
+    rank = sd * math.sqrt(place * (1 - q) ** 2 + (cells - place) * q**2) / n
+    return float(place / cells), rank

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,11 +15,13 @@ from foedus.analytics import columns as single
 from foedus.analytics import design
 from foedus.analytics.analysis import Table, Tail, analysis, answer
 from foedus.analytics.asking import Asking, Sent, ask, unpacked, whole, work
+from foedus.analytics.bounded import Found, bounded, places
 from foedus.analytics.design import Coded, Wanted
 from foedus.analytics.held import Held, coded
 from foedus.core import Algorithm, RoundContext, State
 from foedus.errors import JobError
-from foedus.params import Array
+from foedus.params import Array, Params
+from foedus.privacy.dp_metrics import Block
 
 BITS = 14  # of a value's hash: which register it goes to; the error is 1.04 / sqrt(2**14) = 0.8 %
 RANKS = 64 - BITS
@@ -33,12 +35,18 @@ def contingency(
     A count below `least` is NaN: merge categories to see it; the test is of all counts. `.pandas`: by value of `row`, a
     column for each of `column`. `.per_site`: by site and value. Facts: n, statistic, df, p.
 
-    Leaves a site: the values that it has, in clear, unless there are `categories`; counts, in clear from `least` on.
+    With `categories` of both there may be noise, `privacy=fd.dp_metrics(…)`: each site adds it to its counts, rows with
+    other values or a gap are in none, and there is no test, for it would take noise for a difference. Frame `sd`: the
+    standard deviation of the noise in each.
+
+    Leaves a site: the values that it has, in clear, unless there are `categories`; counts, in clear from `least` on, or
+    with noise.
     """
     asked = design.wanted(groups=(row, column), categories=categories)
     if row == column:
         raise JobError(f"contingency({row!r}, {column!r}): name two columns")
-    return analysis(partial(_contingency, asked, least), design.works(asked) | _count_works(asked, least))
+    exact = analysis(partial(_contingency, asked, least), design.works(asked) | _count_works(asked, least))
+    return _with_noise(exact, asked, partial(_noised_table, asked, least))
 
 
 def top_k(
@@ -48,12 +56,13 @@ def top_k(
 
     `.pandas`: by value `count` and `share` of the rows that have one. `.per_site`: the counts at each.
 
-    Leaves a site: as `contingency`.
+    Leaves a site: as `contingency`; with noise, too.
     """
     asked = design.wanted(groups=column, categories=categories)
     if k < 1:
         raise JobError(f"top_k(k={k!r}): it is at least 1")
-    return analysis(partial(_top, asked, k, least), design.works(asked) | _count_works(asked, least))
+    exact = analysis(partial(_top, asked, k, least), design.works(asked) | _count_works(asked, least))
+    return _with_noise(exact, asked, partial(_noised_top, asked, k, least))
 
 
 def unique(columns: str | Sequence[str]) -> Algorithm:
@@ -73,6 +82,22 @@ def _count_works(asked: Wanted, least: int) -> dict[str, Any]:
     return {"counts": work(partial(_cells, asked, least))}
 
 
+def _with_noise(exact: Algorithm, asked: Wanted, told: Callable[[Found], Params]) -> Algorithm:
+    """The analysis that may have noise, where all levels are named beforehand."""
+    if not set(asked.groups) <= asked.categories.keys():
+        return exact
+    size = math.prod(len(asked.categories[name]) for name in asked.groups)
+    return bounded(exact, [Block(size)], partial(_within, asked), told)
+
+
+def _within(asked: Wanted, table: Held) -> Array:
+    """The counts of all levels, as one row; of the rows that have one of each."""
+    shape = [len(asked.categories[name]) for name in asked.groups]
+    at = np.stack([places(table, name, asked.categories[name]) for name in asked.groups])
+    flat = np.ravel_multi_index(tuple(at[:, (at >= 0).all(axis=0)]), shape)
+    return np.bincount(flat, minlength=math.prod(shape))
+
+
 def _counted(asked: Wanted, sites: Sequence[str], every: bool) -> Asking[tuple[Coded, Array, Mapping[str, Array]]]:
     """How it is coded, the counts by levels, and those that each site shows."""
     coded = yield from design.learn(asked, sites, every)
@@ -90,17 +115,39 @@ def _cells(asked: Wanted, least: int, table: Held, payload: Mapping[str, Array])
 
 def _contingency(asked: Wanted, least: int, state: State, context: RoundContext, every: bool = True) -> Any:
     coded, counts, shown = yield from _counted(asked, context.cohort, every)
-    row, (down, across) = asked.groups[0], (coded.levels[name] for name in asked.groups)
-    statistic, df = pearson(counts)
+    return _crossed(asked, coded.levels, counts, least, shown, pearson(counts))
+
+
+def _noised_table(asked: Wanted, least: int, found: Found) -> Params:
+    shape = tuple(len(asked.categories[name]) for name in asked.groups)
+    shown = {site: own.reshape(shape) for site, own in found.shown.items()}
+    test, noise = (math.nan, 0), (found.sd.reshape(shape), found.noise)
+    return _crossed(asked, asked.categories, found.sums.reshape(shape), least, shown, test, noise)
+
+
+def _crossed(
+    asked: Wanted,
+    levels: design.Levels,
+    counts: Array,
+    least: int,
+    shown: Mapping[str, Array],
+    test: tuple[float, int],
+    noise: tuple[Array, float] | None = None,
+) -> Params:
+    row, (down, across) = asked.groups[0], (levels[name] for name in asked.groups)
+    statistic, df = test
     pooled = single.hidden(counts, least)
     stacked = np.concatenate([np.empty((0, len(across))), *shown.values()])
     facts = {"n": int(counts.sum()), "statistic": statistic, "df": df, "tails": [Tail("p", "chi2", "statistic", "df")]}
+    sd = {"sd": Table(down, {level: noise[0][:, i] for i, level in enumerate(across)}, (row,))} if noise else {}
+    facts |= {"noise": noise[1]} if noise else {}
     return answer("contingency", {
         "pandas": Table(down, {level: pooled[:, i] for i, level in enumerate(across)}, (row,)),
         "per_site": Table(
             [(s, level) for s in shown for level in down],
             {level: stacked[:, i] for i, level in enumerate(across)}, ("site", row),
         ),
+        **sd,
     }, facts)  # fmt: skip
 
 
@@ -116,14 +163,31 @@ def pearson(counts: Array) -> tuple[float, int]:
 
 def _top(asked: Wanted, k: int, least: int, state: State, context: RoundContext, every: bool = True) -> Any:
     coded, counts, shown = yield from _counted(asked, context.cohort, every)
-    levels = coded.levels[asked.groups[0]]
+    return _first(asked, coded.levels, counts, k, least, shown, {})
+
+
+def _noised_top(asked: Wanted, k: int, least: int, found: Found) -> Params:
+    facts = {"noise": found.noise, "sd": float(found.sd[0])}
+    return _first(asked, asked.categories, found.sums, k, least, found.shown, facts)
+
+
+def _first(
+    asked: Wanted,
+    by: design.Levels,
+    counts: Array,
+    k: int,
+    least: int,
+    shown: Mapping[str, Array],
+    facts: Mapping[str, float],
+) -> Params:
+    levels = by[asked.groups[0]]
     first = [i for i in np.argsort(-counts, kind="stable") if counts[i] >= max(1, least)][:k]
     found = {"count": counts[first], "share": counts[first] / max(1, counts.sum())}
     sites = {levels[i]: np.array([x[i] for x in shown.values()]) for i in first}
     return answer("top_k", {
         "pandas": Table([levels[i] for i in first], found, asked.groups),
         "per_site": Table(list(shown), sites, ("site",)),
-    }, {"n": int(counts.sum())})  # fmt: skip
+    }, {"n": int(counts.sum()), **facts})  # fmt: skip
 
 
 def _distinct(names: tuple[str, ...], state: State, context: RoundContext, every: bool = True) -> Any:

@@ -59,7 +59,8 @@ def rehearsed(
         execute(plan, runner, journal, Checkpoints(None))
     except (Ended, Paused) as error:
         return crew.left, RELAYED if RELAYS in job.method.traits else str(error)
-    trains = any(left.order.work not in (ROWS, EVALUATE) for left in crew.left)
+    beside = (ROWS, EVALUATE) if job.learner else (ROWS,)  # an analysis with noise evaluates alone
+    trains = any(left.order.work not in beside for left in crew.left)
     return crew.left, "" if trains else f"{target!r} is in no cohort of the first {rounds} rounds: take more, --rounds"
 
 

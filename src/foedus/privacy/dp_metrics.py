@@ -1,9 +1,9 @@
 """Noise on what evaluation tells: counts get a discrete Gaussian at their site, and what has no bound stays there.
 Metrics and accounting may come in; each site keeps the secret that names its noise.
 
-Whole-number sums to which one example adds at most `Metric.sensitivity` (L2) make nobody more than (epsilon, delta)
-surer that it was there, by all evaluations of a run (Canonne, Kamath and Steinke 2020: concentrated as Gaussian noise
-is).
+Whole-number sums to which one example adds at most `Metric.sensitivity` (L2), or a row the bound of its Block, make
+nobody more than (epsilon, delta) surer that it was there, by all evaluations of a run (Canonne, Kamath and Steinke
+2020: concentrated as Gaussian noise is).
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ import numpy as np
 from foedus import frames
 from foedus.core import EVALUATE, Algorithm, Local, SiteContext, Update, Work
 from foedus.errors import JobError
+from foedus.keys import Key
 from foedus.metrics import PREFIXES, Metric, plain
 from foedus.params import Array, Params, digest
 from foedus.privacy import accounting
 from foedus.privacy.accounting import Steps, check, goal
 from foedus.privacy.keystream import discrete_normals
 
-COUNTS = "counts "  # the trait of an analysis of cells: of so many columns, in each of which a row is in one cell
+BOUNDED = "bounded "  # the trait of an analysis to whose sums a row adds no more than is known: their blocks
+STEPS = 64  # in which the noise of a sum is drawn, of what a row adds to it
+LARGE = 2000.0  # steps of noise: tables of more take seconds
 MOST = 10_000.0  # examples of noise: no metric has so many that it would be one, and tables would be large
 
 
@@ -48,6 +51,8 @@ class DpMetrics(NamedTuple):
 
     def said(self, traits: Sequence[str] = ()) -> str:
         """What is told of it when a run begins."""
+        if any(t.startswith(BOUNDED) for t in traits):
+            return f"dp_metrics: each site adds noise to its sums, {goal(self)} for each row"
         return (
             f"dp_metrics: each site adds noise to the counts of its metrics, {goal(self)} for each example; metrics "
             "of other sums, and intervals, are left out"
@@ -93,12 +98,8 @@ def noised(work: Work, how: DpMetrics, metrics: Sequence[Metric], each: int, tim
         local, update = work(payload, local, site)
         if not isinstance(update, Update):
             return local, update
-        z, kept = noise_of(how, each * times), {}
-        if z > MOST:
-            raise JobError(
-                f"dp_metrics: each count would get noise of {z:.3g}: spend more epsilon, name fewer metrics, or "
-                "evaluate less often"
-            )
+        z = _fitting(noise_of(how, each * times), "count", "name fewer metrics, or evaluate less often")
+        kept = {}
         name = site.secret("dp_metrics", *site.key.names, digest(payload), before)
         for told, sums in update.metrics.items():
             if found := known.get(plain(told)):
@@ -116,29 +117,64 @@ def noised(work: Work, how: DpMetrics, metrics: Sequence[Metric], each: int, tim
     return working
 
 
-def each_of(algorithm: Algorithm) -> int:
-    """How many counts of an analysis each row changes by one; 0 where it does not count cells."""
-    return max((int(t.removeprefix(COUNTS)) for t in algorithm.traits if t.startswith(COUNTS)), default=0)
+class Block(NamedTuple):
+    """Sums of whole numbers, of which one row more or less changes one, by at most `bound` (a power of two)."""
+
+    size: int
+    bound: int = 1
+
+
+def trait(blocks: Sequence[Block]) -> str:
+    """How an analysis says that these are its sums."""
+    return BOUNDED + " ".join(f"{block.size}x{block.bound}" for block in blocks)
+
+
+def blocks_of(algorithm: Algorithm) -> list[Block]:
+    """The sums of an analysis to which a row adds no more than is known; none where it says no bound."""
+    said = [t.removeprefix(BOUNDED) for t in algorithm.traits if t.startswith(BOUNDED)]
+    return [Block(*map(int, block.split("x"))) for block in said[-1].split()] if said else []
 
 
 def analysed(algorithm: Algorithm, how: DpMetrics) -> Algorithm:
-    """The same analysis of cells (`analytics.counts`), each count with noise before it leaves its site."""
-    z = noise_of(how, each_of(algorithm))
-    counting = algorithm.works[EVALUATE]
+    """The same analysis, whose sums get noise before they leave a site; each block is a release of its own."""
+    blocks = blocks_of(algorithm)
+    z = _fitting(noise_of(how, len(blocks)), "sum", "name fewer columns")
+    adding = algorithm.works[EVALUATE]
 
     def working(payload: Params, local: Local, site: SiteContext) -> Any:
-        local, update = counting(payload, local, site)
+        local, update = adding(payload, local, site)
         if not isinstance(update, Update):
             return local, update
-        cells = update.params["cells"]
-        # by the counts alone: who asks a run again hears the same, and whoever changes a row hears other noise
-        name = site.secret("dp_metrics", "cells", digest(update.params))
-        drawn = discrete_normals(name, cells.size, z) if z else np.zeros(cells.size)
-        made = cells + drawn.reshape(cells.shape)
-        return local, Update(Params({"cells": made}), update.weight, {"cells": made} if update.metrics else {})
+        # by the sums alone: who asks a run again hears the same, and whoever changes a row hears other noise
+        name = site.secret("dp_metrics", "sums", digest(update.params))
+        parts = np.split(np.rint(update.params["sums"]).astype(np.int64), np.cumsum([b.size for b in blocks])[:-1])
+        made = [_added(name(i), x, b.bound, z) for i, (x, b) in enumerate(zip(parts, blocks, strict=True))]
+        sums = np.concatenate(made).astype(np.float64)
+        return local, Update(Params({"sums": sums}), update.weight, {"sums": sums} if update.metrics else {})
 
     round = partial(algorithm.round, noise=z)  # type: ignore[call-arg]
-    return algorithm._replace(works={**algorithm.works, EVALUATE: working}, round=round)
+    return algorithm._replace(works={EVALUATE: working}, round=round)
+
+
+def _added(name: Key, sums: Array, bound: int, z: float) -> Array:
+    """The sums with noise of deviation z bound, in steps of which `bound` is a whole number.
+
+    Rounding to steps moves no two sums further apart than `bound` lies, for it never turns an order about, and a sum
+    that is `bound` larger is rounded to one that is.
+    """
+    steps = min(bound, STEPS)
+    while steps > 1 and z * steps > LARGE:
+        steps //= 2
+    step = bound // steps
+    drawn = discrete_normals(name, sums.size, z * steps) if z else np.zeros(sums.size, np.int64)
+    return np.asarray(((sums + step // 2) // step + drawn) * step) if z else sums
+
+
+def _fitting(z: float, what: str, remedy: str) -> float:
+    """The noise multiplier. Raises JobError where what is left of a sum would say nothing."""
+    if z > MOST:
+        raise JobError(f"dp_metrics: each {what} would get noise of {z:.3g}: spend more epsilon, or {remedy}")
+    return z
 
 
 def _part(told: str, site: SiteContext) -> Any:

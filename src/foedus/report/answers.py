@@ -71,7 +71,7 @@ def _cell(name: str, x: Any) -> Any:
 
 def _histogram(frame: Any) -> Html:
     """Bars, with the ends below."""
-    counts = [0.0 if math.isnan(x) else float(x) for x in frame["count"]]
+    counts = [0.0 if math.isnan(x) else max(0.0, float(x)) for x in frame["count"]]
     most, wide = max([*counts, 1.0]), (WIDTH - LEFT) / len(counts)
     bars = [
         el("rect", x=round(LEFT + i * wide, 2), y=round(_y(c / most), 2), width=round(max(wide - 1, 1), 2),
