@@ -539,13 +539,13 @@ def test_a_worker_that_is_stopped_and_not_dead_is_replaced_and_changes_no_bit(tm
         return usual()
 
     notes: list[str] = []
-    made = job(working(work), rounds=2, deadline=Deadline(stall=1.0))
+    made = job(working(work), rounds=2, deadline=Deadline(stall=4.0))
     began = time.monotonic()
     ended, journal = crewed(made, EIGHT, note=notes.append)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     assert digest(ended.params) == digest(played(job(rounds=2), EIGHT)[0].params)
     assert all(row[1] == "counted" for close in journal.all("close") for row in close["outcomes"])
-    assert len(notes) == 1 and "was ended (no progress for 1 s) at work for" in notes[0] and "s03" in notes[0]
+    assert len(notes) == 1 and "was ended (no progress for 4 s) at work for" in notes[0] and "s03" in notes[0]
 
 
 @pytest.mark.kills
@@ -556,25 +556,26 @@ def test_a_site_that_waits_for_ever_is_declined_and_the_others_count():
         return usual()
 
     notes: list[str] = []
-    made = job(working(work), rounds=1, evaluate=0, deadline=Deadline(stall=0.5))
+    made = job(working(work), rounds=1, evaluate=0, deadline=Deadline(stall=2.0))
     ended, journal = crewed(made, EIGHT, note=notes.append)
     rest = {name: split for name, split in EIGHT.items() if name != "s03"}
     assert digest(ended.params) == digest(played(job(rounds=1, evaluate=0), rest)[0].params)
     outcomes = {row[0]: row[1:3] for row in journal.all("close")[0]["outcomes"]}
-    assert outcomes.pop("s03") == ["declined", "no progress for 0.5 s"]
+    assert outcomes.pop("s03") == ["declined", "no progress for 2 s"]
     assert {status for status, _ in outcomes.values()} == {"counted"}
     assert len(notes) in (2, 3)  # the first may have been at more than this site
 
 
+@pytest.mark.long
 def test_what_tells_of_progress_may_take_its_time():
     def work(payload: Params, local: Any, here: Any, usual: Any) -> Any:
-        for _ in range(15 if here.name == "s03" else 0):
-            time.sleep(0.1)  # three times as long as is allowed without a word
+        for _ in range(25 if here.name == "s03" else 0):
+            time.sleep(0.2)  # longer than is allowed without a word
             progress()
         return usual()
 
     notes: list[str] = []
-    made = job(working(work), rounds=1, evaluate=0, deadline=Deadline(stall=0.5))
+    made = job(working(work), rounds=1, evaluate=0, deadline=Deadline(stall=4.0))
     _, journal = crewed(made, EIGHT, note=notes.append)
     assert {row[1] for row in journal.all("close")[0]["outcomes"]} == {"counted"} and notes == []
 

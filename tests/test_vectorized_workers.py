@@ -38,8 +38,8 @@ def told(result: Result, what: str) -> list[str]:
     [
         (fd.fedavg(), {"rounds": 3}),
         (twice(), {"rounds": 3}),  # sites keep models of their own
-        (fd.fedavg(aggregator=fd.median()), {}),  # updates come back one by one
-        (fd.fedavg(), {"rounds": 4, "quorum": 3, "late": "keep"}),
+        pytest.param(fd.fedavg(aggregator=fd.median()), {}, marks=pytest.mark.long),  # updates come back one by one
+        pytest.param(fd.fedavg(), {"rounds": 4, "quorum": 3, "late": "keep"}, marks=pytest.mark.long),
     ],
     ids=["fedavg", "twice", "median", "late"],
 )
@@ -117,7 +117,7 @@ def test_a_short_run_stays_in_one_process_and_says_nothing(tmp_path: Path) -> No
     ("there", "said"),
     [
         (0.0, [r"2 processes, many at once in each, for 8 sites took 0\.\d+ s in one"]),
-        (0.1, ["2 processes, many", "one process again: several took as long"]),
+        pytest.param(0.1, ["2 processes, many", "one process again: several took as long"], marks=pytest.mark.long),
     ],
 )
 def test_a_long_run_goes_on_in_processes_unless_these_take_as_long(

@@ -22,7 +22,7 @@ from foedus.files import write_atomic
 from foedus.job import Job, Options
 from foedus.params import Array, Params
 
-OPTIONS = frozenset(f.name for f in dataclasses.fields(Options))
+OPTIONS = frozenset(f.name for f in dataclasses.fields(Options)) - {"columns"}  # an analysis has its own
 
 
 class Tail(NamedTuple):
