@@ -39,6 +39,58 @@ def test_a_table_one_worked_out_by_hand() -> None:
     assert table.loc[("sex", "m"), :].tolist() == ["4 (57.1 %)", "few", "few"]
 
 
+def quartiles(x: pd.Series, least: int) -> list[float]:
+    """Each the mean of the `least` values nearest in rank, and of those that are as near as the last of them."""
+    held, found = np.sort(x.dropna()), []
+    for q in (0.5, 0.25, 0.75):
+        apart = np.abs(np.arange(len(held)) - q * (len(held) - 1))
+        found.append(held[apart <= np.sort(apart)[least - 1]].mean())
+    return found
+
+
+def test_quartiles_are_means_of_as_many_values_as_may_be_shown() -> None:
+    # of all 40 40 50 50 60 70 80: nearest to the median (rank 3) is itself, then 2 and 4; to p25 (1.5) 1 and 2
+    found = analytics.table_one("age", sites=ANN, least=2).pandas.loc[("age", "median (p25, p75)")]
+    assert found["all"] == f"{160 / 3:.4g} (45, 65)"  # (50 + 50 + 60) / 3, (40 + 50) / 2, (60 + 70) / 2
+    assert found["a"] == "65 (55, 75)" and found["b"] == f"{130 / 3:.4g} (40, 45)"  # 40 40 50: ranks 1, 0.5, 1.5
+    exact = analytics.table_one("age", sites=ANN, least=1).pandas.loc[("age", "median (p25, p75)")]
+    assert exact["all"] == "50 (45, 65)" and exact["a"] == "65 (60, 70)"
+    for least in (1, 5, 8):
+        table = analytics.table_one(["age", "chol", "score"], sites=sites(), least=least).pandas["all"]
+        for name in ("age", "chol", "score"):
+            held = [one[name] for one in sites().values() if name in one and one[name].count() >= least]
+            median, low, high = quartiles(pd.concat(held), least)
+            assert table[name, "median (p25, p75)"] == f"{median:.4g} ({low:.4g}, {high:.4g})"
+    few = {"a": pd.DataFrame({"x": [1.0, 2, 3, 4, None]}), "b": pd.DataFrame({"x": range(9)})}
+    found = analytics.table_one(sites=few, least=5).pandas.loc[("x", "median (p25, p75)")]
+    assert found["a"] == "–" and found["all"] == found["b"] == "4 (2, 6)"
+
+
+def test_columns_of_0_and_1_are_counted_and_few_of_them_hidden_with_the_others() -> None:
+    rng = np.random.default_rng(0)
+    held = {site: pd.DataFrame({"ill": [1] * n + [0] * (60 - n), "visits": rng.integers(0, 3, 60), "on": [True] * 60})
+            for site, n in (("a", 20), ("b", 3))}  # fmt: skip
+    held["b"].loc[59, "ill"] = None
+    found = analytics.table_one(sites=held).pandas
+    assert found.loc[("ill", "1")].tolist() == ["23 (19.3 %)", "20 (33.3 %)", "few"]
+    assert found.loc[("ill", "0"), "all"] == "96 (80.7 %)" and found.loc[("ill", "0"), "b"] == "few"
+    assert found.loc[("ill", "missing"), "all"] == "1 (0.8 %)" and ("ill", "mean (sd)") not in found.index
+    assert found.loc[("on", "1"), "all"] == "120 (100.0 %)" and ("visits", "mean (sd)") in found.index
+    sealed = analytics.table_one(["ill", "visits"], sites={**held, "c": held["a"]}, privacy="secagg").pandas
+    open_ = analytics.table_one(["ill", "visits"], sites={**held, "c": held["a"]}).pandas
+    assert sealed["all"].to_dict() == open_["all"].to_dict() and list(sealed) == ["all"]
+
+
+def test_a_column_that_one_site_lacks_is_told_of_the_others() -> None:
+    lacking = {**sites(), "south": sites()["south"].drop(columns="chol")}
+    every = analytics.table_one(sites=lacking).pandas
+    assert every.loc[("chol", "median (p25, p75)"), "south"] == "–"
+    rest = pd.concat([table["chol"] for site, table in lacking.items() if "chol" in table and len(table) >= 5])
+    median, low, high = quartiles(rest, 5)
+    assert every.loc[("chol", "median (p25, p75)"), "all"] == f"{median:.4g} ({low:.4g}, {high:.4g})"
+    assert np.isnan(analytics.drift(sites=lacking).pandas.loc[("chol", "south"), "psi"])
+
+
 def test_few_rows_are_in_no_mean_and_a_level_that_tells_another_is_hidden_with_it() -> None:
     counts = pd.DataFrame({"c": ["x"] * 3 + ["y"] * 9 + ["z"] * 20, "n": [1.0] * 2 + [np.nan] * 30})
     found = analytics.table_one(sites={"a": counts, "b": counts}, least=5).pandas["a"]

@@ -14,7 +14,17 @@ from foedus.analytics import quantiles
 from foedus.analytics.analysis import Table, analysis, answer
 from foedus.analytics.asking import Sent, ask, unpacked, work
 from foedus.analytics.held import Held
-from foedus.analytics.levels import Asked, Known, asked_for, known_columns, moments, numbers_of, shapes_of, works
+from foedus.analytics.levels import (
+    Asked,
+    Known,
+    asked_for,
+    known_columns,
+    moments,
+    numbers_of,
+    shapes_of,
+    values_of,
+    works,
+)
 from foedus.core import Algorithm, RoundContext, State
 from foedus.errors import JobError
 from foedus.params import Array
@@ -40,7 +50,7 @@ def drift(
     asked = asked_for(columns, categories, least)
     if not isinstance(bins, int) or not 2 <= bins <= 100:
         raise JobError(f"drift(bins={bins!r}): give a whole number from 2 to 100")
-    made = {"shape": work(partial(_shape, asked)), **quantiles.works(least), **works(asked)}
+    made = {"shape": work(partial(_shape, asked)), **quantiles.works(partial(values_of, least)), **works(asked)}
     return analysis(partial(_drift, asked, bins), made)
 
 

@@ -104,6 +104,11 @@ def numbers_of(table: Held, names: Sequence[str], least: int) -> Iterator[tuple[
         yield (there, len(x) - len(there)) if len(there) >= least else (there[:0], min(len(x), rows))
 
 
+def values_of(least: int, table: Held, names: Sequence[str]) -> list[Array]:
+    """Of each column its numbers; none of one that is not there, or has too few."""
+    return [x for x, _ in numbers_of(table, names, least)]
+
+
 def shown_rows(table: Held, least: int) -> int:
     """How many rows a site says that it has: none where they are too few."""
     return table.rows if table.rows >= least else 0

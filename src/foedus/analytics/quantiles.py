@@ -4,7 +4,7 @@ Counts are all that is asked; the idea is that of a radix search, and of Mahmoud
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from foedus.privacy.dp_metrics import Block
 
 DIGITS, BASE = 8, 256  # of a number: 8 bits each
 _HALF = np.uint64(1 << 63)
+Reading = Callable[[Held, Sequence[str]], Sequence[Array]]  # (table, names of columns) -> the numbers of each
 
 
 class Asked(NamedTuple):
@@ -70,7 +71,7 @@ def quantiles(
         raise JobError(f"quantiles(error={error!r}): it is a share from 0 to 1, such as 0.01")
     ends = bounds_of("quantiles", bounds)
     asked = Asked(single.chosen(columns or tuple(ends), least), tuple(map(float, points)), float(error), least)
-    exact = analysis(partial(_round, asked), works(least) | single.naming(asked.columns, least))
+    exact = analysis(partial(_round, asked), works(partial(reading, least)) | single.naming(asked.columns, least))
     if not ends:
         return exact
     if least > 1 or set(ends) != set(asked.columns) or not isinstance(cells, int) or cells < 2:
@@ -79,9 +80,14 @@ def quantiles(
     return bounded(exact, [Block(cells)] * len(asked.columns), partial(_within, asked.columns, ends, cells), noised)
 
 
-def works(least: int) -> dict[str, Work]:
-    """The works of `grid`."""
-    return {"counts": work(partial(_counts, least)), "digits": work(partial(_digits, least))}
+def works(read: Reading) -> dict[str, Work]:
+    """The works of `grid` and `searched`, of the columns that `read` has."""
+    return {"counts": work(partial(_counts, read)), "digits": work(partial(_digits, read))}
+
+
+def reading(least: int, table: Held, names: Sequence[str]) -> list[Array]:
+    """The numbers of these columns, each of which has to be there."""
+    return [single.values(table, name, least) for name in names]
 
 
 def _round(asked: Asked, state: State, context: RoundContext, every: bool = True) -> Any:
@@ -102,7 +108,7 @@ def grid(asked: Asked, sites: Sequence[str]) -> Asking[tuple[Array, Sums]]:
     counts = whole(seen.of["count"])
     ends = [_ranks(int(n), x) for n in counts for x in asked.q]
     wanted = {Rank(i // len(asked.q), r) for i, pair in enumerate(ends) for r in pair if r >= 0}
-    found = yield from _searched(asked, sites, wanted)
+    found = yield from searched(asked, sites, wanted)
     rows = [
         _between(int(counts[i // len(asked.q)]), asked.q[i % len(asked.q)], i // len(asked.q), pair, found)
         for i, pair in enumerate(ends)
@@ -123,7 +129,7 @@ def _between(n: int, q: float, column: int, pair: tuple[int, int], found: Mappin
     return float(np.quantile([low, high], (n - 1) * q - pair[0])) if low != high else low
 
 
-def _searched(asked: Asked, sites: Sequence[str], wanted: set[Rank]) -> Asking[dict[tuple[int, int], float]]:
+def searched(asked: Asked, sites: Sequence[str], wanted: set[Rank]) -> Asking[dict[tuple[int, int], float]]:
     """(column, rank) -> the number of that rank, to the error asked for."""
     ranks = {(r.column, r.left): r for r in wanted}
     for level in range(DIGITS if ranks else 0):
@@ -155,17 +161,16 @@ def _ends(prefix: int, level: int) -> tuple[float, float]:
     return float(found[0]), float(found[1])
 
 
-def _counts(least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
-    found = np.array([len(single.values(table, name, least)) for name in unpacked(payload["columns"])])
+def _counts(read: Reading, table: Held, payload: Mapping[str, Array]) -> Sent:
+    found = np.array([len(x) for x in read(table, unpacked(payload["columns"]))])
     return Sent({"count": found}, {}, {"count": found})
 
 
-def _digits(least: int, table: Held, payload: Mapping[str, Array]) -> Sent:
-    columns = unpacked(payload["columns"])
+def _digits(read: Reading, table: Held, payload: Mapping[str, Array]) -> Sent:
+    columns = [whole_of(x).view(np.uint64) ^ _HALF for x in read(table, unpacked(payload["columns"]))]
     level, found = int(payload["level"]), np.zeros((len(payload["column"]), BASE))
     for i, (column, prefix) in enumerate(zip(payload["column"], payload["prefix"], strict=True)):
-        x = single.values(table, columns[int(column)], least)
-        bits = whole_of(x).view(np.uint64) ^ _HALF
+        bits = columns[int(column)]
         same = bits[bits >> np.uint64(64 - 8 * level) == prefix] if level else bits
         found[i] = np.bincount(((same >> np.uint64(56 - 8 * level)) & np.uint64(255)).astype(np.int64), minlength=BASE)
     return Sent({"count": found})
