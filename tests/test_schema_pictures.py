@@ -111,6 +111,15 @@ def test_images_and_labels_of_one_name_are_examples(tmp_path):
     dicom(tmp_path / "images" / "c", voxels(6, 5, 4))
     nifti(tmp_path / "labels" / "c.nii", voxels(6, 5, 4, dtype=np.uint8))
     assert wrong(tmp_path, VOLUME, mask=MASK, least_rows=3) == []
+    nifti(tmp_path / "images" / "ward" / "a.nii.gz", voxels(6, 5, 4))
+    nifti(tmp_path / "labels" / "ward" / "a.nii.gz", voxels(6, 5, 4, dtype=np.uint8))
+    assert wrong(tmp_path, VOLUME, mask=MASK, least_rows=4) == []
+    nifti(tmp_path / "images" / "b.nii", voxels(6, 5, 4))  # beside b.nii.gz: it would be two channels
+    assert wrong(tmp_path, VOLUME, mask=MASK)[0].startswith(
+        "image: fewer than 5 of fewer than 5 arrays have not the shape"
+    )
+    for extra in ("images/b.nii", "images/ward/a.nii.gz", "labels/ward/a.nii.gz"):
+        (tmp_path / extra).unlink()
     nifti(tmp_path / "images" / "c2.nii.gz", voxels(6, 5, 4))
     nifti(tmp_path / "labels" / "a.nii.gz", voxels(6, 5, 3, dtype=np.uint8))
     assert wrong(tmp_path, {"shape": [-1, -1, -1]}, mask={"shape": [-1, -1, -1]}) == [

@@ -22,7 +22,7 @@ from foedus.errors import JobError
 from foedus.params import Array, Params
 from foedus.privacy.dp_metrics import Block, trait
 
-UNIT = 1 << 24  # of a sum of numbers from -1 to 1, which are rounded to it, so that they add up exactly
+UNIT = 1 << 24  # of a sum of numbers from -1 to 1, which are rounded to it, and add up exactly: float64 has 2^29 rows
 _DATE = re.compile(r"\d{4}-\d\d-\d\d\b")
 Bounds = Mapping[str, tuple[float, float]]
 

@@ -61,11 +61,12 @@ def _examples(rule: Dataset, folder: Path, shown: list[Path]) -> list[Example]:
         return _by_channel(rule.image.channels, rule.mask.channels if rule.mask else (), places)
     if not rule.mask:
         return [Example((path,)) for path in places]
-    sides: tuple[dict[str, Path], dict[str, Path]] = ({}, {})
+    sides: tuple[dict[Any, list[Path | None]], ...] = ({}, {})
     for path in places:
-        sides[path.relative_to(folder).parts[:1] == (MASKS,)][stem(path)] = path
-    images, masks = sides
-    return [Example((images.get(name),), (masks.get(name),)) for name in sorted(images.keys() | masks.keys())]
+        first, *rest = path.relative_to(folder).parts or (".",)
+        sides[first == MASKS].setdefault((*rest[:-1], stem(path)), []).append(path)
+    names = sorted(sides[0].keys() | sides[1].keys())
+    return [Example(*(tuple(side.get(name, [None])) for side in sides)) for name in names]
 
 
 def _by_channel(image: Sequence[str], mask: Sequence[str], places: list[Path]) -> list[Example]:
