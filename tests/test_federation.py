@@ -8,6 +8,7 @@ import pytest
 
 from federations import foedus, kinds, simulated, started, submit, until
 from foedus import frames, jobfile, launch, loopback, runs
+from foedus.absent import absences
 from foedus.params import digest
 from toys import JOB, calls, make_sites
 
@@ -60,7 +61,7 @@ def test_below_min_sites_a_run_pauses_and_goes_on_when_they_return(federation):
     assert run.wait().rounds == 12
 
 
-def test_a_job_that_raises_at_one_site_names_file_and_line_and_the_others_go_on(federation):
+def test_a_job_that_raises_at_one_site_names_file_and_line_and_the_others_go_on(federation, caplog):
     made, sites = federation
     (sites["south"] / "slow").write_text("broken")
     run = submit(made, rounds=2)
@@ -69,7 +70,8 @@ def test_a_job_that_raises_at_one_site_names_file_and_line_and_the_others_go_on(
     line = JOB.read_text().splitlines().index(next(s for s in JOB.read_text().splitlines() if "(slow,) =" in s)) + 1
     assert result.rounds == 2 == len(told)
     assert told[0].startswith("train: ValueError (job.py") and f"job.py, line {line}" in told[0]
-    assert runs.absences(runs.journal(result.folder)) == [f"south did not count in 2 Tasks, declined: {told[0]}"]
+    assert absences(runs.journal(result.folder)) == [f"south did not count in 2 Tasks, declined: {told[0]}"]
+    assert result.declined == {"south": f"declined: {told[0]}"} and caplog.messages == [f"south declined: {told[0]}"]
     logs = [path.read_text() for path in made.site_home("south").rglob("*.log")]
     assert any("could not convert string to float: 'broken'" in log for log in logs)  # a text may quote the data
 

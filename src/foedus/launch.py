@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from foedus import build, midway, pool, runs
+from foedus.absent import Teller, log
 from foedus.clock import Clock, Watch
 from foedus.core import Runner
 from foedus.data import Sites
@@ -51,7 +52,7 @@ def run(
     folder: Path | None = None,
     source: Mapping[str, Any] | None = None,
     told: Told = lambda row: None,
-    say: Callable[[str], object] = lambda text: None,
+    say: Callable[[str], object] | None = None,
     clock: Clock | None = None,
     after: Before | None = None,
     show: bool | None = False,
@@ -60,11 +61,13 @@ def run(
 
     A folder that holds an unfinished run of the same Job is resumed. `source` says how the Job was made, for `resume`.
     `resources` of a site's work and `address` of the cluster are of the backend `ray`.
-    `told` hears of each round, `say` of what was chosen and of mishaps. By `clock` sites take simulated time. `after`
+    `told` hears of each round, `say` of what was chosen and of mishaps; without it, Python's log hears of sites that do
+    not count. By `clock` sites take simulated time. `after`
     says what of another run counts already. `show` is Job.run's `progress`.
     """
     from foedus.report import live
 
+    heard, say = say or log.warning, say or (lambda text: None)
     backend = resolve(backend, exact)
     if backend != "ray" and (resources or address):
         raise JobError("resources=… and address=… are of the backend 'ray': name it, or leave them out")
@@ -82,7 +85,7 @@ def run(
     if backend == "network":
         if clock is not None:
             raise JobError("clock=… is of simulations: on backend 'network' time is real; leave one of them out")
-        return _on_loopback(job, data, seed, place, source, told, say, show)
+        return _on_loopback(job, data, seed, place, source, told, say, heard, show)
     script = runs.script_of(replay)
     _keep_memory()
     with runs.opened(place) as (place, journal), build.exactly(), _passed_over():
@@ -98,7 +101,7 @@ def run(
             note(f"on {PANEL:,} of {len(data):,} sites, the same each time; panel=… says on how many", "evaluation")
         for line in presets.said(job.privacy, job.method.traits):
             note(line, "privacy") if job.protections else say(f"privacy: {line}")
-        with live.followed(journal, show), midway.at(place / midway.FOLDER):
+        with live.followed(journal, show, Teller(heard).hear), midway.at(place / midway.FOLDER):
             with crew(backend, job, data, seed, workers, note, resources, address) as hands, ExitStack() as ending:
                 ending.callback(getattr(job.learner, "close", lambda: None))
                 runner = simulate(hands, data, journal, seed, job.least, script, watch, place)
@@ -168,6 +171,7 @@ def _on_loopback(
     source: Mapping[str, Any] | None,
     told: Told,
     say: Callable[[str], object],
+    heard: Callable[[str], object],
     show: bool | None,
 ) -> Result:
     """The Result of a federation of its own, whose server keeps the journal; until it is here, its first row is."""
@@ -176,7 +180,7 @@ def _on_loopback(
     known = source or {"file": str(jobfile.found(job).path), "options": {}, "rounds": job.rounds}
     with runs.opened(place) as (_, journal):
         _open(journal, _about(job, data, seed, "network", known))
-    return loopback.run(job, data, seed=seed, folder=place, source=known, told=told, say=say, show=show)
+    return loopback.run(job, data, seed=seed, folder=place, source=known, told=told, say=say, heard=heard, show=show)
 
 
 def resolve(backend: str, exact: bool = False) -> str:
@@ -287,6 +291,10 @@ def simulate(
     return Simulation(hands, data.names, journal, seed, least, script, watch, Locals(place))
 
 
+def _quiet(text: str) -> None:
+    """Says nothing: what is replayed was told before."""
+
+
 def _note(journal: Journal, say: Callable[[str], object], why: str, what: str = "worker died") -> None:
     journal.add("event", what=what, why=why, at=time.time())
     say(f"{what}: {why}")
@@ -349,7 +357,7 @@ def _replayed(kept: Result, job: Job, sites: Any) -> dict[str, Any]:
     about, old = runs.about(kept.folder), runs.journal(kept.folder)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "replay"
-        new = run(job, sites, backend="local", seed=int(about["seed"]), replay=kept, folder=place)
+        new = run(job, sites, backend="local", seed=int(about["seed"]), replay=kept, folder=place, say=_quiet)
         again = runs.journal(place)
     if new.digest == kept.digest:
         return {"same": True, "replayed": new.digest}

@@ -169,11 +169,13 @@ def run(
     source: Mapping[str, Any],
     told: Told,
     say: Callable[[str], object] = lambda text: None,
+    heard: Callable[[str], object] = lambda text: None,
     show: bool | None = False,
 ) -> Result:
     """Runs a job file over these sites in a federation that ends with the run; its folder keeps all logs.
 
-    Where the folder holds a federation that was interrupted, it and its run go on.
+    `heard` is told of pauses and of sites that take no part. Where the folder holds a federation that was
+    interrupted, it and its run go on.
     """
     file = source.get("file")
     if not file:
@@ -187,7 +189,7 @@ def run(
             _take_part(made, name, held, list(job.datasets) or ["data"])
         made.await_sites(data)
         asked = {"seed": seed, "rounds": source.get("rounds"), "privacy": privacy, "say": say}
-        return _started(made.remote(), file, source.get("options"), asked).wait(told, folder, say, show)
+        return _started(made.remote(), file, source.get("options"), asked).wait(told, folder, heard, show)
 
 
 def _take_part(made: Federation, name: str, held: Any, datasets: Sequence[str]) -> None:

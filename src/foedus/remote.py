@@ -3,6 +3,7 @@ The wire and the Job come in; the server's own code does not."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # most of what is asked needs no Job, whose import takes long
     from foedus.result import Result
 
 Json = dict[str, Any]
+log = logging.getLogger("foedus")
 
 
 def login(home: Path, token: str) -> str:
@@ -211,18 +213,6 @@ def _checked(site: Json, answer: Json | None) -> Json:
     }
 
 
-def _absence(kind: str, row: Any) -> str:
-    """What a row of a journal says of a site that does not take part, or does not count."""
-    what, body = (row[2], row[3]) if kind == "row" else ("", {})
-    if what == "event" and body["what"] == "not ready":
-        return f"{body['site']} takes no part: {body['why']}"
-    return (
-        f"{body['site']} {what}: {body.get('why') or body.get('reason')}"
-        if what in ("declined", "refused", "lost")
-        else ""
-    )
-
-
 class Run:
     """One run at a server."""
 
@@ -276,28 +266,26 @@ class Run:
         self,
         told: Callable[[Mapping[str, Any]], None] = lambda line: None,
         folder: Path | None = None,
-        say: Callable[[str], object] = lambda text: None,
+        say: Callable[[str], object] = log.warning,
         progress: bool | None = None,
     ) -> Result:
         """The Result, when the run is finished; FoedusError with the cause if it failed or was stopped.
 
-        `told` hears of each round, `say` of a pause and, once each, of what keeps a site from taking part. `progress`:
-        as that of `Job.run`.
+        `told` hears of each round, `say` (by default Python's log) of a pause and, once each, of what keeps a site from
+        taking part. `progress`: as that of `Job.run`.
         """
+        from foedus.absent import Teller
         from foedus.report import live
 
-        state, why, heard = "", "", set[str]()
+        state, why, absent = "", "", Teller(say)
         with live.shown(progress) as seen:
             for kind, found in self.watch():
-                news = _absence(kind, found)
-                if found[0] == "paused":
-                    news = f"paused: {found[1]}: `foedus resume {self.id}`"
-                if news and news not in heard:
-                    heard.add(news)
-                    say(news)
                 if kind == "state":
                     state, why = found
+                    if state == "paused":
+                        say(f"paused: {why}: `foedus resume {self.id}`")
                     continue
+                absent.hear(found[2], found[3])
                 if seen:
                     seen.hear(found[2], found[3])
                 if found[2] == "step":

@@ -22,7 +22,8 @@ class Result:
     """A finished run: the last global model, the best one if the Job names a metric for it, and how it went.
 
     `history` has one mapping a round with `round`, `seconds` and the metrics (plain names: `valid`; `test_…`: test);
-    `per_site` maps site to its last metrics; `exact` says whether the bits are reproducible on the same build.
+    `per_site` maps site to its last metrics, and `declined` each site that was asked and did not count, at least once,
+    to the newest reason; `exact` says whether the bits are reproducible on the same build.
     """
 
     params: Params = field(repr=False)
@@ -38,6 +39,7 @@ class Result:
     best_round: int | None = None
     build: Mapping[str, Any] = field(default_factory=dict, repr=False)
     own: Callable[[str], Params | None] | None = field(default=None, repr=False, compare=False)
+    declined: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def digest(self) -> str:
@@ -98,6 +100,7 @@ class Result:
             "rounds": self.rounds,
             "metrics": dict(self.metrics),
             "per_site": {s: dict(m) for s, m in self.per_site.items()},
+            "declined": dict(self.declined),
             "seconds": round(self.seconds, 3),
             "backend": self.backend,
             "reason": self.reason,

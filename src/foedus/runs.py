@@ -7,13 +7,12 @@ import json
 import secrets
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from foedus import frames, home
+from foedus import absent, frames, home
 from foedus.errors import FoedusError, JournalError
 from foedus.files import write_atomic
 from foedus.journal import Journal
@@ -132,21 +131,8 @@ def result(run: str | Path, given: Any = None) -> Result:
         frames.read_model(best) if best.exists() else None,
         end["best_round"],
         about["build"],
+        declined=absent.declined(kept),
     )
-
-
-def absences(journal: Journal) -> list[str]:
-    """One line for each way in which a site that was asked, or should have been, did not count."""
-    found = Counter[tuple[str, str]]()
-    for row in journal.all("close"):
-        for site, status, why, *_ in row["outcomes"]:
-            if status in ("refused", "declined", "lost"):
-                found[site, f"{status}: {why}"] += 1
-    counted = {site for row in journal.all("close") for site, _, _ in row["counted"]}
-    away = {(e["site"], e["why"]) for e in journal.events if e["what"] == "not ready" and e["site"] not in counted}
-    return [f"{site} took no part: {why}" for site, why in sorted(away)] + [
-        f"{site} did not count in {n} Task{'s' * (n > 1)}, {why}" for (site, why), n in sorted(found.items())
-    ]
 
 
 def script_of(replay: Any) -> Journal | None:

@@ -215,13 +215,14 @@ def reported(result: Result) -> dict[str, Any]:
     `bounds`: metric -> its largest error, where it is taken from bins; `intervals`: metric -> [low, high], 95 %.
     """
     from foedus import runs as kept
+    from foedus.absent import absences
     from foedus.report import story
 
     newest = story.pooled(story.read(kept.rows(result.folder)))
     found = result.about() | {
         "bounds": {name: m.bound for name, m in newest.items() if m.bound is not None},
         "intervals": {name: list(m.interval) for name, m in newest.items() if m.interval is not None},
-        "absences": kept.absences(kept.journal(result.folder)),
+        "absences": absences(kept.journal(result.folder)),
     }
     try:
         return found | {"report": str(result.report())}

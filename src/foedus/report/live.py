@@ -208,9 +208,10 @@ class Heard:
 
 
 @contextmanager
-def followed(journal: Journal, wanted: bool | None) -> Iterator[None]:
-    """Inside the block a simulation is shown, by the rows of its journal and by sites that are done."""
+def followed(journal: Journal, wanted: bool | None, told: Told = lambda kind, body: None) -> Iterator[None]:
+    """Inside the block a simulation is shown, by its journal's rows, which `told` hears, and by sites that are done."""
     with shown(wanted) as live, hearing(live.site if live else None):
+        journal.log = Heard(journal.log, told)
         if live:
             live.catch_up(journal.log.rows())
             journal.log = Heard(journal.log, live.hear)

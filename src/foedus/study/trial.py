@@ -54,7 +54,7 @@ def done(trial: Trial, place: Place, backend: str | None = None) -> Path:
             assert place.file is not None
             name = f"study-{folder.name[-12:]}"
             run = variants.submitted(trial.sites, place.file, trial.asked, trial.seed, name)
-            run.wait(folder=folder, progress=False)
+            run.wait(folder=folder, progress=False, say=lambda text: None)
         else:
             _simulated(trial, folder, backend or place.backend, place.workers)
         place.say(said(trial))
@@ -64,6 +64,7 @@ def done(trial: Trial, place: Place, backend: str | None = None) -> Path:
 def _simulated(trial: Trial, folder: Path, backend: str, workers: int | None) -> None:
     exact = backend == "auto"  # it was chosen before: now it may only grow into what has the same bits
     how: Any = {"backend": backend, "seed": trial.seed, "workers": workers, "exact": exact}
+    how["say"] = lambda text: None  # the Study says which sites were left out
     job = trial.job.replace(privacy=visible(trial.job.protections)) if trial.job.seal else trial.job
     launch.run(job, trial.sites, folder=folder, **how)
 
