@@ -98,6 +98,23 @@ def test_a_journal_says_who_never_counted_and_who_was_not_ready() -> None:
     ]
 
 
+def test_whoever_only_measures_nothing_has_not_counted() -> None:
+    """South cannot train and says of no metric anything; east is asked to measure alone, and cannot once."""
+    journal = kept(
+        ("task", {"round": 0, "task": 0, "work": "train", "digest": "0"}),
+        ("task", {"round": 0, "task": 1, "work": "evaluate", "digest": "1"}),
+        ("task", {"round": 1, "task": 1, "work": "evaluate", "digest": "2"}),
+        close(0, ["north"], ["north", "counted", "", 1.0], ["south", "declined", "cannot train", 0.0]),
+        (
+            "close",
+            {**close(0, ["south"], ["south", "counted", "", 1.0], ["east", "declined", "no", 0.0])[1], "task": 1},
+        ),
+        ("close", {**close(1, ["east"], ["south", "declined", "no", 0.0], ["east", "counted", "", 1.0])[1], "task": 1}),
+    )
+    assert never(journal) == {"south": "declined: cannot train"}
+    assert declined(journal) == {"east": "declined: no", "south": "declined: no"}
+
+
 def test_a_thousand_absent_sites_fill_no_log() -> None:
     said: list[str] = []
     teller = Teller(said.append)

@@ -8,14 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import foedus as fd
 from foedus import jobfile, runs
+from foedus.core import Decline
 from foedus.errors import FoedusError, JobError
+from foedus.numpy import NumpyLearner
 from foedus.study.score import Score
 from foedus.study.student import interval, paired, quantile
 from foedus.study.study import Study
+from foedus.trees import xgboost_bagging
+from tiny import working
 
 FILE = Path(__file__).parent / "jobs" / "study" / "job.py"
 TOY = jobfile.imported(FILE)
@@ -77,6 +82,68 @@ def test_a_site_that_was_never_seen_chooses_nothing(tmp_path: Path) -> None:
         (path,) = (tmp_path / "runs").glob(f"without-{site}-*seed-0*")
         counted = [row["counted"] for row in runs.journal(path).all("close") if row["task"] == 0]
         assert [[name for name, _, _ in row] for row in counted] == [others] * 4
+
+
+def broken(site: Any) -> Any:
+    if site.data == "broken":
+        raise ValueError("no such table")
+    return site.data
+
+
+BROKEN = "declined: loading its data: ValueError: no such table"
+
+
+@pytest.mark.parametrize("reference", ["alone", "pooled", "unseen-site"])
+def test_a_site_that_cannot_be_read_is_left_out_of_every_reference_and_named(reference: str, tmp_path: Path) -> None:
+    """The numbers are those of the sites that can."""
+    fine = study(tmp_path / "fine", references=[reference], tune={"lr": [2.0]})
+    made = {"job": lambda lr=2.0: TOY.job(lr=lr).replace(data=broken)}
+    found = study(tmp_path / "bad", job=made, references=[reference], sites={**TOY.sites(), "west": "broken"})
+    assert at(found, "job") == at(fine, "job") and at(found, reference) == at(fine, reference)
+    assert set(found.left_out) == {"west"} and set(found.left_out["west"]) == {"job", reference}
+    assert all(why.startswith(BROKEN) for why in found.left_out["west"].values())
+    assert f"job, {reference} without site 'west': {BROKEN}" in str(found)
+    assert Study.load(tmp_path / "bad").left_out == found.left_out == found.about()["left_out"]
+
+
+def test_pooled_joins_no_data_that_the_method_could_not_train_on(tmp_path: Path) -> None:
+    x, y = np.zeros((4, 3)), np.zeros(4)
+    wide = fd.Split(train=(x, y), valid=(x, y), test=(x, y))
+    line = NumpyLearner({"w": np.zeros(2)}, lambda p, x, y: (x @ p["w"], {"w": x.mean(0)}), metrics=["rmse"])
+    line.predict = lambda p, x: x @ p["w"]
+    held = {"east": fd.Split(*[(x[:, :2], y)] * 3), "north": fd.Split(*[(x[:, :2], y)] * 3), "west": wide}
+    found = fd.compare(fd.Job(fd.fedavg(), line, rounds=1), sites=held, seeds=[0], save=tmp_path, backend="local")
+    assert set(found.left_out["west"]) == {"job", "pooled", "unseen-site", "alone"}
+    assert set(found.by_method["pooled"][0].sites) == {"east", "north"}
+
+
+def test_a_model_that_cannot_be_made_without_a_site_is_left_out_and_the_others_stay(tmp_path: Path) -> None:
+    """Only north has what the method needs: without it nobody can train, so nothing is known of it as unseen."""
+
+    def work(payload: Any, local: Any, site: Any, usual: Any) -> Any:
+        return usual() if site.name == "north" else (local, Decline("no scanner"))
+
+    made = TOY.job(working(work), lr=2.0)
+    found = study(tmp_path, job=made, references=["unseen-site"])
+    assert set(at(found, "unseen-site")) == {"south"}
+    assert found.left_out["north"]["unseen-site"].startswith("without it: ")
+    assert "south: declined (no scanner)" in found.left_out["north"]["unseen-site"]
+
+
+def test_trees_are_compared_without_a_site_that_has_no_classes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    parts = [(x, (x[:, 0] > 0).astype(int)) for x in rng.normal(size=(9, 40, 2))]
+    held = {name: fd.Split(*parts[3 * i : 3 * i + 3]) for i, name in enumerate(["east", "north", "west"])}
+    held["west"] = fd.Split(*[(x, np.where(y > 0, "ill", "well")) for x, y in parts[6:]])
+    job = fd.Job(xgboost_bagging({"objective": "binary:logistic", "max_depth": 2}), rounds=1, metrics=["auc"])
+    found = fd.compare(job, sites=held, seeds=[0], save=tmp_path, backend="local")
+    assert set(found.by_method) == {"job", "alone", "pooled", "unseen-site"} and found.sites == ["east", "north"]
+    assert set(found.left_out) == {"west"} and all("y holds text" in why for why in found.left_out["west"].values())
+
+
+def test_where_no_site_can_be_read_the_comparison_ends_with_the_cause(tmp_path: Path) -> None:
+    with pytest.raises(FoedusError, match=r"west: declined .*no such table"):
+        study(tmp_path, job=TOY.job().replace(data=broken), sites={"west": "broken"})
 
 
 def test_without_best_it_is_the_last_round(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from foedus.core import EVALUATE
 from foedus.journal import Journal
 
 MOST_TOLD = 10  # absences that a run speaks of while it goes on; its Result has all
@@ -45,9 +46,14 @@ def declined(journal: Journal) -> dict[str, str]:
 
 
 def never(journal: Journal) -> dict[str, str]:
-    """Those of `declined` of whom no Task ever counted anything."""
-    counted = {site for row in journal.all("close") for site, _, _ in row["counted"]}
-    return {site: why for site, why in declined(journal).items() if site not in counted}
+    """Those of `declined` who never counted in what a model is made of; who was not asked for that: in any Task."""
+    rows = journal.all("close")
+    makes = [row for row in rows if (journal.find("task", row["round"], row["task"]) or {}).get("work") != EVALUATE]
+    reasons = {absence.site: absence.reason for row in makes for absence in _unasked(row)}
+    asked = {site for row in makes for site, *_ in row["outcomes"]}
+    counted = {site for row in makes for site, _, _ in row["counted"]}
+    counted |= {site for row in rows for site, _, _ in row["counted"]} - asked
+    return {site: reasons.get(site, why) for site, why in declined(journal).items() if site not in counted}
 
 
 class Teller:

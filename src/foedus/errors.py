@@ -3,6 +3,8 @@ Nothing may come in here; every room above raises these."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class FoedusError(Exception):
     """The root of every error that foedus raises on purpose; `code` is the exit code of the command line."""
@@ -39,9 +41,13 @@ class Refused(SiteError):
 
 
 class Paused(FoedusError):
-    """Too few sites settled well; the run keeps its place and goes on when they return."""
+    """Too few sites settled well; the run keeps its place and goes on when they return. `absent`: site -> why."""
 
     code = 5
+
+    def __init__(self, why: str, absent: Mapping[str, str] | None = None) -> None:
+        super().__init__(why)
+        self.absent = dict(absent or {})
 
 
 class JournalError(FoedusError):

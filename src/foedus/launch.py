@@ -307,7 +307,7 @@ def _executed(
         return execute(plan, runner, journal, Checkpoints(place), script, told, watch)
     except Paused as error:
         journal.add("event", what="paused", why=str(error), at=time.time())
-        raise Paused(f"{error}: `foedus resume {place.name}`") from error
+        raise Paused(f"{error}: `foedus resume {place.name}`", error.absent) from error
 
 
 def _open(journal: Journal, about: Mapping[str, Any]) -> None:

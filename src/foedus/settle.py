@@ -87,10 +87,12 @@ def needed(task: Task, least: int) -> int:
 
 def pause(round: int, task: str, rule: Rule, outcomes: Sequence[Outcome]) -> Paused:
     """The error that names the sites and causes for which a Task cannot close."""
-    bad = [f"{o.site}: {o.status} ({o.why})" for o in outcomes if o.status not in ("counted", "dropped")]
+    absent = [o for o in outcomes if o.status not in ("counted", "dropped")]
+    bad = [f"{o.site}: {o.status} ({o.why})" for o in absent]
     counted = sum(o.status == "counted" for o in outcomes)
     return Paused(
         f"round {round}, task {task!r}: {counted} of the {rule.needed} updates needed arrived; "
         f"{'; '.join(bad) or 'nobody was asked'}. A job file that has to be mended needs a new run. Mend the cause and "
-        "resume the run"
+        "resume the run",
+        {o.site: f"{o.status}: {o.why}" for o in absent},
     )

@@ -68,6 +68,7 @@ def compare(
     save: the study's folder, by default one in FOEDUS_HOME/studies. What is finished there is not done again, and what
         was cut off goes on, to the same numbers. `say` hears of each finished run.
 
+    A site that a run goes on without, or at which a reference cannot be made, is left out there, and the Study says so.
     Raises FoedusError with the method, options and seed of a run that failed; under `tune`, only if all of them did.
     """
     made, real = methods(job), isinstance(sites, Remote)
@@ -118,7 +119,7 @@ def _every(asked: Asked, references: Sequence[str]) -> list[Score]:
     name, made = next(iter(asked.methods.items()))
     makers = {
         "alone": lambda: _alone(asked, name, made),
-        "pooled": lambda: _pooled(asked, name, made),
+        "pooled": lambda: _pooled(asked, name, made, tried[name]),
         "unseen-site": lambda: _unseen(asked, name, tried[name]),
     }
     return scores + [score for reference in references for score in makers[reference]()]
@@ -215,12 +216,19 @@ def _alone(asked: Asked, name: str, made: Any) -> list[Score]:
 
 def _one_by_one(asked: Asked, job: Job, options: Mapping[str, Any], seed: int) -> Score:
     """A run at each site, of an algorithm that has no learner whom a site could train by itself."""
-    found = {}
+    found, failed = dict[str, Score](), dict[str, FoedusError]()
     for site in launch.bind(asked.sites(seed)).names:
         trial = Trial(f"{site} alone", options, seed, refs.only(job, site), asked.sites(seed))
-        found[site] = _score(asked, trial, job.best, reference=True, apart=True)
+        try:
+            found[site] = _score(asked, trial, job.best, reference=True, apart=True)
+        except FoedusError as error:
+            failed[site] = error
+            asked.place.say(str(error))
+    if not found:
+        raise next(iter(failed.values()))
     valid = {site: score.valid_sites[site] for site, score in found.items() if site in score.valid_sites}
-    return _left_out(found)._replace(method="alone", valid_sites=valid)
+    why = {site: refs.cause(error, site) for site, error in failed.items()}
+    return _left_out(found, why)._replace(method="alone", valid_sites=valid)
 
 
 def _apart(score: Score, by_site: Mapping[str, Score], chosen: bool) -> Score:
@@ -229,49 +237,75 @@ def _apart(score: Score, by_site: Mapping[str, Score], chosen: bool) -> Score:
     return score._replace(options={} if chosen else score.options, sites=sites, bytes=0)
 
 
-def _pooled(asked: Asked, name: str, made: Any) -> list[Score]:
-    """One model for all data, measured at each site."""
+def _pooled(asked: Asked, name: str, made: Any, beside: Tried) -> list[Score]:
+    """One model for all data, measured at each site; without the sites that the method beside it had to do without."""
     tried = []
+    absent = {
+        seed: _absent([found for scores in beside for found in scores if found.seed == seed]) for seed in asked.seeds
+    }
     for options in grid(name, made, asked.tune):
         job = built(name, made, options)
-        tried.append([_one_place(asked, job, options, seed) for seed in asked.seeds])
+        tried.append([_one_place(asked, job, options, seed, absent[seed]) for seed in asked.seeds])
     return list(_chosen(asked, tried))
 
 
-def _one_place(asked: Asked, job: Job, options: Mapping[str, Any], seed: int) -> Score:
-    parts = refs.splits(job, asked.sites(seed), seed)
+def _absent(scores: Sequence[Score]) -> dict[str, str]:
+    """The sites that all of these runs left out."""
+    first, *others = scores
+    return {site: why for site, why in first.left_out.items() if all(site in score.left_out for score in others)}
+
+
+def _one_place(asked: Asked, job: Job, options: Mapping[str, Any], seed: int, absent: Mapping[str, str]) -> Score:
+    parts, why = refs.readable(job, asked.sites(seed), seed, absent)
     if asked.bare:
         held = {**refs.pool(parts), **parts}  # measured at the sites, and in the pool, which changes no measure of all
         plain = refs.only(job, refs.POOLED).replace(data=None, datasets=(), schema=None)
         whole = _score(asked, Trial(refs.POOLED, options, seed, plain, held), job.best, reference=True)
         sites = {site: values for site, values in whole.sites.items() if site != refs.POOLED}
-        return whole._replace(sites=sites, valid_sites={}, bytes=0)
+        return whole._replace(sites=sites, valid_sites={}, bytes=0, left_out=why)
     trial = Trial(refs.POOLED, options, seed, refs.together(job), refs.pool(parts))
     folder = _run(trial, asked.place, "local")
     found = read(folder, asked.metrics, job.best)
     test, sites = refs.measured(job, refs.model(folder), parts, "test")
-    own = {"test": test, "sites": sites, "valid_sites": {}, "bytes": 0}
+    own = {"test": test, "sites": sites, "valid_sites": {}, "bytes": 0, "left_out": why}
     return Score(refs.POOLED, True, seed, dict(options), **{**found, **own})
 
 
 def _unseen(asked: Asked, name: str, tried: Tried) -> list[Score]:
     """The first method without a site, measured at that site: one Score a seed, over all sites."""
     found: dict[int, dict[str, Score]] = {seed: {} for seed in asked.seeds}
+    failed: dict[int, dict[str, FoedusError]] = {seed: {} for seed in asked.seeds}
     names = sorted({site for scores in tried for score in scores for site in score.sites})
     for site in names:
         options = _chosen(asked, tried, without=site)[0].options
         words = {"method": name, "options": dict(options), "reference": "unseen-site", "site": site}
         for trial in _trials(asked, f"without {site}", words):
             best = built(name, asked.methods[name], options).best
-            found[trial.seed][site] = _score(asked, trial, best, reference=True, own=False, without=site)
-    return [_left_out(scores) for scores in found.values()]
+            try:
+                found[trial.seed][site] = _score(asked, trial, best, reference=True, own=False, without=site)
+            except FoedusError as error:
+                failed[trial.seed][site] = error
+                asked.place.say(str(error))
+    for seed in asked.seeds:
+        if not found[seed]:
+            raise next(iter(failed[seed].values()))
+    return [
+        _left_out(scores, {s: f"without it: {e}" for s, e in failed[seed].items()}) for seed, scores in found.items()
+    ]
 
 
-def _left_out(scores: Mapping[str, Score]) -> Score:
+def _left_out(scores: Mapping[str, Score], failed: Mapping[str, str] = {}) -> Score:
+    """One Score out of those of each site; `failed`: site -> why there is none."""
     first = next(iter(scores.values()))
-    sites = {site: score.sites[site] for site, score in scores.items() if site in score.sites}
-    spent = {"bytes": sum(s.bytes for s in scores.values()), "seconds": sum(s.seconds for s in scores.values())}
-    return first._replace(method="unseen-site", sites=sites, test={}, valid={}, valid_sites={}, **spent)  # type: ignore[arg-type]
+    why = {site: why for score in scores.values() for site, why in score.left_out.items() if site not in scores}
+    return first._replace(
+        method="unseen-site",
+        sites={site: score.sites[site] for site, score in scores.items() if site in score.sites},
+        test={}, valid={}, valid_sites={},
+        bytes=sum(s.bytes for s in scores.values()),
+        seconds=sum(s.seconds for s in scores.values()),
+        left_out={**why, **failed},
+    )  # fmt: skip
 
 
 def _references(asked: Sequence[str] | None, real: bool) -> Sequence[str]:

@@ -15,7 +15,7 @@ from foedus.build import exactly
 from foedus.columns import Alike, names_of
 from foedus.core import Learner
 from foedus.data import PARTS, Pairs, Split
-from foedus.errors import JobError
+from foedus.errors import JobError, Paused, SiteError
 from foedus.job import Job
 from foedus.params import Params
 
@@ -63,10 +63,45 @@ def splits(job: Job, sites: Any, seed: int) -> dict[str, Split]:
     bench, data = job.bench(seed), launch.bind(sites)
     with exactly():
         found = {name: bench.split(name, data[name]) for name in data.names}
-    alike = Alike()
-    for name, split in found.items():
-        alike.add(name, names_of(split))
+    _check_alike(found)
     return found
+
+
+def _check_alike(parts: Mapping[str, Split]) -> None:
+    alike = Alike()
+    for name, split in parts.items():
+        alike.add(name, names_of(split))
+
+
+def readable(job: Job, sites: Any, seed: int, absent: Mapping[str, str]) -> tuple[dict[str, Split], dict[str, str]]:
+    """`splits` of the sites whose data can be had, but for those `absent` (site -> why); and why others are left out.
+
+    Raises the first site's error where none is left.
+    """
+    bench, data, failed = job.bench(seed), launch.bind(sites), dict[str, SiteError]()
+    found = dict[str, Split]()
+    for name in [name for name in data.names if name not in absent]:
+        try:
+            with exactly():
+                found[name] = bench.split(name, data[name])
+        except SiteError as error:
+            failed[name] = error
+    if not found and failed:
+        raise next(iter(failed.values()))
+    _check_alike(found)
+    return found, {**absent, **{name: cause(error, name) for name, error in failed.items()}}
+
+
+def cause(error: BaseException, site: str) -> str:
+    """Why a site does not count, out of the error with which a run ended."""
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, Paused) and site in at.absent:
+            return at.absent[site]
+        if isinstance(at, SiteError) and at.site == site:
+            return f"{at.stage}: {at.why}"
+        at = at.__cause__
+    return str(error)
 
 
 def pool(parts: Mapping[str, Split]) -> dict[str, Split]:

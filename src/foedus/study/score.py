@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from foedus import runs
+from foedus.absent import never
 from foedus.core import EVALUATE
 from foedus.errors import JobError
 from foedus.journal import Journal
@@ -37,6 +38,7 @@ class Score(NamedTuple):
     bytes: int
     seconds: float
     run: str
+    left_out: Mapping[str, str] = {}  # sites of which nothing ever counted -> why
 
 
 def sign(metric: Metric) -> int:
@@ -79,6 +81,7 @@ def read(
         "bytes": travelled(journal),
         "seconds": sum(float(step["seconds"]) for step in journal.all("step")),
         "run": folder.name,
+        "left_out": never(journal),
     }
 
 

@@ -85,6 +85,15 @@ class Study:
         """The sites that measured something, in order."""
         return sorted({site for score in self.scores for site in score.sites})
 
+    @cached_property
+    def left_out(self) -> Mapping[str, Mapping[str, str]]:
+        """site -> method or reference -> why it went on without this site, under one of the seeds at least."""
+        found: dict[str, dict[str, str]] = {}
+        for score in self.scores:
+            for site, why in score.left_out.items():
+                found.setdefault(site, {})[score.method] = why
+        return dict(sorted(found.items()))
+
     def values(self, method: str, of: str = "mean", metric: str | None = None) -> list[float]:
         """One number a seed: of `mean` over sites, `worst_site`, `all` test examples together, `bytes`, `seconds`.
 
@@ -132,12 +141,20 @@ class Study:
     def _notes(self, shown: Sequence[str]) -> list[str]:
         seeds, others = len(self.by_method[self.baseline]), len(self.by_method) - 1
         if seeds < 2:
-            return [f"{self.metric} on test; one seed has no interval"]
+            return [f"{self.metric} on test; one seed has no interval", *self._without()]
         found = [f"{self.metric} on test; ± is half of a 95 % interval over {seeds} seeds (Student's t)"]
         if "difference" in shown and others:
             together = f"; the {others} of them hold together (Bonferroni)" if others > 1 else ""
             found.append(f"difference: to {self.baseline} in pairs, with its 95 % interval{together}")
-        return found
+        return [*found, *self._without()]
+
+    def _without(self) -> list[str]:
+        """A line for each site that was left out, and reason."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for site, by_method in self.left_out.items():
+            for method, why in by_method.items():
+                found.setdefault((site, why), []).append(method)
+        return [f"{', '.join(methods)} without site {site!r}: {why}" for (site, why), methods in found.items()]
 
     def to_latex(self, by: Sequence[str] = COLUMNS) -> str:
         """The same table for LaTeX with booktabs."""
@@ -168,6 +185,7 @@ class Study:
             "metric": self.metric,
             "baseline": self.baseline,
             "folder": str(self.folder),
+            "left_out": self.left_out,
             "methods": {name: _told(self, name) for name in self.by_method},
         }
 
