@@ -1,17 +1,20 @@
 """`python examples/told.py JOB [SEEDS]`: what an example's README has: the table by site, who gains, and the plot."""
 
 import sys
+from math import isnan
 from pathlib import Path
 
 import foedus as fd
 
+WORDS = {"better": "helps", "worse": "harms", "": "makes no difference that the seeds tell"}
+
 
 def sentence(study, site, method):
     """Whether joining by this method helps the site; its intervals hold together at 95 % over the comparisons."""
-    gain, half = study.difference("alone", method, of=site)
-    gain = -gain
-    word = "helps" if gain > half else "harms" if gain < -half else "makes no difference that the seeds tell"
-    return f"{site}: {method} {word} ({gain:+.3f} ± {half:.3f})."
+    found = study.difference(method, "alone", of=site)
+    if isnan(found.half):
+        return f"{site}: {method} less alone {found.mean:+.3f}, which one seed does not tell from chance."
+    return f"{site}: {method} {WORDS[study.verdict(method, 'alone', of=site)]} ({found.mean:+.3f} ± {found.half:.3f})."
 
 
 def main(job, seeds=5):
