@@ -68,13 +68,24 @@ def sites():
 
 methods = {"FedAvg": job, "personalised": tuned, "base": untuned}
 
-if __name__ == "__main__":
-    study = fd.compare(
-        methods, sites=sites(), seeds=range(5), references=["alone", "pooled"], backend="local", say=print
-    )
-    print(study.table(), study.by_site(), sep="\n")
-    for method in ("FedAvg", "personalised"):
+
+def differences(study, pairs):
+    """Prints them, seed by seed, by site and of the mean."""
+    for one, other in pairs:
         for site in (*study.sites, "mean"):
-            mean, half = study.difference(method, "alone", of=site)
-            print(f"{method} less alone, {site}: {mean:+.3f} ± {half:.3f}")
+            mean, half = study.difference(one, other, of=site)
+            print(f"{one} less {other}, {site}: {mean:+.3f} ± {half:.3f}")
+
+
+if __name__ == "__main__":
+    how = {"sites": sites(), "backend": "local", "say": print}
+    study = fd.compare(methods, seeds=range(5), references=["alone", "pooled"], **how)
+    print(study.table(), study.by_site(), sep="\n")
+    pairs = [("FedAvg", "alone"), ("personalised", "alone"), ("base", "FedAvg"), ("personalised", "FedAvg")]
+    differences(study, [*pairs, ("pooled", "FedAvg")])
+    some = {name: methods[name] for name in ("FedAvg", "base")}
+    unseen = fd.compare(some, seeds=range(3), references=["unseen-site"], **how)
+    print(unseen.by_site())
+    differences(unseen, [("unseen-site", "FedAvg"), ("unseen-site", "base")])
+    print("rounds", {name: study.interval(name, "rounds").mean for name in study.by_method})
     study.plot(path=Path(__file__).with_name("study.svg"))
