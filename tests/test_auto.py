@@ -77,7 +77,8 @@ def test_many_sites_at_once_are_chosen_for_a_gain_that_is_worth_it(
     result = launch.run(job(rounds=1, evaluate=0), digits(4), exact=exact, folder=tmp_path / "run")
     assert (result.backend, result.exact) == (backend, backend == "local")
     said = [why for why in events(tmp_path / "run", "backend") if not why.startswith("processes")]  # on a busy machine
-    assert [why[:30] for why in said] == (["vectorized, 9 times as fast as"] if backend == "vectorized" else [])
+    told = ["vectorized, 9 times as fast as"] if backend == "vectorized" else []
+    assert [why[:30] for why in said] == (["sites train one after another:"] if gain.why else told)
 
 
 def test_a_replay_is_exact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -118,3 +119,20 @@ def test_the_trial_measures_what_can_train_together() -> None:
     sites, made = digits(4), job(rounds=200)
     found = auto.gain(made, sites, 0)
     assert found.why == "" and found.times > 0 and found.seconds > 0  # how many is a benchmark's to say
+
+
+def test_why_auto_trains_one_site_after_another_is_told_where_its_learner_could_do_better(tmp_path: Path) -> None:
+    made = job(model=lambda: nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10)))
+    said: list[str] = []
+    result = launch.run(made, digits(4), say=said.append, folder=tmp_path / "one")
+    (why,) = [text for text in said if text.startswith("backend: sites")]
+    assert why.startswith("backend: sites train one after another: BatchNorm1d '1' computes with all")
+    assert why[9:] in events(result.folder, "backend")
+    assert launch.chosen("auto", False, numpy_job(), SITES, 0) == ("auto", "")  # it trains no sites together
+
+
+def test_what_a_sites_data_raises_is_no_reason_of_auto() -> None:
+    def load(site: Any) -> Any:
+        raise ValueError("no such table")
+
+    assert auto.gain(job(data=load), digits(4), 0).why == ""

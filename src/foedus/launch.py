@@ -196,7 +196,10 @@ def resolve(backend: str, exact: bool = False) -> str:
 
 
 def chosen(backend: str, exact: bool, job: Job, data: Mapping[str, Any], seed: int) -> tuple[str, str]:
-    """The backend, and if `auto` chose it, why: `vectorized` where training together gains enough."""
+    """The backend, and if `auto` chose it, why: `vectorized` where training together gains enough.
+
+    Where a learner that trains sites together cannot do so here, that is told, too.
+    """
     if backend != "auto" or exact:
         return backend, ""
     from foedus.backends import auto
@@ -204,7 +207,8 @@ def chosen(backend: str, exact: bool, job: Job, data: Mapping[str, Any], seed: i
     with build.exactly():
         found = auto.gain(job, data, seed)
     if found.times <= GAIN or found.seconds * (1 - 1 / found.times) < auto.WORTH:
-        return "auto", ""
+        could = found.why and hasattr(job.learner, "together")
+        return "auto", f"sites train one after another: {found.why}" if could else ""
     return (
         "vectorized",
         f"vectorized, {found.times:.0f} times as fast as one site after another; close, not the same bits",

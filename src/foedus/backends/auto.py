@@ -15,12 +15,12 @@ from foedus.backends.processes.workers import cores
 from foedus.backends.simulation import Crew, Done
 from foedus.core import Local, Task
 from foedus.data import Pairs, Split
-from foedus.errors import FoedusError
+from foedus.errors import Alone
 from foedus.job import Job
 from foedus.keys import key
 from foedus.pool import Pool
 from foedus.run import draw
-from foedus.work import Among, Order, describe
+from foedus.work import Among, Order
 
 SAVES = 1.0  # seconds that another backend has to save before it is worth its start
 WORTH = 0.2  # seconds that training together has to save: what it needs is there after its trial
@@ -100,8 +100,10 @@ def gain(job: Job, data: Mapping[str, Any], seed: int) -> Gain:
         learner.together([(params, small, TRIAL, None)] * 2)
         many = _seconds(lambda: learner.together([(params, small, TRIAL, None)] * count)) / count
         one = _seconds(lambda: learner.train(params, small, TRIAL, None))
-    except Exception as error:  # what a site's data or model raise is told when the site's turn comes, and not here
-        return Gain(1.0, 0.0, str(error) if isinstance(error, FoedusError) else describe(error))
+    except Alone as error:
+        return Gain(1.0, 0.0, str(error))
+    except Exception:  # what a site's data or model raise is told when the site's turn comes, and not here
+        return Gain(1.0, 0.0)
     batches = max(1, -(-len(split.train) // size))
     return Gain(one / many, one * batches * asked * (job.rounds or ROUNDS))
 
