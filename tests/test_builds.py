@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -141,3 +142,12 @@ assert not torch.are_deterministic_algorithms_enabled() and torch.get_num_thread
 assert not [finder for finder in sys.meta_path if 'foedus' in type(finder).__module__]
 """
     subprocess.run([sys.executable, "-c", code], env=environment() | {"OMP_NUM_THREADS": "1"}, check=True)
+
+
+def test_a_worker_sees_the_gpus_that_its_owner_allows_and_no_secrets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    found = build.scrubbed(tmp_path)
+    assert found["CUDA_VISIBLE_DEVICES"] == "1" and "secret" not in found.values()

@@ -25,6 +25,7 @@ KERNELS = (  # of the environment: which of a library's kernels compute, and so 
     *("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "NPY_DISABLE_CPU_FEATURES"),
     *("NPY_ENABLE_CPU_FEATURES", "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA"),
 )
+GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")  # with which the owner says which of them jobs may use
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 place = 0  # which of the workers of its machine this process is: of several GPUs it takes its own
 LIBRARIES = ("torch", "sklearn", "xgboost", "jax", "lightgbm", "transformers", "peft", "lightning", "monai")
@@ -32,7 +33,7 @@ LIBRARIES = ("torch", "sklearn", "xgboost", "jax", "lightgbm", "transformers", "
 
 def scrubbed(scratch: Path, **more: str) -> dict[str, str]:
     """The environment of a worker: no secrets, proxies or more threads than one; faults that a test asked for pass."""
-    names = ("PATH", "LANG", "LC_ALL", *KERNELS)
+    names = ("PATH", "LANG", "LC_ALL", *KERNELS, *GPUS)
     kept = {k: v for k, v in os.environ.items() if k in names or k.startswith("FOEDUS_KILL")}
     fixed = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
     made = {"HOME": str(scratch), "PYTHONPATH": str(Path(__file__).parents[1])}
