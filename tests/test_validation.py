@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
 import foedus as fd
 from federations import finished, joined
-from foedus import frames, jobfile, validation
+from foedus import frames, jobfile, trees, validation
+from foedus.data import Pairs, take
 from foedus.errors import FoedusError, JobError, Paused
 from foedus.keys import key
 from foedus.loopback import environment
@@ -167,8 +169,66 @@ def test_cuts_and_runs_that_are_none_are_refused() -> None:
             validation.cut(0, **bad)
     with pytest.raises(FoedusError, match="this is no run of a validation"):
         validation.read(MODEL)
-    with pytest.raises(JobError, match="boosted trees and analyses do not"):
+    with pytest.raises(JobError, match="scores no examples"):
         validation.job(fd.Job(fd.fedavg(), start=MODEL, rounds=1), MODEL)
+
+
+def banks() -> dict[str, fd.Split]:
+    """Frames with named columns, in which the marker says much of the men and little of the women."""
+    found = {}
+    for seed, name in enumerate(("alpha", "beta", "gamma")):
+        rng = np.random.default_rng(seed)
+        n = 300
+        y, sex = rng.integers(0, 2, n), rng.integers(0, 2, n).astype(float)
+        frame = pd.DataFrame({"income": y * (1 + sex) + rng.normal(size=n), "age": rng.uniform(20, 80, n), "sex": sex})
+        split = fd.Split.from_frame(frame.assign(default=y), label="default")
+        parts = [take(split.train, rows) for rows in (np.arange(200), np.arange(200, n))]
+        found[name] = fd.Split(train=parts[0], test=parts[1])
+    return found
+
+
+TREES = {"objective": "binary:logistic", "max_depth": 3, "eta": 0.3}
+
+
+@pytest.mark.parametrize("make", [trees.histogram_boosting, trees.xgboost_bagging, trees.xgboost_cyclic])
+def test_boosted_trees_are_validated_at_every_site_and_for_every_group(make: Any) -> None:
+    sites = banks()
+    job = fd.Job(make(TREES), rounds=5, evaluate=0)
+    model = job.run(sites, backend="local")
+    by = {"sex": validation.cut("sex", [0.5], ["women", "men"])}
+    found = fd.validate(job, model, sites, Claim("auc", reference=0.7, margin=0.05), by, least=10)
+    x, y = (np.concatenate([getattr(split.test, part) for split in sites.values()]) for part in "xy")
+    scores = trees.predict(model, x)
+    whole = found.line()
+    assert whole.examples == len(y) == 300 and whole.positives == y.sum()
+    assert whole.found["auc"].value == pytest.approx(roc_auc_score(y, scores), abs=2e-3)
+    for site, split in sites.items():
+        own = roc_auc_score(split.test.y, trees.predict(model, split.test.x))
+        assert found.line(site).found["auc"].value == pytest.approx(own, abs=2e-3)
+    groups = {name: roc_auc_score(y[at], scores[at]) for name, at in (("women", x[:, 2] == 0), ("men", x[:, 2] == 1))}
+    for name, auc in groups.items():
+        assert found.line(by="sex", group=name).found["auc"].value == pytest.approx(auc, abs=2e-3)
+    assert groups["men"] > groups["women"] + 0.03
+
+
+def test_a_site_whose_columns_are_not_the_models_is_told() -> None:
+    sites = banks()
+    job = fd.Job(trees.histogram_boosting(TREES), rounds=1, evaluate=0)
+    model = job.run(sites, backend="local")
+    other = {"odd": fd.Split(train=Pairs(sites["alpha"].train.x, sites["alpha"].train.y, ["a", "b", "c"]))}
+    other["odd"] = fd.Split(train=other["odd"].train, test=other["odd"].train)
+    with pytest.raises(Paused, match=r"odd.*columns"):
+        fd.validate(job, model, other)
+
+
+def test_a_subgroup_by_name_says_which_names_there_are() -> None:
+    with pytest.raises(JobError, match="a subgroup is by column 'ward', and the columns are age, sex"):
+        validation.cut("ward", [1]).of(np.zeros((3, 2)), ["age", "sex"])
+    with pytest.raises(JobError, match="the columns have no names here"):
+        validation.cut("ward", [1]).of(np.zeros((3, 2)))
+    assert validation.cut("sex", [0.5]).of(np.array([[1.0, 0], [2, 1]]), ["age", "sex"]).tolist() == [0, 1]
+    with pytest.raises(JobError, match="the column's number, or its name"):
+        validation.cut(1.5, [1])  # type: ignore[arg-type]
 
 
 def test_a_model_beside_the_job_file_is_found_from_anywhere_and_travels(

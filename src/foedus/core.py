@@ -195,6 +195,7 @@ class Algorithm(NamedTuple):
     traits: Sequence[str] = ()  # what else it asks for: words that the table of incompatible parts reads
     personal: Personal | None = None
     measure: Callable[[State, RoundContext], Round] | None = None  # in place of the Task "evaluate"
+    scorer: Learner | None = None  # what scores examples with the model, where the Job has no learner
 
 
 class Transform(NamedTuple):  # what happens to an update on its way out, and to the total on its way in

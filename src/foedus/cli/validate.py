@@ -17,9 +17,9 @@ EXAMPLES = """Examples:
   foedus validate job.py --model RUN                          intervals, at every site and together
   foedus validate job.py --model final.safetensors --metric auc --reference 0.82 --margin 0.03
   foedus validate job.py --model RUN --metric sensitivity --threshold 0.2 --reference 0.9
-  foedus validate job.py --model RUN --by age=0:50,65 --by sex=3:0.5       subgroups by columns of the inputs
+  foedus validate job.py --model RUN --by age=age:50,65 --by sex=3:0.5     subgroups by columns, by name or number
 """
-BY = "Subgroups by a column of the inputs and where to cut it: age=0:50,65. Repeat it."
+BY = "Subgroups by a column of the inputs, its name or number, and where to cut it: age=0:50,65. Repeat it."
 MODEL = "The model: a run here, or how its id begins, or a file."
 REFERENCE = "What is to be reached: a reader's score, a published figure, the pooled model's."
 
@@ -68,8 +68,8 @@ def _cut(text: str) -> Any:
     from foedus.errors import JobError
     from foedus.validation import cut
 
-    column, _, cuts = text.partition(":")
+    column, _, cuts = text.rpartition(":")
     try:
-        return cut(int(column), [float(x) for x in cuts.split(",")])
+        return cut(int(column) if column.isdecimal() else column, [float(x) for x in cuts.split(",")])
     except ValueError:
         raise JobError(f"--by {text!r}: write NAME=COLUMN:CUTS, for example age=0:50,65") from None

@@ -20,6 +20,7 @@ from foedus.ordered import float_of
 from foedus.params import Array, Params
 from foedus.trees import counting, growing
 from foedus.trees.model import WAYS, empty, grown, told
+from foedus.trees.scoring import TreeScorer
 from foedus.trees.settings import Settings, settings
 
 FINE = 4096  # bins of the histograms from which edges are chosen
@@ -50,7 +51,7 @@ def histogram_boosting(
     }
     return Algorithm(
         lambda params: {"trees": empty(how)}, partial(_round, how), works, partial(_model, how),
-        ("fresh", "exact", "whole"), None, partial(_measure, how),
+        ("fresh", "exact", "whole"), None, partial(_measure, how), TreeScorer(),
     )  # fmt: skip
 
 

@@ -154,7 +154,7 @@ def measured(how: Settings, payload: Params, local: Local, site: SiteContext) ->
     parts = {part: data for part, data in parts.items() if data is not None and len(data)}
     for part, data in parts.items():
         check_columns(payload, data, site.name, how)
-        x, y, _ = _of(data, site.name, how)
+        x, y, _ = read(data, site.name, how)
         outputs = scored(base(how) + margins(payload, x, how), how)
         found |= {part + name: x for name, x in told(site.metrics, outputs, y, how).items()}
     return None, Update(Params({}), float(max(1, sum(map(len, parts.values())))), found)
@@ -182,10 +182,10 @@ class Rows(NamedTuple):
 
 def rows(how: Settings, site: SiteContext) -> Rows:
     """What a site trains on. Raises JobError with site and remedy."""
-    return _of(site.split.train, site.name, how)
+    return read(site.split.train, site.name, how)
 
 
-def _of(data: Any, name: str, how: Settings) -> Rows:
+def read(data: Any, name: str, how: Settings) -> Rows:
     """The rows of a part. Raises JobError with site and remedy."""
     if not isinstance(data, Pairs):
         raise JobError(f"{name}: boosted trees are of (x, y) arrays, and load gave {type(data).__name__}")

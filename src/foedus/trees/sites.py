@@ -17,6 +17,7 @@ from foedus.errors import FoedusError, JobError, Missing
 from foedus.params import Params
 from foedus.trees import counting
 from foedus.trees.model import KEPT, empty, joined, model_json, told
+from foedus.trees.scoring import TreeScorer
 from foedus.trees.settings import Settings, settings
 
 OURS = ("seed", "random_state", "booster", "num_parallel_tree", "grow_policy", "max_leaves", "nthread", "n_jobs",
@@ -56,7 +57,7 @@ def _boosting(
     works["boost"] = partial(_boost, how, dict(params), trees)
     return Algorithm(
         lambda params: {"trees": empty(how)}, partial(_round, how, trees), works, partial(model, how),
-        ("fresh", "union"), None, partial(measure, how),
+        ("fresh", "union"), None, partial(measure, how), TreeScorer(),
     )  # fmt: skip
 
 

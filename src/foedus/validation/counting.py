@@ -86,7 +86,7 @@ def _rows(by: Mapping[str, Cut], data: Any, least: int, site: str) -> list[Any]:
         raise JobError(f"{site}: subgroups are by a column of (x, y) arrays, and this part is {type(data).__name__}")
     found: list[Any] = [np.arange(len(data))]
     for how in by.values():
-        at = how.of(data.x)
+        at = how.of(data.x, data.names)
         groups, gaps = [np.flatnonzero(at == i) for i in range(len(how.names))], int((at < 0).sum())
         kept = told([len(rows) for rows in groups], gaps, least)
         found += [rows if keep or len(rows) < least else None for rows, keep in zip(groups, kept, strict=True)]

@@ -18,23 +18,28 @@ ALL = ("", "all")  # of a group: what it is by, and its name
 class Cut(NamedTuple):
     """Groups of examples by where a column lies between cuts; see `cut`."""
 
-    column: int
+    column: int | str
     cuts: tuple[float, ...]
     names: tuple[str, ...]
 
-    def of(self, x: Any) -> Array:
-        """The number of each example's group; -1 where the column has a gap."""
-        values = np.asarray(x)
-        if values.ndim != 2 or not 0 <= self.column < values.shape[1]:
-            raise JobError(
-                f"a subgroup is by column {self.column}, and the inputs are {list(values.shape)}: give a table"
-            )
-        column = values[:, self.column].astype(np.float64)
+    def of(self, x: Any, names: Sequence[str] = ()) -> Array:
+        """The number of each example's group; -1 where the column has a gap. `names`: of the columns, where known."""
+        values, at = np.asarray(x), self.column
+        if isinstance(at, str):
+            if at not in names:
+                there = f"the columns are {', '.join(names)}" if names else "the columns have no names here"
+                raise JobError(
+                    f"a subgroup is by column {at!r}, and {there}: load fd.Split.from_frame, or give a number"
+                )
+            at = list(names).index(at)
+        if values.ndim != 2 or not 0 <= at < values.shape[1]:
+            raise JobError(f"a subgroup is by column {at}, and the inputs are {list(values.shape)}: give a table")
+        column = values[:, at].astype(np.float64)
         return np.where(np.isnan(column), -1, np.searchsorted(self.cuts, column, "right"))
 
 
-def cut(column: int, cuts: Sequence[float], names: Sequence[str] = ()) -> Cut:
-    """Subgroups by column number `column` of the inputs: below the first cut, from it to the second, …
+def cut(column: int | str, cuts: Sequence[float], names: Sequence[str] = ()) -> Cut:
+    """Subgroups by a column of the inputs, its number or its name: below the first cut, from it to the second, …
 
     `names`: one more than cuts; by default what they are. A column of 0 and 1 has the cut 0.5.
 
@@ -49,7 +54,9 @@ def cut(column: int, cuts: Sequence[float], names: Sequence[str] = ()) -> Cut:
     )  # fmt: skip
     if len(set(named)) != len(made) + 1:
         raise JobError(f"cut(names={names!r}): give {len(made) + 1} different names, one more than cuts")
-    return Cut(int(column), made, named)
+    if isinstance(column, bool) or not isinstance(column, (int, str, np.integer)):
+        raise JobError(f"cut({column!r}): give the column's number, or its name in the frames that sites load")
+    return Cut(column if isinstance(column, str) else int(column), made, named)
 
 
 def listed(by: Mapping[str, Cut]) -> list[tuple[str, str]]:

@@ -135,16 +135,16 @@ def job(
 ) -> Job:
     """The Job that validates `model` (a Result, its file, Params) by the learner, data and schema of the Job `of`.
 
+    Where it has no learner, but boosted trees (`foedus.trees`), these score.
+
     One round; sites count, and nothing trains. Its counts are of groups of at least `least` examples: in the clear, or
     under `privacy="secagg"` of all sites together alone. `claim` is part of the Job, and so stated before it runs.
     A file of the model lies beside the job file, and travels with it.
     """
     stated = claim or Claim()
-    if of.learner is None:
-        raise JobError(
-            "this Job's algorithm scores no examples by a learner (boosted trees and analyses do not): validate a Job "
-            "with a learner; trees have metrics of their own on the valid and test parts"
-        )
+    learner = of.learner or of.algorithm.scorer
+    if learner is None:
+        raise JobError("this Job scores no examples (an analysis does not): validate a Job with a learner, or trees")
     if part not in ("test", "valid"):
         raise JobError(f"part={part!r}: it is 'test' or 'valid'")
     if not isinstance(least, int) or least < 1:
@@ -154,9 +154,9 @@ def job(
     metric = stated.metric
     if metric not in STATISTICS and metric not in of.table():
         raise JobError(f"Claim(metric={metric!r}): choose from {', '.join((*STATISTICS, *of.table()))}")
-    named = [*(of.metrics or of.learner.metrics)] if metric not in STATISTICS else []
+    named = [*(of.metrics or learner.metrics)] if metric not in STATISTICS else []
     return Job(
-        counted(by or {}, part, least, stated), of.learner, of.data, name=name, datasets=of.datasets, schema=of.schema,
+        counted(by or {}, part, least, stated), learner, of.data, name=name, datasets=of.datasets, schema=of.schema,
         requires=of.requires, files=of.files, purpose=of.purpose, start=model, rounds=1, evaluate=0, metrics=named,
         privacy=privacy,
     )  # fmt: skip
