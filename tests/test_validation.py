@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 import foedus as fd
 from federations import finished, joined
 from foedus import frames, jobfile, trees, validation
-from foedus.data import Pairs, take
+from foedus.data import Pairs, load_split, save_split, take
 from foedus.errors import FoedusError, JobError, Paused
 from foedus.keys import key
 from foedus.loopback import environment
 from foedus.metrics import BINS, measure
 from foedus.numpy import NumpyLearner
 from foedus.params import Params
+from foedus.torch import TorchLearner
 from foedus.validation.judging import Claim, judged
 
 MODEL = Params({"w": np.array([0.0, 2.0])})
@@ -222,13 +224,85 @@ def test_a_site_whose_columns_are_not_the_models_is_told() -> None:
 
 
 def test_a_subgroup_by_name_says_which_names_there_are() -> None:
-    with pytest.raises(JobError, match="a subgroup is by column 'ward', and the columns are age, sex"):
-        validation.cut("ward", [1]).of(np.zeros((3, 2)), ["age", "sex"])
-    with pytest.raises(JobError, match="the columns have no names here"):
-        validation.cut("ward", [1]).of(np.zeros((3, 2)))
-    assert validation.cut("sex", [0.5]).of(np.array([[1.0, 0], [2, 1]]), ["age", "sex"]).tolist() == [0, 1]
-    with pytest.raises(JobError, match="the column's number, or its name"):
+    named = Pairs(np.array([[1.0, 0], [2, 1]]), [0, 1], ["age", "sex"], {"scanner": ["A", "B"]})
+    with pytest.raises(
+        JobError, match=r"a subgroup is by 'ward', and there are scanner, age, sex: load .*about=\['ward'\]"
+    ):
+        validation.cut("ward", [1]).of(named)
+    with pytest.raises(JobError, match="nothing has a name here"):
+        validation.cut("ward", [1]).of(Pairs(np.zeros((3, 2)), np.zeros(3)))
+    with pytest.raises(JobError, match=r"holds text .*: name its levels"):
+        validation.cut("scanner", [1]).of(named)
+    assert validation.cut("sex", [0.5]).of(named).tolist() == [0, 1]
+    assert validation.levels("scanner", ["B", "C"]).of(named).tolist() == [-1, 0]
+    assert validation.levels("sex", [0, 1]).of(named).tolist() == validation.levels(1, ["0", "1"]).of(named).tolist()
+    with pytest.raises(JobError, match=r"the column's number, or a name"):
         validation.cut(1.5, [1])  # type: ignore[arg-type]
+    for bad in ([], ["A", "A"], "AB"):
+        with pytest.raises(JobError, match="name the levels, each once"):
+            validation.levels("scanner", bad)
+
+
+class Scans:
+    """Images with a mean that says much, but on one scanner; what is known of each is beside them."""
+
+    def __init__(self, seed: int, n: int = 120) -> None:
+        rng = np.random.default_rng(seed)
+        self.y, scanner = rng.integers(0, 2, n), rng.integers(0, 2, n)
+        noise = np.where(scanner, 4.0, 0.7)
+        self.x = (self.y + noise * rng.normal(size=n))[:, None, None] + np.zeros((n, 3, 3))
+        self.about = {"scanner": np.array(["old" if s else "new" for s in scanner]), "age": rng.uniform(20, 80, n)}
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        return self.x[i].astype(np.float32), int(self.y[i])
+
+
+def test_images_are_divided_by_what_is_known_of_them_and_no_model_reads() -> None:
+    class Mean(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Any) -> Any:
+            return self.scale * x.flatten(1).mean(1)
+
+    learner = TorchLearner(Mean, train=lambda *_: {}, device="cpu", metrics=["auc"])
+    sites = {name: fd.Split(train=Scans(9, 4), test=Scans(i)) for i, name in enumerate(("north", "south"))}
+    by = {"scanner": validation.levels("scanner", ["new", "old"]), "age": validation.cut("age", [50])}
+    found = fd.validate(fd.Job(fd.fedavg(), learner, rounds=1), learner.init(key(0)), sites, by=by)
+    tests = [split.test for split in sites.values()]
+    for name in ("new", "old"):
+        parts = [(s.about["scanner"] == name, s) for s in tests]
+        y, x = (np.concatenate([getattr(s, part)[at] for at, s in parts]) for part in "yx")
+        line = found.line(by="scanner", group=name)
+        assert line.examples == len(y)
+        assert line.found["auc"].value == pytest.approx(roc_auc_score(y, x[:, 0, 0]), abs=2e-3)
+    ages = sum(int((s.about["age"] < 50).sum()) for s in tests)
+    assert found.line(by="age", group="below 50").examples == ages
+    assert (
+        found.line(by="scanner", group="new").found["auc"].value
+        > 0.75
+        > found.line(by="scanner", group="old").found["auc"].value
+    )
+
+
+def test_what_is_about_examples_is_no_feature_and_goes_with_them(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"age": [30.0, 40, 50, 60], "sex": ["f", "m", "f", "m"], "ill": [0, 1, 0, 1]})
+    split = fd.Split.from_frame(frame, label="ill", test=frame[1:3], about=["sex"])
+    assert split.train.names == ("age",) and split.train.x.shape == (4, 1)
+    assert take(split.train, np.array([3, 0])).about["sex"].tolist() == ["m", "f"]
+    drawn = split.with_valid(key(0))
+    assert sorted([*drawn.train.about["sex"], *drawn.valid.about["sex"]]) == ["f", "f", "m", "m"]
+    save_split(tmp_path / "site.split", split)
+    again = load_split(tmp_path / "site.split")
+    assert again.train.about["sex"].tolist() == ["f", "m", "f", "m"] and again.test.about["sex"].tolist() == ["m", "f"]
+    with pytest.raises(FoedusError, match=r"about\['sex'\] is \[3\]: give one value for each of 4 examples"):
+        Pairs(np.zeros((4, 1)), np.zeros(4), about={"sex": ["f"] * 3})
+    with pytest.raises(FoedusError, match="there is no column 'ward'"):
+        fd.Split.from_frame(frame, label="ill", about=["ward"])
 
 
 def test_a_model_beside_the_job_file_is_found_from_anywhere_and_travels(

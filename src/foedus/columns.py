@@ -66,7 +66,7 @@ def _placed(part: str, data: Pairs, names: Names, whose: str) -> Pairs:
             f"{part} has {times} column {lacking[0]!r}, which {whose} name: it has {_few(own)}; rename or add it at "
             "this site, in load or in the data's adapter"
         )
-    return Pairs(data.x[:, [own.index(name) for name in names]], data.y, names)
+    return Pairs(data.x[:, [own.index(name) for name in names]], data.y, names, data.about)
 
 
 class Alike:

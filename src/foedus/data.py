@@ -39,16 +39,25 @@ class Pairs:
     """Examples (x[i], y[i]): a dataset with a length, taken apart by whole numbers, slices and index arrays.
 
     Arrays and tensors stay what they are; lists and frames of numbers become arrays. `names`: of x's columns, where a
-    frame had them.
+    frame had them. `about`: name -> what is known of each example and no model reads, as a sex or a scanner: subgroups
+    of a validation may be by it.
     """
 
-    __slots__ = ("names", "x", "y")
+    __slots__ = ("about", "names", "x", "y")
 
-    def __init__(self, x: Any, y: Any, names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, x: Any, y: Any, names: Sequence[str] = (), about: Mapping[str, Sequence[Any] | Array] | None = None
+    ) -> None:
         self.names = tuple(names) or tuple(map(str, getattr(x, "columns", ())))
         self.x, self.y = _column(x, "x"), _column(y, "y")
+        self.about = {name: np.asarray(values) for name, values in (about or {}).items()}
         if len(self.x) != len(self.y):
             raise FoedusError(f"x has {len(self.x)} examples and y has {len(self.y)}: give one target for each example")
+        for name, values in self.about.items():
+            if values.shape != (len(self.x),):
+                raise FoedusError(
+                    f"about[{name!r}] is {list(values.shape)}: give one value for each of {len(self.x)} examples"
+                )
 
     def __len__(self) -> int:
         return len(self.x)
@@ -140,6 +149,11 @@ class Subset:
     def __getitem__(self, index: int) -> Any:
         return self.data[int(self.indices[index])]
 
+    @property
+    def about(self) -> dict[str, Array]:
+        """What is known of these examples beside what a model reads."""
+        return {name: np.asarray(x)[self.indices] for name, x in getattr(self.data, "about", {}).items()}
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Split:
@@ -162,17 +176,20 @@ class Split:
                 object.__setattr__(self, part, _examples(getattr(self, part), part))
 
     @classmethod
-    def from_frame(cls, train: Any, label: str, valid: Any = None, test: Any = None) -> Split:
+    def from_frame(
+        cls, train: Any, label: str, valid: Any = None, test: Any = None, about: Sequence[str] = ()
+    ) -> Split:
         """The Split of data frames of numbers (pandas): `label` is the target's column, all others are features.
 
         `valid` and `test` may be `fd.after(when, on=column)`: the later rows of `train`; that column is no feature.
+        Nor are those of `about`, numbers or texts, which subgroups of a validation may be by.
         """
         later = {name: part for name, part in (("valid", valid), ("test", test)) if isinstance(part, After)}
         frames = {"train": train, "valid": valid, "test": test}
         if later:
             check_columns(train, label, *(part.on for part in later.values()))
             frames |= divided(train, later)
-        return cls(*(None if frame is None else _labelled(frame, label) for frame in frames.values()))
+        return cls(*(None if frame is None else _labelled(frame, label, about) for frame in frames.values()))
 
     def with_valid(self, key: Key) -> Split:
         """This Split, with a validation part: where there is none, `key` draws 10 % of train, at least one example.
@@ -317,7 +334,8 @@ def take(data: Any, indices: Array) -> Any:
     """The examples at `indices`: Pairs of Pairs, a Subset of any other dataset; what is memory-mapped stays on disk."""
     if not isinstance(data, Pairs):
         return Subset(data, indices)
-    return Pairs(_rows(data.x, indices), _rows(data.y, indices), data.names)
+    about = {name: values[indices] for name, values in data.about.items()}
+    return Pairs(_rows(data.x, indices), _rows(data.y, indices), data.names, about)
 
 
 def _rows(x: Any, indices: Array) -> Any:
@@ -335,9 +353,9 @@ def check_columns(frame: Any, *names: str) -> None:
         raise FoedusError(f"there is no column {unknown[0]!r}: choose from {', '.join(map(str, frame.columns))}")
 
 
-def _labelled(frame: Any, label: str) -> Pairs:
-    check_columns(frame, label)
-    return Pairs(frame.drop(columns=label), frame[label])
+def _labelled(frame: Any, label: str, about: Sequence[str]) -> Pairs:
+    check_columns(frame, label, *about)
+    return Pairs(frame.drop(columns=[label, *about]), frame[label], (), {name: frame[name] for name in about})
 
 
 def _held(data: Any) -> Any:
@@ -419,7 +437,15 @@ def _tree(name: str, held: Any) -> dict[str, Any]:
     for what, x in arrays.items():
         if x.dtype.name not in DTYPES:
             raise FoedusError(f"{name}: {what} is {x.dtype}, which has no saved form: turn it into numbers first")
-    return {"split": arrays, "names": {part: list(getattr(getattr(held, part), "names", ())) for part in PARTS}}
+    parts = {part: getattr(held, part) for part in PARTS}
+    about = {
+        part: {name: x.tolist() for name, x in data.about.items()} for part, data in parts.items() if data is not None
+    }
+    return {
+        "split": arrays,
+        "names": {p: list(getattr(data, "names", ())) for p, data in parts.items()},
+        "about": about,
+    }
 
 
 def _write(path: Path, tree: Any) -> None:
@@ -439,6 +465,9 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def _split(tree: Mapping[str, Any]) -> Split:
     arrays = {name: np.array(x) for name, x in tree["split"].items()}
-    names = tree.get("names", {})  # which an older version left out
-    held = [p if f"{p}/x" in arrays else "" for p in PARTS]
-    return Split(*(Pairs(arrays[f"{p}/x"], arrays.get(f"{p}/y"), names.get(p, ())) if p else None for p in held))
+    names, about = tree.get("names", {}), tree.get("about", {})  # which an older version left out
+    parts = [
+        Pairs(arrays[f"{p}/x"], arrays.get(f"{p}/y"), names.get(p, ()), about.get(p)) if f"{p}/x" in arrays else None
+        for p in PARTS
+    ]
+    return Split(*parts)

@@ -19,7 +19,7 @@ EXAMPLES = """Examples:
   foedus validate job.py --model RUN --metric sensitivity --threshold 0.2 --reference 0.9
   foedus validate job.py --model RUN --by age=age:50,65 --by sex=3:0.5     subgroups by columns, by name or number
 """
-BY = "Subgroups by a column of the inputs, its name or number, and where to cut it: age=0:50,65. Repeat it."
+BY = "Subgroups by a column, its name or number, and where to cut it, or its levels: age=0:50,65. Repeat it."
 MODEL = "The model: a run here, or how its id begins, or a file."
 REFERENCE = "What is to be reached: a reader's score, a published figure, the pooled model's."
 
@@ -52,7 +52,7 @@ def validate(
 
     given = counted_or_named(sites, site)
     claim = validation.Claim(metric, reference, margin, threshold)
-    groups = {name: _cut(text) for name, text in pairs(by, "NAME=COLUMN:CUTS").items()}
+    groups = {name: _groups(text) for name, text in pairs(by, "NAME=COLUMN:CUTS").items()}
     with quiet():
         loaded = jobfile.load(job, pairs(options, "KEY=VALUE"))
         held = as_paths(loaded.sites if given is None else given)
@@ -64,12 +64,17 @@ def validate(
         raise FoedusError(f"the claim is not shown: {found.verdict}")
 
 
-def _cut(text: str) -> Any:
+def _groups(text: str) -> Any:
+    """Where numbers are named they are cuts, else levels."""
     from foedus.errors import JobError
-    from foedus.validation import cut
+    from foedus.validation import cut, levels
 
-    column, _, cuts = text.rpartition(":")
+    column, _, told = text.rpartition(":")
+    if not column:
+        raise JobError(f"--by {text!r}: write NAME=COLUMN:CUTS or NAME=COLUMN:LEVELS, for example age=0:50,65")
+    place, parts = int(column) if column.isdecimal() else column, told.split(",")
     try:
-        return cut(int(column) if column.isdecimal() else column, [float(x) for x in cuts.split(",")])
+        cuts = [float(x) for x in parts]
     except ValueError:
-        raise JobError(f"--by {text!r}: write NAME=COLUMN:CUTS, for example age=0:50,65") from None
+        return levels(place, parts)
+    return cut(place, cuts)

@@ -13,18 +13,18 @@ import numpy as np
 from foedus import metrics
 from foedus.aggregators import mean
 from foedus.core import Algorithm, Local, RoundContext, SiteContext, State, Task, Update
-from foedus.data import Pairs, take
+from foedus.data import take
 from foedus.errors import JobError
 from foedus.metrics import BINS, CALIBRATED, Metric
 from foedus.params import Params, digest, join
-from foedus.validation.groups import Cut, listed
+from foedus.validation.groups import Groups, listed
 from foedus.validation.judging import STATISTICS, Claim
 
 WORK = "validate"
 NAMES = ("auc", "ece")  # whose sums are counts by class and score, and by probability
 
 
-def counted(by: Mapping[str, Cut], part: str, least: int, claim: Claim) -> Algorithm:
+def counted(by: Mapping[str, Groups], part: str, least: int, claim: Claim) -> Algorithm:
     """One round in which every site counts: `counts`, `calibration`, `hidden` of all sites, and of each as `SITE/…`.
 
     Under a seal of all sites alone. Where the claim's metric is none of scores, the examples are counted by their own
@@ -49,7 +49,7 @@ def counted(by: Mapping[str, Cut], part: str, least: int, claim: Claim) -> Algor
 
 
 def _count(
-    by: Mapping[str, Cut], part: str, least: int, metric: str, model: Params, local: Local, site: SiteContext
+    by: Mapping[str, Groups], part: str, least: int, metric: str, model: Params, local: Local, site: SiteContext
 ) -> tuple[Local, Update]:
     data = getattr(site.split, part)
     if data is None or not len(data):
@@ -80,13 +80,11 @@ def _cases(site: SiteContext, model: Params, data: Any, rows: Any, name: str) ->
     return found
 
 
-def _rows(by: Mapping[str, Cut], data: Any, least: int, site: str) -> list[Any]:
+def _rows(by: Mapping[str, Groups], data: Any, least: int, site: str) -> list[Any]:
     """The rows of each group; None for one that is not told of, though it is large enough."""
-    if by and not isinstance(data, Pairs):
-        raise JobError(f"{site}: subgroups are by a column of (x, y) arrays, and this part is {type(data).__name__}")
     found: list[Any] = [np.arange(len(data))]
     for how in by.values():
-        at = how.of(data.x, data.names)
+        at = how.of(data)
         groups, gaps = [np.flatnonzero(at == i) for i in range(len(how.names))], int((at < 0).sum())
         kept = told([len(rows) for rows in groups], gaps, least)
         found += [rows if keep or len(rows) < least else None for rows, keep in zip(groups, kept, strict=True)]

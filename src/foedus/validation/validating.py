@@ -20,7 +20,7 @@ from foedus.job import Job
 from foedus.keys import Key, key
 from foedus.params import Array, Params
 from foedus.validation.counting import counted
-from foedus.validation.groups import ALL, Cut
+from foedus.validation.groups import ALL, Groups
 from foedus.validation.judging import STATISTICS, SURE, Claim, Judged, judged
 
 EVERYWHERE = "all sites"
@@ -126,7 +126,7 @@ class Validation:
 def job(
     of: Job,
     model: Any,
-    by: Mapping[str, Cut] | None = None,
+    by: Mapping[str, Groups] | None = None,
     *,
     claim: Claim | None = None,
     part: str = "test",
@@ -167,7 +167,7 @@ def validate(
     model: Any,
     sites: Any = None,
     claim: Claim | None = None,
-    by: Mapping[str, Cut] | None = None,
+    by: Mapping[str, Groups] | None = None,
     *,
     part: str = "test",
     least: int = LEAST,
@@ -177,8 +177,9 @@ def validate(
 ) -> Validation:
     """The Validation of a fixed model at every site, simulated; a real federation runs `job(…)`, and `read`s it.
 
-    claim: stated beforehand. by: name -> `cut(…)`, subgroups. part: test, or valid. least: examples below which a group
-    at a site is not told of. replicates: of the bootstrap. privacy: "secagg" tells of all sites together alone.
+    claim: stated beforehand. by: name -> `cut(…)` or `levels(…)`, subgroups. part: test, or valid. least: examples
+    below which a group at a site is not told of. replicates: of the bootstrap. privacy: "secagg" tells of all sites
+    together alone.
     Raises JobError.
     """
     asked = job(of, model, by, claim=claim, part=part, least=least, privacy=privacy)
