@@ -60,8 +60,11 @@ def fit(params, split, ctx):
 
 def closed(folder):
     """Whether this call has to wait: `gate` holds how many calls of this site may go on."""
-    gate = folder / "gate"
-    return gate.exists() and (folder / "calls").read_text().count("begin") > int(gate.read_text() or 0)
+    try:
+        most = int((folder / "gate").read_text() or 0)
+    except FileNotFoundError:  # it is open, perhaps since this moment
+        return False
+    return (folder / "calls").read_text().count("begin") > most
 
 
 def momentum(work):
